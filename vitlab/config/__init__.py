@@ -1,0 +1,47 @@
+"""What a run is: frozen, typed, validated. The one place where keys, defaults and ranges are written."""
+
+from vitlab.config.check import check_cell, check_run
+from vitlab.config.parse import build, parse, register_schemas, suggest
+from vitlab.config.schema import (
+    GROUPS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    AugmentConfig,
+    CellConfig,
+    Config,
+    ConfigError,
+    DatasetConfig,
+    FractalConfig,
+    ModelConfig,
+    PretrainConfig,
+    RecipeConfig,
+    StudyConfig,
+    WandbConfig,
+    experiment,
+    plain,
+)
+
+__all__ = [
+    "GROUPS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "AugmentConfig",
+    "CellConfig",
+    "Config",
+    "ConfigError",
+    "DatasetConfig",
+    "FractalConfig",
+    "ModelConfig",
+    "PretrainConfig",
+    "RecipeConfig",
+    "StudyConfig",
+    "WandbConfig",
+    "build",
+    "check_cell",
+    "check_run",
+    "experiment",
+    "parse",
+    "plain",
+    "register_schemas",
+    "suggest",
+]

@@ -1,0 +1,87 @@
+"""What no single key can say: fields that contradict one another, batches that devices cannot share."""
+
+from __future__ import annotations
+
+from vitlab.config.schema import CellConfig, Config, ConfigError
+
+
+def check_cell(cell: CellConfig) -> None:
+    """Raise `ConfigError` where fields contradict one another; no data or device is looked at."""
+    model, data, augment, recipe, start = cell.model, cell.dataset, cell.augment, cell.recipe, cell.pretrain
+    if model.patch_size and model.image_size % model.patch_size:
+        raise ConfigError(f"model.patch_size: {model.patch_size} does not divide model.image_size={model.image_size}")
+    if model.embed_dim and model.num_heads and model.embed_dim % model.num_heads:
+        raise ConfigError(f"model.num_heads: {model.num_heads} does not divide model.embed_dim={model.embed_dim}")
+    for key, (low, high) in (("crop_scale", data.crop_scale), ("crop_ratio", data.crop_ratio)):
+        if not 0 < low <= high or (key == "crop_scale" and high > 1):
+            raise ConfigError(
+                f"dataset.{key}: got [{low}, {high}], expected 0 < first <= second" + " <= 1" * (key == "crop_scale")
+            )
+    if min(data.std) <= 0:
+        raise ConfigError(f"dataset.std: got {list(data.std)}, every value must be above 0")
+    if (data.kind == "fractal") != (data.fractal is not None):
+        raise ConfigError(
+            f"dataset.fractal: kind={data.kind} {'needs' if data.fractal is None else 'takes no'} fractal options"
+        )
+    if augment.mixes and augment.mix_group % 2:
+        raise ConfigError(f"augment.mix_group: got {augment.mix_group}; mixing pairs samples, so it must be even")
+    if augment.mixes and recipe.batch_size % augment.mix_group:
+        raise ConfigError(
+            f"augment.mix_group: {augment.mix_group} does not divide recipe.batch_size={recipe.batch_size}; "
+            "give a divisor, for instance augment.mix_group=" + str(_even_divisor(recipe.batch_size, augment.mix_group))
+        )
+    _check_auto_augment(augment.auto_augment)
+    if recipe.warmup_epochs > recipe.epochs:
+        raise ConfigError(f"recipe.warmup_epochs: {recipe.warmup_epochs:g} is more than recipe.epochs={recipe.epochs}")
+    if data.num_train and data.num_classes and data.train_images < recipe.batch_size:
+        raise ConfigError(
+            f"recipe.batch_size: {recipe.batch_size} is more than the {data.train_images} training images of "
+            f"{data.name}, so an epoch would have no full batch; lower recipe.batch_size"
+        )
+    if start.kind == "cell":
+        for part in ("dataset", "augment", "recipe"):
+            if getattr(start, part) is None:
+                raise ConfigError(f"pretrain.{part}: a value is needed, for instance {part}@pretrain.{part}=…")
+        assert cell.pretraining
+        try:
+            check_cell(cell.pretraining)
+        except ConfigError as error:
+            raise ConfigError(f"pretrain.{error}") from None
+
+
+def _even_divisor(batch: int, wanted: int) -> int:
+    return max((d for d in range(2, batch + 1, 2) if batch % d == 0 and d <= max(wanted, 2)), default=2)
+
+
+def _check_auto_augment(policy: str | None) -> None:
+    if policy is None or policy == "original":
+        return
+    known = ("m", "mstd", "mmax", "inc", "n", "p")
+    head, *parts = policy.split("-")
+    letters = [part.rstrip("0123456789.") for part in parts]
+    wrong = [part for part, name in zip(parts, letters, strict=True) if name not in known or part == name]
+    if head != "rand" or wrong:
+        raise ConfigError(
+            f"augment.auto_augment: got {policy!r}, allowed: null, original, or a RandAugment string such as "
+            "rand-m9-mstd0.5-inc1 (parts: " + ", ".join(f"{name}N" for name in known) + ")"
+        )
+
+
+def check_run(config: Config) -> None:
+    """Raise `ConfigError` where the cell cannot run on the devices that were asked for."""
+    batch, devices = config.cell.recipe.batch_size, config.devices
+    if config.task != "train":
+        return
+    if batch % devices:
+        raise ConfigError(f"devices: {devices} devices cannot share recipe.batch_size={batch} equally")
+    group = config.cell.augment.mix_group if config.cell.augment.mixes else 1
+    share = batch // devices
+    if share % group:
+        raise ConfigError(
+            f"augment.mix_group: a device's share of the batch, {share}, is no multiple of {group}; use fewer devices"
+        )
+    if config.device_batch and (share % config.device_batch or config.device_batch % group):
+        raise ConfigError(
+            f"device_batch: got {config.device_batch}; it must divide a device's share of the global batch, {share}"
+            + (f", and be a multiple of augment.mix_group={group}" if group > 1 else "")
+        )

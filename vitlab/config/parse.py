@@ -1,0 +1,178 @@
+"""From Hydra's composed mapping to a `Config`, or one clear error.
+
+Nothing here imports torch: a wrong key is reported in well under a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from vitlab.config.check import check_cell, check_run
+from vitlab.config.schema import GROUPS, CellConfig, Config, ConfigError, FractalConfig, StudyConfig, WandbConfig
+
+
+def register_schemas() -> None:
+    """Give Hydra each group's fields and neutral defaults, as the option `schema` that every choice starts from.
+
+    Choices under `conf/` say `defaults: [schema]` and then only what they set, yet any field can be overridden.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for group, cls in GROUPS.items():
+        store.store(group=group, name="schema", node=_neutral(cls))
+    store.store(group="dataset", name="fractal_schema", node={"fractal": _neutral(FractalConfig)})
+    for name, cls in (("wandb", WandbConfig), ("study", StudyConfig)):
+        store.store(name=f"{name}_schema", node={name: _neutral(cls)})
+
+
+def _neutral(cls: type) -> dict[str, Any]:
+    """A schema's defaults as a plain mapping; `???` where the choice must give a value."""
+    values = {f.name: "???" if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(cls)}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def parse(composed: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> Config:
+    """The run that a composed configuration (plain mapping, interpolations resolved) describes.
+
+    `labels` maps groups to the chosen options. Raises `ConfigError` at the first mistake.
+    """
+    values = {key: value for key, value in composed.items() if key != "hydra"}
+    cell = build(CellConfig, {key: values.pop(key) for key in (*GROUPS, "seed") if key in values}, "")
+    cell = _with_digests(cell)
+    check_cell(cell)
+    tasks = typing.get_args(_hints(Config)["task"])
+    options = {name: values.pop(name) for name in tasks if name in values}
+    task = values.get("task")
+    values |= {"options": options.get(str(task)) or {}, "labels": dict(labels or {})}
+    known = {k: v for k, v in values.items() if k not in ("options", "labels")}
+    config = build(Config, known, "", given={"cell": cell, "options": values["options"], "labels": values["labels"]})
+    check_run(config)
+    return config
+
+
+def build(cls: type, values: Any, where: str, given: Mapping[str, Any] | None = None) -> Any:
+    """An instance of the frozen dataclass `cls` from a plain mapping, with types and ranges checked.
+
+    `where` is the key prefix for error messages; `given` are fields that are already built.
+    """
+    prefix = f"{where}." if where else ""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'the configuration'}: expected a group of keys, got {values!r}")
+    given = dict(given or {})
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields or key in given:
+            raise ConfigError(f"{prefix}{key}: no such key.{suggest(str(key), [k for k in fields if k not in given])}")
+    hints = _hints(cls)
+    for name, entry in fields.items():
+        if name in given:
+            continue
+        if name not in values:
+            if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
+                raise ConfigError(f"{prefix}{name}: a value is needed and none was given")
+            continue
+        value = _convert(hints[name], values[name], prefix + name)
+        _check_range(entry, value, prefix + name)
+        given[name] = value
+    return cls(**given)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """`value` as the annotated type, without guessing: only int → float and list → tuple are converted."""
+    if value == "???":
+        raise ConfigError(f"{key}: a value is needed and none was given")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        for option in (a for a in arguments if a is not type(None)):
+            try:
+                return _convert(option, value, key)
+            except ConfigError:
+                if len([a for a in arguments if a is not type(None)]) == 1:
+                    raise
+        raise ConfigError(f"{key}: got {value!r}, expected {_describe(hint)}")
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool):
+            raise ConfigError(
+                f"{key}: got {value!r}, allowed: {', '.join(map(str, arguments))}.{suggest(value, arguments)}"
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{key}: got {value!r}, expected a list such as {key}='[…]'")
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(value) != len(inner):
+            raise ConfigError(f"{key}: got {len(value)} values {value!r}, expected {len(inner)}")
+        return tuple(_convert(t, v, f"{key}[{i}]") for i, (t, v) in enumerate(zip(inner, value, strict=True)))
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, key)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{key}: got {value!r} ({type(value).__name__}), expected {_describe(hint)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: got {value!r}, expected a finite number")
+    return value
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    return " or ".join(names.get(o, str(o)) for o in options)
+
+
+def _check_range(entry: dataclasses.Field[Any], value: Any, key: str) -> None:
+    low, high = entry.metadata.get("low"), entry.metadata.get("high")
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if (low is not None and value < low) or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ConfigError(f"{key}: got {value}, allowed: {bounds}")
+
+
+def suggest(got: Any, allowed: typing.Iterable[Any]) -> str:
+    """`" Did you mean 'mixup'?"`, or the allowed names where nothing is near."""
+    names = [str(a) for a in allowed]
+    near = difflib.get_close_matches(str(got), names, n=1)
+    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(names)}."
+
+
+def _with_digests(cell: CellConfig) -> CellConfig:
+    """Fill in what identifies the files that a configuration points at: the checkpoint's and the pack's digests."""
+    start, data = cell.pretrain, cell.dataset
+    if start.kind == "checkpoint" and start.digest is None:
+        if not start.path:
+            raise ConfigError("pretrain.path: pretrain=checkpoint needs a file; give pretrain.path=FILE")
+        file = Path(start.path)
+        if not file.is_file():
+            raise ConfigError(f"pretrain.path: no file at {start.path!r}; give a checkpoint file")
+        start = dataclasses.replace(start, digest=_sha256(file, file.stat().st_mtime_ns))
+    if data.pack and data.pack_id is None:
+        manifest = Path(data.pack) / "manifest.json"
+        if not manifest.is_file():
+            raise ConfigError(f"dataset.pack: no manifest.json in {data.pack!r}; make a pack with task=pack")
+        data = dataclasses.replace(data, pack_id=json.loads(manifest.read_text())["fingerprint"])
+    return dataclasses.replace(cell, pretrain=start, dataset=data)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(file: Path, _modified: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,293 @@
+"""The typed schema: every configuration key, its type, neutral default and range, written once.
+
+0 or null means off. The files under `conf/` hold values; nothing here reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ConfigError(ValueError):
+    """A mistake of the user's in the configuration; the message is complete without a traceback."""
+
+
+def _number(default: Any = dataclasses.MISSING, *, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def _speed(default: Any, *, low: float | None = None) -> Any:
+    """A field that changes speed, place or bookkeeping, never the numbers: it is not part of a cell's identity."""
+    return field(default=default, metadata={"low": low, "identity": False})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Vision Transformer: timm's architecture `name`, with the sizes given here in place of timm's own."""
+
+    name: str
+    image_size: int = _number(224, low=1)
+    """Side of the square input in pixels."""
+    patch_size: int | None = _number(None, low=1)
+    embed_dim: int | None = _number(None, low=1)
+    depth: int | None = _number(None, low=1)
+    num_heads: int | None = _number(None, low=1)
+    grad_checkpointing: bool = _speed(False)
+
+
+@dataclass(frozen=True)
+class FractalConfig:
+    """How a FractalDB is generated (Kataoka et al., "Pre-training without Natural Images", ACCV 2020)."""
+
+    categories: int = _number(1000, low=1)
+    instances: int = _number(1000, low=1)
+    """Images per category."""
+    image_size: int = _number(362, low=1)
+    num_points: int = _number(200_000, low=1)
+    threshold: float = _number(0.2, low=0, high=1)
+    """Smallest share of filled pixels for a category to be accepted."""
+    degenerate: Literal["keep", "resample"] = "keep"
+    fresh_masks: bool = False
+    """Draw new 3x3 masks every epoch instead of one set for good."""
+    search_seed: int = 1
+    mask_seed: int = 0
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """A data set: where its images come from, its statistics, and how an image becomes a square input."""
+
+    name: str
+    kind: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "torchvision", "folder", "fractal"]
+    num_classes: int | None = _number(None, low=1)
+    num_train: int | None = _number(None, low=1)
+    """Images of the training split. Null (folder): read from the recorded class list."""
+    num_eval: int | None = _number(None, low=0)
+    """Images of the evaluation split; 0: there is none."""
+    version: str = "1"
+    """Raised when the same name would yield other images (a split, a rendering)."""
+    root: str | None = _speed(None)
+    pack: str | None = _speed(None)
+    pack_id: str | None = None
+    """Fingerprint of the pack, read from its manifest."""
+    class_list: str | None = _speed(None)
+    """File of a recorded class list, so that a plan needs no data."""
+    image_size: int | None = _number(None, low=1)
+    """Native side in pixels of data sets whose images all have one size."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    train_crop: Literal["random_resized", "pad", "resize"] = "random_resized"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image's area (random_resized)."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    pad: int = _number(0, low=0)
+    """Pixels of zero padding around the native image before a crop of the native size (pad)."""
+    hflip: float = _number(0.5, low=0, high=1)
+    eval_crop: float = _number(0.875, low=0.01, high=1)
+    """Share of the resized image's side that the centre crop keeps; 1: the whole image."""
+    val_fraction: float = _number(0.0, low=0, high=0.9)
+    """Share of the training images set aside, by class, for evaluating in place of the evaluation split."""
+    train_per_class: int | None = _number(None, low=1)
+    """Use only so many training images of each class (the same ones for every seed)."""
+    bad_images: Literal["error", "skip"] = "error"
+    fractal: FractalConfig | None = None
+
+    @property
+    def train_images(self) -> int:
+        """Images that an epoch draws from, after `val_fraction` and `train_per_class`."""
+        assert self.num_train is not None and self.num_classes is not None, "resolve the class list first"
+        kept = self.num_train - round(self.num_train * self.val_fraction)
+        return min(kept, self.train_per_class * self.num_classes) if self.train_per_class else kept
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """The study's subject. Every record has all of these columns; 0 or null means off."""
+
+    auto_augment: str | None = None
+    """`original` (AutoAugment's ImageNet policy) or a RandAugment string of timm's, such as rand-m9-mstd0.5-inc1."""
+    mixup: float = _number(0.0, low=0)
+    """The alpha of mixup's Beta(alpha, alpha)."""
+    cutmix: float = _number(0.0, low=0)
+    mixup_prob: float = _number(1.0, low=0, high=1)
+    mixup_switch_prob: float = _number(0.5, low=0, high=1)
+    """Chance of cutmix where both are on."""
+    mix_group: int = _number(32, low=1)
+    """Samples that share one lambda and are one another's partners, whatever the number of devices."""
+    color_jitter: float = _number(0.0, low=0, high=1)
+    """Strength actually applied to brightness, contrast and saturation."""
+    erase: float = _number(0.0, low=0, high=1)
+    """Chance of random erasing."""
+    smoothing: float = _number(0.0, low=0, high=0.99)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """How a model is trained. `batch_size` is the global batch: hardware never changes it."""
+
+    epochs: int = _number(low=1)
+    batch_size: int = _number(low=1)
+    lr: float = _number(low=0)
+    """Peak learning rate, per `lr_base_batch` images of the global batch under the linear rule."""
+    lr_rule: Literal["linear", "constant"] = "linear"
+    lr_base_batch: int = _number(512, low=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = _number(0.05, low=0)
+    """Not applied to one-dimensional parameters, class and position tokens (DeiT)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = _number(1e-8, low=0)
+    momentum: float = _number(0.9, low=0, high=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule_by: Literal["step", "epoch"] = "step"
+    warmup_epochs: float = _number(0, low=0)
+    warmup_lr: float = _number(1e-6, low=0)
+    min_lr: float = _number(1e-5, low=0)
+    clip_grad: float | None = _number(None, low=0)
+    drop_path: float = _number(0.0, low=0, high=0.99)
+    ema_decay: float = _number(0.0, low=0, high=0.999999999)
+    """Decay per step of the weights' moving average; 0: none is kept."""
+    ema_warmup: bool = True
+    """Use min(decay, (1 + step) / (10 + step)), so that short runs average something."""
+    repeated_augmentation: int = _number(1, low=1)
+    """Copies of an image in a row in an epoch's order (Hoffer et al., CVPR 2020); the epoch's length stays."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    train_mode: Literal["train", "eval"] = "train"
+    """`eval` switches stochastic depth off while training, as the book's fine-tuning does."""
+    eval_every: int = _number(1, low=1)
+    compile: bool = _speed(False)
+    keep_every: int = _speed(0, low=0)
+    """Keep the checkpoint of every so many epochs; 0: only last and best."""
+
+    @property
+    def peak_lr(self) -> float:
+        return self.lr * self.batch_size / self.lr_base_batch if self.lr_rule == "linear" else self.lr
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Where the weights start: noise, a checkpoint file, or the last epoch of another cell."""
+
+    kind: Literal["scratch", "checkpoint", "cell"] = "scratch"
+    path: str | None = _speed(None)
+    digest: str | None = None
+    """SHA-256 of the checkpoint file, read by `parse`."""
+    weights: Literal["raw", "ema"] = "raw"
+    keep_head: bool = False
+    """Keep the old classifier where the shapes match (what the book's fine-tuning does)."""
+    seed: int = _number(0, low=0)
+    dataset: DatasetConfig | None = None
+    augment: AugmentConfig | None = None
+    recipe: RecipeConfig | None = None
+
+
+@dataclass(frozen=True)
+class CellConfig:
+    """Everything that can change a cell's result: one point of an ablation study."""
+
+    model: ModelConfig
+    dataset: DatasetConfig
+    augment: AugmentConfig
+    pretrain: PretrainConfig
+    recipe: RecipeConfig
+    seed: int = _number(0, low=0)
+
+    @property
+    def pretraining(self) -> CellConfig | None:
+        """The cell that this one starts from, or None."""
+        start = self.pretrain
+        if start.kind != "cell":
+            return None
+        assert start.dataset and start.augment and start.recipe, "checked by parse"
+        return CellConfig(self.model, start.dataset, start.augment, PretrainConfig(), start.recipe, start.seed)
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`auto`: online where an API key is configured, else offline."""
+    project: str = "vitlab"
+    entity: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What to do with the set of cells that a command names."""
+
+    name: str | None = None
+    """Null: the experiment's name, or one made from the sweep."""
+    table: str | None = None
+    cells: tuple[str, ...] = ()
+    """An explicit list of cells, each a string of overrides, in place of or beside the sweep's product."""
+    dry_run: bool = False
+    retry_failed: bool = False
+    rerun: str | tuple[str, ...] | None = None
+    """`all`, or a list of identities: archive their records and train anew."""
+    detach: bool = False
+    cells_at_once: int = _number(1, low=1)
+    """Cells side by side on this machine (hydra/launcher=local)."""
+    cell_minutes: float | None = _number(None, low=0)
+    """End a cell that runs longer, as hung; null: never."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run: the cell, where and how to run it, and the options of the task that was chosen."""
+
+    task: Literal["train", "evaluate", "explain", "fractaldb", "pack", "preview"]
+    cell: CellConfig
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = _number(1, low=1)
+    workers: int = _number(0, low=0)
+    threads: int = _number(1, low=1)
+    device_batch: int | None = _number(None, low=1)
+    """Samples per forward pass on one device; null: the largest that fits. The rest is gradient accumulation."""
+    output_dir: str = "runs"
+    checkpoint: str | tuple[str, ...] | None = None
+    weights: Literal["raw", "ema"] = "raw"
+    wandb: WandbConfig = WandbConfig()
+    study: StudyConfig = StudyConfig()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The task's own options, as composed under the task's name; the task parses them."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Group → the option that was chosen. For people; never part of an identity."""
+
+
+GROUPS: dict[str, type] = {
+    "model": ModelConfig,
+    "dataset": DatasetConfig,
+    "augment": AugmentConfig,
+    "pretrain": PretrainConfig,
+    "recipe": RecipeConfig,
+}
+"""The configuration groups that make a cell, each with its schema."""
+
+
+def plain(value: Any) -> Any:
+    """A config as plain dicts, lists and scalars, for YAML, JSON and checkpoints."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(v) for v in value]
+    return value
+
+
+def experiment(value: Any) -> Any:
+    """`plain`, without the fields that cannot change a result: what an identity is the hash of."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kept = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
+        return {f.name: experiment(getattr(value, f.name)) for f in kept}
+    return plain(value)
