@@ -1,0 +1,100 @@
+"""Processes of one cell: who am I, how do we meet, how are we started on one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from vitlab.config import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: `rank` of `size`, and `local_rank` on its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def world_from_environment() -> World:
+    """The world that torchrun, submitit or `run_on_devices` describes in RANK, WORLD_SIZE and LOCAL_RANK."""
+    return World(*(int(os.environ.get(key, value)) for key, value in
+                   (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))))  # fmt: skip
+
+
+def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """The device for `device=auto|cpu|cuda|mps`; `auto` prefers CUDA, then MPS. Raises ConfigError if it is absent."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "auto":
+        wanted = "cuda" if cuda else "mps" if mps else "cpu"
+    if (wanted == "cuda" and not cuda) or (wanted == "mps" and not mps):
+        raise ConfigError(f"device: {wanted} was asked for and this machine has none; use device=cpu or device=auto")
+    if wanted != "cuda":
+        return torch.device(wanted)
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"devices: process {local_rank} has no GPU of its own; {torch.cuda.device_count()} are visible"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+@contextlib.contextmanager
+def joined(world: World, device: torch.device) -> Iterator[None]:
+    """Inside, the processes of this world are one group (NCCL on CUDA, else Gloo)."""
+    if world.size == 1:
+        yield
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    bound = device if backend == "nccl" else None
+    dist.init_process_group(
+        backend, rank=world.rank, world_size=world.size, timeout=timedelta(minutes=30), device_id=bound
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of `tensor` over all processes, in place; the tensor itself where there is one process."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_arrays(value: Any) -> list[Any] | None:
+    """Every rank's `value`, in rank order, on rank 0; None elsewhere."""
+    if not dist.is_initialized():
+        return [value]
+    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+def run_on_devices(function: Callable[..., None], arguments: tuple[Any, ...], devices: int) -> None:
+    """Run `function(*arguments)` in `devices` new processes of one world, and wait; a failing one ends the others."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_enter, (function, arguments, devices, port), nprocs=devices, join=True)
+
+
+def _enter(rank: int, function: Callable[..., None], arguments: tuple[Any, ...], size: int, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    function(*arguments)

@@ -1,0 +1,92 @@
+"""Exact evaluation: every image once, however many processes share the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vitlab.train.distributed import gather_arrays
+
+if TYPE_CHECKING:
+    from vitlab.data.loader import Batch
+
+EVAL_BATCH = 256
+"""Images per forward pass. Fixed, so that training and task=evaluate agree to the last digit."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures over N images, and what the model said of each; the arrays are in the data set's order."""
+
+    top1: float
+    """Percent."""
+    top5: float
+    loss: float
+    """Mean cross-entropy in nats."""
+    index: np.ndarray
+    """(N,) int64"""
+    label: np.ndarray
+    """(N,) int64"""
+    ranking: np.ndarray
+    """(N, 5) int32: the most probable classes, best first; fewer columns where there are fewer classes."""
+    losses: np.ndarray
+    """(N,) float32"""
+
+    def row(self) -> dict[str, float]:
+        return {"loss": self.loss, "top1": self.top1, "top5": self.top5}
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """The arithmetic of `recipe.precision`: bf16 autocast, or plain float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], normalise, device: torch.device, precision: str
+) -> Evaluation | None:
+    """Evaluate `model` on this process's share of the images and put the shares together.
+
+    `normalise` turns uint8 images (B, 3, S, S) into the model's float input. Returns None on every rank but 0.
+    """
+    model.eval()
+    parts: list[tuple[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for batch in batches:
+        with autocast(device, precision):
+            logits = model(normalise(batch.images))
+        logits = logits.float()  # (B, C)
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        parts.append((batch.index, batch.labels, logits.topk(min(5, logits.shape[1])).indices, losses))
+    local = _join(parts)
+    shares = gather_arrays(local)
+    if shares is None:
+        return None
+    index, label, ranking, losses = (np.concatenate(column) for column in zip(*(s for s in shares if s), strict=True))
+    order = np.argsort(index)
+    index, label, ranking, losses = index[order], label[order], ranking[order], losses[order]
+    hits = ranking == label[:, None]
+    return Evaluation(
+        top1=100 * float(hits[:, 0].mean()),
+        top5=100 * float(hits.any(1).mean()),
+        loss=float(losses.astype(np.float64).mean()),
+        index=index,
+        label=label,
+        ranking=ranking,
+        losses=losses,
+    )
+
+
+def _join(parts: list) -> tuple[np.ndarray, ...] | None:
+    """One array per column, copied from the device once, after all batches are on their way."""
+    if not parts:
+        return None
+    index, labels, ranking, losses = zip(*parts, strict=True)
+    tensors = (torch.cat(labels), torch.cat(ranking).int(), torch.cat(losses))
+    return (np.concatenate(index), *(t.cpu().numpy() for t in tensors))
