@@ -246,7 +246,7 @@ def train_step(
 
 def _num_classes(network: nn.Module) -> int:
     inner = getattr(network, "module", network)
-    return getattr(inner, "_orig_mod", inner).num_classes
+    return int(getattr(inner, "_orig_mod", inner).num_classes)  # pyright: ignore[reportArgumentType]
 
 
 def _agree(stop: Callable[[], bool], world: World, device: torch.device, at_check: bool) -> bool:

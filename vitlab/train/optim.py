@@ -48,11 +48,11 @@ class MovingAverage:
     def __init__(self, model: nn.Module, decay: float, warmup: bool) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.warmup = decay, warmup
-        self._average = list(self.model.parameters())
-        self._source: list[Tensor] = list(model.parameters())
+        self._average: list[Tensor] = list(self.model.parameters())
+        self._source: list[Tensor] = [p.detach() for p in model.parameters()]
 
     def update(self, step: int) -> None:
         """Fold in the weights after optimizer step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         with torch.no_grad():
-            torch._foreach_lerp_(self._average, [p.detach() for p in self._source], 1 - decay)
+            torch._foreach_lerp_(self._average, self._source, 1 - decay)
