@@ -25,7 +25,7 @@ def compose_config():
 
     def composed(*overrides: str):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            tree = compose("config", overrides=["hydra/sweeper=basic", "hydra/launcher=basic", *overrides], return_hydra_config=True)
+            tree = compose("config", overrides=list(overrides), return_hydra_config=True)
             labels = dict(tree.hydra.runtime.choices)
             values = OmegaConf.masked_copy(tree, [key for key in tree if key != "hydra"])
             return parse(OmegaConf.to_container(values, resolve=True), labels)  # pyright: ignore

@@ -63,7 +63,7 @@ def _fit(
     cell, recipe = config.cell, config.cell.recipe
     share = recipe.batch_size // world.size
 
-    train_source, eval_source = build_sources(cell, config.output_dir)
+    train_source, eval_source = build_sources(cell)
     num_classes = len(train_source.classes)
 
     torch.manual_seed(cell.seed)
@@ -192,11 +192,11 @@ def _fit(
     return progress.result(derived, world.size)
 
 
-def build_sources(cell: CellConfig, output_dir: str) -> tuple[Source, Source | None]:
+def build_sources(cell: CellConfig) -> tuple[Source, Source | None]:
     """The images to train on, and those to evaluate on (None for a data set without any)."""
-    train = build_source(cell.dataset, "train", output_dir=output_dir)
+    train = build_source(cell.dataset, "train")
     no_eval = cell.dataset.num_eval == 0 and cell.dataset.val_fraction == 0
-    return train, None if no_eval else build_source(cell.dataset, "eval", output_dir=output_dir)
+    return train, None if no_eval else build_source(cell.dataset, "eval")
 
 
 def wrap(model: nn.Module, compiled: bool, world: World, device: torch.device) -> nn.Module:

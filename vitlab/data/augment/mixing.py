@@ -1,0 +1,84 @@
+"""Mixup, cutmix and label smoothing, within fixed groups of samples.
+
+A group of `mix_group` consecutive samples of the global order shares one lambda, and each sample's partner is its
+mirror image in the group, as timm's Mixup does with a whole batch (mode "batch"). The groups do not depend on how a
+batch is split over devices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.special import betaincinv
+from torch import Tensor
+
+from vitlab.config import AugmentConfig
+from vitlab.draws import Draws
+
+
+def mix(
+    augment: AugmentConfig, images: Tensor, labels: Tensor, *, num_classes: int, draws_of_groups: Draws
+) -> tuple[Tensor, Tensor]:
+    """Mix float images (B, 3, S, S) and turn labels (B,) into what the cross-entropy takes.
+
+    Returns (images, targets): targets are (B, num_classes) float32 distributions where mixing or smoothing is on,
+    else the labels themselves. `draws_of_groups` are of the B / mix_group groups. Raises ValueError where B is no
+    multiple of the group. Mixup: Zhang et al., ICLR 2018; cutmix: Yun et al., ICCV 2019.
+    """
+    if not augment.mixes:
+        return images, smooth(labels, num_classes, augment.smoothing) if augment.smoothing else labels
+    size, count = augment.mix_group, len(images) // augment.mix_group
+    if count * size != len(images) or size % 2 or count != len(draws_of_groups):
+        raise ValueError(f"{len(images)} samples do not make {len(draws_of_groups)} groups of augment.mix_group={size}")
+    lam, boxes, cuts = draw_mixing(augment, images.shape[2], images.shape[3], draws_of_groups)
+
+    grouped = images.view(count, size, *images.shape[1:])
+    partners = grouped.flip(1)
+    weight = _to(lam, images).view(-1, 1, 1, 1, 1)
+    mixed = torch.lerp(partners, grouped, weight)
+    if cuts.any():
+        top, bottom, left, right = _to(boxes, images).T.view(4, -1, 1, 1, 1, 1)
+        y = torch.arange(images.shape[2], device=images.device).view(1, 1, 1, -1, 1)
+        x = torch.arange(images.shape[3], device=images.device).view(1, 1, 1, 1, -1)
+        inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+        pasted = torch.where(inside, partners, grouped)
+        mixed = torch.where(_to(cuts, images).view(-1, 1, 1, 1, 1), pasted, mixed)
+
+    targets = smooth(labels, num_classes, augment.smoothing).view(count, size, num_classes)
+    targets = torch.lerp(targets.flip(1), targets, weight.view(-1, 1, 1))
+    return mixed.view_as(images), targets.view(-1, num_classes)
+
+
+def draw_mixing(
+    augment: AugmentConfig, height: int, width: int, draws: Draws
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each of G groups: lambda (G,) float32 as applied, the cutmix box (G, 4) of top, bottom, left, right, and
+    whether it is cutmix (G,) bool. Lambda 1 where the group is left alone."""
+    uniform = draws.uniform("mix", 5)
+    cuts = (
+        uniform[:, 1] < augment.mixup_switch_prob
+        if augment.mixup and augment.cutmix
+        else uniform[:, 1] < float(augment.cutmix > 0)
+    )
+    alpha = np.where(cuts, augment.cutmix or 1.0, augment.mixup or 1.0)
+    lam = betaincinv(alpha, alpha, uniform[:, 2])
+    lam[uniform[:, 0] >= augment.mixup_prob] = 1.0
+
+    side = np.sqrt(1 - lam)
+    cut_height, cut_width = (height * side).astype(np.int64), (width * side).astype(np.int64)
+    y, x = np.floor(uniform[:, 3] * height).astype(np.int64), np.floor(uniform[:, 4] * width).astype(np.int64)
+    top, bottom = np.clip(y - cut_height // 2, 0, height), np.clip(y + cut_height // 2, 0, height)
+    left, right = np.clip(x - cut_width // 2, 0, width), np.clip(x + cut_width // 2, 0, width)
+    kept = 1 - (bottom - top) * (right - left) / (height * width)
+    lam = np.where(cuts, kept, lam)
+    return lam.astype(np.float32), np.stack([top, bottom, left, right], 1), cuts
+
+
+def smooth(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """One-hot distributions (B, num_classes) with `smoothing` spread over all classes (Szegedy et al., CVPR 2016)."""
+    return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
+
+
+def _to(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(like.device, non_blocking=True)

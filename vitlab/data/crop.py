@@ -1,0 +1,117 @@
+"""Which part of an image is used, and its resizing: boxes from counters, exact antialiased resampling in batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitlab.draws import Draws
+
+TRIES = 10
+"""Boxes tried before falling back to the centre (torchvision's RandomResizedCrop)."""
+
+
+def random_resized_boxes(
+    sizes: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
+) -> np.ndarray:
+    """Random boxes (B, 4) int64 of top, left, height, width inside images of `sizes` (B, 2) height, width.
+
+    Area uniform in `scale` of the image's, log aspect ratio uniform in `ratio`; the first of ten tries that fits,
+    else the largest centred box within `ratio` (Szegedy et al., CVPR 2015; torchvision's RandomResizedCrop).
+    """
+    height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)  # (B, 1)
+    numbers = draws.uniform("crop", 4 * TRIES).reshape(len(sizes), 4, TRIES)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * numbers[:, 0])
+    low, high = np.log(ratio)
+    aspect = np.exp(low + (high - low) * numbers[:, 1])
+    w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))  # (B, TRIES)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = np.where(fits.any(1), fits.argmax(1), 0)
+    rows = np.arange(len(sizes))
+    h, w = h[rows, first], w[rows, first]
+    top = np.floor(numbers[rows, 2, first] * (height[:, 0] - h + 1))
+    left = np.floor(numbers[rows, 3, first] * (width[:, 0] - w + 1))
+    boxes = np.stack([top, left, h, w], 1).astype(np.int64)
+    missed = ~fits.any(1)
+    boxes[missed] = _central_boxes(sizes[missed], ratio)
+    return boxes
+
+
+def _central_boxes(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
+    height, width = sizes[:, 0], sizes[:, 1]
+    aspect = width / height
+    h = np.where(aspect < ratio[0], np.rint(width / ratio[0]), height)
+    w = np.where(aspect > ratio[1], np.rint(height * ratio[1]), width)
+    return np.stack([(height - h) // 2, (width - w) // 2, h, w], 1).astype(np.int64)
+
+
+def padded_boxes(sizes: np.ndarray, pad: int, draws: Draws) -> np.ndarray:
+    """Boxes (B, 4) of an image's own size, shifted by up to `pad` pixels each way; they may reach outside it."""
+    shift = draws.integers("crop", 2 * pad + 1, 2) - pad
+    return np.concatenate([shift, sizes], 1).astype(np.int64)
+
+
+def whole_boxes(sizes: np.ndarray) -> np.ndarray:
+    """Boxes (B, 4) that hold the whole image."""
+    return np.concatenate([np.zeros_like(sizes), sizes], 1).astype(np.int64)
+
+
+def central_square_boxes(sizes: np.ndarray, keep: float) -> np.ndarray:
+    """Boxes (B, 4) float64 of the central square whose side is `keep` of the shorter side.
+
+    Resize(size / keep) then CenterCrop(size) of torchvision sees the same square, up to a pixel of rounding.
+    """
+    side = sizes.min(1) * keep
+    return np.stack([(sizes[:, 0] - side) / 2, (sizes[:, 1] - side) / 2, side, side], 1)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' cubic with a = -0.5 (Pillow's BICUBIC)."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0))
+
+
+KERNELS = {"bilinear": (lambda x: (1 - x.abs()).clamp_min(0), 1.0), "bicubic": (_cubic, 2.0)}
+"""Interpolation → (weight at a distance in source pixels, support in source pixels)."""
+
+
+def resampling_weights(start: Tensor, length: Tensor, source: int, size: int, interpolation: str) -> Tensor:
+    """Weights (B, size, source) float32 that resample `length` source pixels from `start` (both (B,)) to `size`.
+
+    Pillow's semantics: the kernel widens with the reduction (antialiasing), pixel centres are at halves, and only
+    pixels inside the box count; weights sum to 1. Where the box reaches outside the image, that part counts as 0.
+    """
+    kernel, support = KERNELS[interpolation]
+    scale = (length / size).view(-1, 1, 1)
+    widen = scale.clamp_min(1.0)
+    start = start.view(-1, 1, 1)
+    centre = start + (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * scale
+    pad = int((-start.min()).clamp_min(0).ceil()) if start.numel() else 0
+    pad = max(pad, int((start.view(-1) + length - source).max().clamp_min(0).ceil())) if start.numel() else 0
+    pixel = torch.arange(-pad, source + pad, device=start.device).view(1, 1, -1)
+    inside = (pixel + 1 > start) & (pixel < start + length.view(-1, 1, 1))
+    reach = (pixel + 0.5 - centre) / widen
+    weights = torch.where(inside & (reach.abs() < support), kernel(reach), 0.0)
+    weights = weights / weights.sum(-1, keepdim=True)
+    return weights[..., pad : pad + source].float()
+
+
+def resize_crops(images: Tensor, boxes: Tensor, size: int, interpolation: str) -> Tensor:
+    """Crop uint8 images (B, C, H, W) to `boxes` (B, 4) of top, left, height, width and resize to (B, C, size, size).
+
+    Antialiased and separable as Pillow's `resize(box=…)`: within one grey level of it. Horizontal first, rounded to
+    uint8 between the passes as Pillow does.
+    """
+    top, left, height, width = boxes.double().unbind(1)
+    across = resampling_weights(left, width, images.shape[-1], size, interpolation)  # (B, S, W)
+    down = resampling_weights(top, height, images.shape[-2], size, interpolation)  # (B, S, H)
+    rows = _to_levels(images.float() @ across.mT.unsqueeze(1))  # (B, C, H, S)
+    return _to_levels(down.unsqueeze(1) @ rows).to(torch.uint8)
+
+
+def _to_levels(values: Tensor) -> Tensor:
+    """The nearest grey level, halves upwards (Pillow's rounding), in place. The nudge absorbs float32's error."""
+    return values.add_(0.5 + 1e-4).floor_().clamp_(0, 255)

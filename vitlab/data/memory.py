@@ -1,0 +1,126 @@
+"""Small data sets, held in memory as uint8 without being asked."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from vitlab.config import ConfigError, DatasetConfig
+
+FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+_FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "data/FashionMNIST/raw", "data/fashion_mnist")
+_DIGITS_HELD_OUT = 5
+"""Of the digits' images of each class, taken in the wheel's order, every fifth is for evaluation (360 of 1,797)."""
+
+
+class ArraySource:
+    """Labelled images of one size in memory: `images` (N, H, W, 3) uint8, `labels` (N,) int64."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> None:
+        self.images, self.labels, self.classes = images, labels.astype(np.int64), classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+    def select(self, rows: np.ndarray) -> ArraySource:
+        return ArraySource(self.images[rows], self.labels[rows], self.classes)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()[:16]
+
+
+def load_digits(dataset: DatasetConfig, split: str) -> ArraySource:
+    """scikit-learn's digits: 1,797 grey images of 8 x 8 in 17 levels (a copy of UCI's test set, in the wheel)."""
+    from sklearn.datasets import load_digits as load
+
+    bunch = load()
+    labels = np.asarray(bunch.target)  # pyright: ignore[reportAttributeAccessIssue]
+    grey = np.rint(np.asarray(bunch.images) * (255 / 16)).astype(np.uint8)  # pyright: ignore[reportAttributeAccessIssue]
+    chosen = every_nth_of_class(labels, _DIGITS_HELD_OUT)
+    if split == "train":
+        chosen = ~chosen
+    return ArraySource(_three_channels(grey[chosen]), labels[chosen], tuple("0123456789"))
+
+
+def load_fashion_mnist(dataset: DatasetConfig, split: str) -> ArraySource:
+    """Fashion-MNIST from its four IDX files (Debian's dataset-fashion-mnist, torchvision's folder, dataset.root)."""
+    name = "train" if split == "train" else "t10k"
+    folder = _fashion_folder(dataset)
+    images = _read_idx(folder, f"{name}-images-idx3-ubyte")
+    labels = _read_idx(folder, f"{name}-labels-idx1-ubyte")
+    if len(images) != len(labels):
+        raise ValueError(f"{folder}: {len(images)} images and {len(labels)} labels in {name}-*; get the files anew")
+    return ArraySource(_three_channels(images), labels, FASHION_CLASSES)
+
+
+def _fashion_folder(dataset: DatasetConfig) -> Path:
+    wanted = "train-images-idx3-ubyte"
+    roots = [dataset.root] if dataset.root else list(_FASHION_FOLDERS)
+    for root in roots:
+        for folder in (Path(root), Path(root) / "FashionMNIST" / "raw", Path(root) / "raw"):
+            if any((folder / (wanted + end)).exists() for end in ("", ".gz")):
+                return folder
+    raise ConfigError(
+        f"dataset.root: no Fashion-MNIST in {', '.join(roots)} (looked for {wanted}[.gz]). Get it with "
+        "`apt install dataset-fashion-mnist`, or where there is a network with "
+        "`python -c \"import torchvision; torchvision.datasets.FashionMNIST('data', download=True)\"`"
+    )
+
+
+def _read_idx(folder: Path, name: str) -> np.ndarray:
+    """An array of unsigned bytes in LeCun's IDX format, gzipped or not."""
+    file = folder / name if (folder / name).exists() else folder / f"{name}.gz"
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{file}: cannot be read ({error}); get the data set anew") from error
+    ndim = content[3] if len(content) > 4 and content[:3] == b"\x00\x00\x08" else 0
+    shape = tuple(np.frombuffer(content, ">u4", count=ndim, offset=4)) if 0 < ndim < 5 else ()
+    if not shape or len(content) != 4 + 4 * ndim + int(np.prod(shape)):
+        raise ValueError(f"{file}: not a whole IDX file of bytes; get the data set anew")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+
+
+def load_cifar(dataset: DatasetConfig, split: str) -> ArraySource:
+    """CIFAR-10 or CIFAR-100 (Krizhevsky, 2009) from the python version's folder, read by torchvision."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    cls = CIFAR10 if dataset.kind == "cifar10" else CIFAR100
+    roots = [dataset.root] if dataset.root else ["data"]
+    for root in (folder for base in roots for folder in (Path(base), Path(base) / cls.__name__, Path(base).parent)):
+        if (root / cls.base_folder).is_dir():
+            try:
+                data = cls(str(root), train=split == "train", download=False)
+            except RuntimeError as error:
+                raise ValueError(f"{root / cls.base_folder}: {error} Get the archive anew") from error
+            return ArraySource(np.asarray(data.data), np.asarray(data.targets), tuple(data.classes))
+    raise ConfigError(
+        f"dataset.root: no folder {cls.base_folder} in {roots[0]!r}. Give its parent folder; where there is a network, "
+        f'`python -c "import torchvision; torchvision.datasets.{cls.__name__}({roots[0]!r}, download=True)"` gets it'
+    )
+
+
+def _three_channels(grey: np.ndarray) -> np.ndarray:
+    """(N, H, W) → (N, H, W, 3)."""
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def every_nth_of_class(labels: np.ndarray, n: int) -> np.ndarray:
+    """A mask (N,) of every n-th image of each class, in order: a fixed stratified split of as equal parts as can be.
+
+    The counting goes on from class to class, so that the parts' sizes differ from N / n by less than one image.
+    """
+    by_class = np.argsort(labels, kind="stable")
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[by_class[::n]] = True
+    return chosen

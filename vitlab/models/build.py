@@ -1,0 +1,39 @@
+"""A Vision Transformer from its configuration; the architectures are timm's."""
+
+from __future__ import annotations
+
+import difflib
+
+import timm
+from timm.models import VisionTransformer
+from torch import nn
+
+from vitlab.config import ConfigError, ModelConfig
+
+
+def build_model(model: ModelConfig, num_classes: int) -> nn.Module:
+    """timm's `model.name` with the sizes given in `model`, randomly initialised from torch's current seed.
+
+    Input: float images (B, 3, image_size, image_size); output: logits (B, num_classes). Stochastic depth is the
+    recipe's matter and is installed apart. Raises ConfigError for an unknown name, one that is no Vision
+    Transformer, or one that does not take the sizes asked for.
+    """
+    if not timm.is_model(model.name):
+        near = difflib.get_close_matches(model.name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models('vit*') lists them"
+        raise ConfigError(f"model.name: timm knows no model {model.name!r}; {hint}")
+    sizes = {key: getattr(model, key) for key in ("patch_size", "embed_dim", "depth", "num_heads")}
+    given = {key: value for key, value in sizes.items() if value is not None}
+    try:
+        network = timm.create_model(model.name, num_classes=num_classes, img_size=model.image_size, **given)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        asked = ", ".join(f"model.{key}={value}" for key, value in {"image_size": model.image_size, **given}.items())
+        raise ConfigError(f"model.name: {model.name!r} cannot be built with {asked}: {error}") from error
+    if not isinstance(network, VisionTransformer):
+        raise ConfigError(
+            f"model.name: {model.name!r} is a {type(network).__name__}, not a Vision Transformer; "
+            "timm.list_models('vit*') and 'deit*' list what can be studied"
+        )
+    if model.grad_checkpointing:
+        network.set_grad_checkpointing(True)
+    return network
