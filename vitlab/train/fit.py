@@ -227,7 +227,7 @@ def train_step(
         images, targets = mix(
             cell.augment, images, batch.labels, num_classes=_num_classes(network), draws_of_groups=groups
         )
-        masks.draw(draws)
+        masks.draw(draws, images.device)
         last = number == len(micro_batches) - 1
         replicated = isinstance(network, DistributedDataParallel)
         if replicated:
