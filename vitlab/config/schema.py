@@ -230,6 +230,8 @@ class StudyConfig:
     table: str | None = None
     cells: tuple[str, ...] = ()
     """An explicit list of cells, each a string of overrides, in place of or beside the sweep's product."""
+    part: Literal["cell", "pretraining"] = "cell"
+    """Train the cell itself, or the pre-training that it starts from (set by the plan)."""
     dry_run: bool = False
     retry_failed: bool = False
     rerun: str | tuple[str, ...] | None = None

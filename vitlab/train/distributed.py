@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing as mp
 import os
+import platform
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from vitlab.config import ConfigError
 
@@ -55,8 +56,8 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 @contextlib.contextmanager
 def joined(world: World, device: torch.device) -> Iterator[None]:
-    """Inside, the processes of this world are one group (NCCL on CUDA, else Gloo)."""
-    if world.size == 1:
+    """Inside, the processes of this world are one group (NCCL on CUDA, else Gloo); joining twice is joining once."""
+    if world.size == 1 or dist.is_initialized():
         yield
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -86,15 +87,51 @@ def gather_arrays(value: Any) -> list[Any] | None:
     return gathered
 
 
-def run_on_devices(function: Callable[..., None], arguments: tuple[Any, ...], devices: int) -> None:
-    """Run `function(*arguments)` in `devices` new processes of one world, and wait; a failing one ends the others."""
+def broadcast(value: Any) -> Any:
+    """Rank 0's `value`, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def device_name(wanted: str) -> str:
+    """The kind of device that `device=…` means here, as people and cost estimates know it."""
+    device = pick_device(wanted, world_from_environment().local_rank)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU" if device.type == "cpu" else device.type
+
+
+@contextlib.contextmanager
+def other_ranks(devices: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[None]:
+    """Inside, this process is rank 0 of `devices`, and `function(*arguments)` runs in a new process as each other rank.
+
+    The processes are forked, so it must be entered before CUDA is touched. Raises RuntimeError where one fails.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_enter, (function, arguments, devices, port), nprocs=devices, join=True)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices)}
+    context = mp.get_context("fork")
+    others = [context.Process(target=_enter, args=(r, function, arguments)) for r in range(1, devices)]
+    for process in others:
+        process.start()
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0"}
+    try:
+        yield
+    except BaseException:
+        for process in others:
+            process.kill()
+        raise
+    finally:
+        for process in others:
+            process.join()
+    if failed := [r for r, process in enumerate(others, start=1) if process.exitcode]:
+        raise RuntimeError(f"process {failed[0]} of {devices} ended with exit code {others[failed[0] - 1].exitcode}")
 
 
-def _enter(rank: int, function: Callable[..., None], arguments: tuple[Any, ...], size: int, port: int) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _enter(rank: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     function(*arguments)

@@ -39,9 +39,14 @@ LOG_STEPS = 50
 
 
 def fit(
-    config: Config, folder: Path, *, start: Path | None = None, stop: Callable[[], bool] = lambda: False
+    config: Config,
+    cell: CellConfig,
+    folder: Path,
+    *,
+    start: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Train one cell in `folder`, continuing from `folder/last.pt` where there is one.
+    """Train `cell` in `folder`, continuing from `folder/last.pt` where there is one; `config` says on what.
 
     `start` is the checkpoint that the weights come from (pre-training), or None. Yields, in this order,
     `{"start": {...}}` once (epochs already done, derived values, fingerprint of the data), `{"progress": {...}}` now
@@ -54,13 +59,19 @@ def fit(
     device = pick_device(config.device, world.local_rank)
     torch.set_num_threads(config.threads)
     with joined(world, device):
-        return (yield from _fit(config, folder, start, stop, world, device))
+        return (yield from _fit(config, cell, folder, start, stop, world, device))
 
 
 def _fit(
-    config: Config, folder: Path, start: Path | None, stop: Callable[[], bool], world: World, device: torch.device
+    config: Config,
+    cell: CellConfig,
+    folder: Path,
+    start: Path | None,
+    stop: Callable[[], bool],
+    world: World,
+    device: torch.device,
 ) -> Generator[Event, None, dict[str, Any]]:
-    cell, recipe = config.cell, config.cell.recipe
+    recipe = cell.recipe
     share = recipe.batch_size // world.size
 
     train_source, eval_source = build_sources(cell)

@@ -1,0 +1,28 @@
+"""hydra/launcher=local: one process per cell on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+
+_NODE = {"_target_": "hydra_plugins.vitlab_local_launcher.LocalLauncher"}
+ConfigStore.instance().store(group="hydra/launcher", name="local", node=_NODE, provider="vitlab")
+
+
+class LocalLauncher(Launcher):
+    """Hands the plan to vitlab.study.local."""
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        self.config = config
+
+    def run_plan(self, plan: Any, view: Any) -> dict[str, str]:
+        from vitlab.study.local import run_locally
+
+        return run_locally(plan, view)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        raise ValueError("hydra/launcher=local runs studies of hydra/sweeper=study; with another sweeper use basic")

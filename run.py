@@ -1,0 +1,22 @@
+"""vitlab's one entry point for doing: `python run.py --help`, README.md."""
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from vitlab.config import parse, register_schemas
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(tree: DictConfig) -> str:
+    """One cell, for Hydra's own launchers. A command's study is planned by hydra_plugins/vitlab_sweeper.py."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from vitlab.study.command import run_one
+
+    labels = {key: str(value) for key, value in HydraConfig.get().runtime.choices.items()}
+    return run_one(parse(OmegaConf.to_container(tree, resolve=True), labels))  # pyright: ignore[reportArgumentType]
+
+
+if __name__ == "__main__":
+    register_schemas()
+    main()

@@ -1,0 +1,77 @@
+"""How many classes and images a folder has: read once, recorded, and from then on known without the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from vitlab.config import ConfigError, DatasetConfig
+
+
+def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig:
+    """`dataset` with its counts filled in; itself where it has them.
+
+    They come from `dataset.class_list`, else from `output_dir/datasets/NAME.json` where the data are not mounted,
+    else from the folder, and are then recorded there. Raises ConfigError where nothing tells, or where the record
+    and the folder disagree.
+    """
+    if dataset.kind != "folder" or None not in (dataset.num_classes, dataset.num_train, dataset.num_eval):
+        return dataset
+    recorded = Path(output_dir) / "datasets" / f"{dataset.name}.json"
+    if dataset.class_list:
+        content = _read(Path(dataset.class_list))
+    elif dataset.root and Path(dataset.root).is_dir():
+        content = _scan(dataset)
+        if recorded.is_file() and (known := _read(recorded)) != content:
+            raise ConfigError(
+                f"dataset.root: {dataset.root!r} has {_describe(content)}, and the data set recorded as "
+                f"{dataset.name!r} has {_describe(known)}; give this one a name of its own: dataset.name=NAME"
+            )
+        recorded.parent.mkdir(parents=True, exist_ok=True)
+        recorded.write_text(json.dumps(content))
+    elif recorded.is_file():
+        content = _read(recorded)
+    else:
+        raise ConfigError(
+            f"dataset.root: {dataset.root!r} is no folder, and nothing is recorded of {dataset.name!r} yet; give "
+            "dataset.root=FOLDER with train/CLASS/IMAGE and val/CLASS/IMAGE in it, or dataset.class_list=FILE"
+        )
+    counts = {
+        "num_classes": len(content["classes"]),
+        "num_train": content["num_train"],
+        "num_eval": content["num_eval"],
+    }
+    for key, value in counts.items():
+        if getattr(dataset, key) not in (None, value):
+            raise ConfigError(f"dataset.{key}: {getattr(dataset, key)} was given, and the class list has {value}")
+    return dataclasses.replace(dataset, **counts)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+        return {"classes": list(content["classes"]), "num_train": int(content["num_train"]),
+                "num_eval": int(content["num_eval"])}  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"dataset.class_list: {file} is no class list ({error!r}); it is JSON with classes, num_train and num_eval"
+        ) from error
+
+
+def _scan(dataset: DatasetConfig) -> dict[str, Any]:
+    from vitlab.data.folder import class_folders, find_root, list_images
+
+    root = find_root(dataset)
+    classes = class_folders(root / "train")
+    counts = {
+        split: sum(len(list_images(root / split / name)) for name in class_folders(root / split))
+        for split in ("train", "val")
+        if (root / split).is_dir()
+    }
+    return {"classes": classes, "num_train": counts["train"], "num_eval": counts.get("val", 0)}
+
+
+def _describe(content: dict[str, Any]) -> str:
+    return f"{len(content['classes'])} classes, {content['num_train']} + {content['num_eval']} images"

@@ -1,0 +1,76 @@
+"""What run.py does once Hydra has composed: a study, one of the other tasks, or this rank of a torchrun."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from vitlab.config import Config, ConfigError, check_cell
+from vitlab.data.class_list import resolve_class_list
+from vitlab.study.execute import RunCells, execute
+from vitlab.study.plan import Request, build_plan, name_cells, study_name
+from vitlab.study.tasks import TASKS, load_task
+
+
+def run_study(requests: Sequence[Request], run: RunCells) -> int:
+    """Plan and train the requested cells; returns the exit code. Raises ConfigError before anything starts."""
+    requests = [dataclasses.replace(r, config=_with_class_list(r.config)) for r in requests]
+    name = study_name(requests[0].config, requests)
+    if "RANK" in os.environ and "SLURM_JOB_ID" not in os.environ:
+        return _run_rank(requests, name)
+    return execute(build_plan(requests, name), requests[0].config, run)
+
+
+def run_task(config: Config) -> int:
+    """Run a task other than training and print its closing lines; returns the exit code."""
+    for line in load_task(TASKS[config.task])(config):
+        print(line)
+    return 0
+
+
+def run_one(config: Config) -> str:
+    """Train or continue one cell in this process: what a stock launcher of Hydra's calls. Returns the outcome."""
+    from vitlab.study.local import run_on_this_machine
+
+    config = _with_class_list(config)
+    request = Request((), config)
+    name = name_cells([request])[0]
+    return run_on_this_machine(config, study_name(config, [request]), name, lambda event: None)
+
+
+def _run_rank(requests: Sequence[Request], study: str) -> int:
+    """This process is one of a torchrun: they train one cell together."""
+    if len(requests) > 1:
+        raise ConfigError(
+            f"torchrun trains one cell, and this command means {len(requests)}; for a sweep let vitlab start the "
+            f"processes: python run.py -m … devices={os.environ.get('WORLD_SIZE', 8)}"
+        )
+    from vitlab.study.run import run_cell
+
+    config = dataclasses.replace(requests[0].config, devices=int(os.environ["WORLD_SIZE"]))
+    name = name_cells(requests)[0]
+
+    def report(event: dict) -> None:
+        if "epoch" in event:
+            shown = {k: round(v, 4) for k, v in event.items() if k in ("train/loss", "eval/top1", "images_per_second")}
+            print(f"{name}: epoch {event['epoch']}  {shown}", flush=True)
+
+    outcome = run_cell(config, study=study, name=name, report=report)
+    if os.environ["RANK"] == "0":
+        print(f"{name}: {outcome}; records in {config.output_dir}/; next: python analyze.py")
+    return 130 if outcome == "interrupted" else 0
+
+
+def _with_class_list(config: Config) -> Config:
+    """Fill in a folder's class count and image counts, for the cell and its pre-training, and check again."""
+    cell = config.cell
+    dataset = resolve_class_list(cell.dataset, config.output_dir)
+    start = cell.pretrain
+    if start.dataset is not None:
+        start = dataclasses.replace(start, dataset=resolve_class_list(start.dataset, config.output_dir))
+    if dataset is cell.dataset and start.dataset is cell.pretrain.dataset:
+        return config
+    cell = dataclasses.replace(cell, dataset=dataset, pretrain=start)
+    check_cell(cell)
+    return dataclasses.replace(config, cell=cell)

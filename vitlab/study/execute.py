@@ -1,0 +1,90 @@
+"""From a study's plan to its end: show it, run what is missing, say what became of it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+
+from vitlab.config import Config
+from vitlab.study.cost import describe
+from vitlab.study.plan import Plan, PlannedCell, study_content
+from vitlab.study.record import write_study
+from vitlab.study.view import MARKS, View
+
+RunCells = Callable[[Plan, View], dict[str, str]]
+"""Runs a plan's cells somewhere; returns identity → outcome."""
+
+
+def execute(plan: Plan, config: Config, run: RunCells) -> int:
+    """Carry out a plan; returns the exit code: 0, or 1 where a cell failed, 130 where it was interrupted."""
+    lines = describe(plan)
+    dry = config.study.dry_run
+    print(f"study {plan.study}: {len(plan.cells)} cells, {len(plan.todo)} to train, records in {plan.output_dir}/")
+    for line in lines if dry or len(plan.cells) <= 40 else lines[-2:]:
+        print(line)
+    for note in plan.notes:
+        print(f"note: {note}")
+    if dry:
+        print(f"dry run: nothing was trained. To train: {command(without='study.dry_run')}")
+        return 0
+    write_study(plan.output_dir, plan.study, study_content(plan, config))
+    outcomes: dict[str, str] = {}
+    if plan.todo:
+        for cell in plan.todo:
+            if cell.state in ("finished", "failed") and cell.selected and config.study.rerun:
+                print(f"archived {plan.record(cell).archive()}")
+        with View(plan) as view:
+            outcomes = run(plan, view)
+    return summarise(plan, outcomes)
+
+
+def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
+    """Print what became of every cell and the likely next command; returns the exit code."""
+    bad = 0
+    for cell in plan.cells:
+        outcome = outcomes.get(cell.id) or plan.record(cell).state()
+        print(f"{MARKS.get(outcome, '·')} {cell.name}  {cell.id}  {outcome}{_figure(plan, cell)}")
+        if outcome in ("failed", "killed", "blocked"):
+            bad += 1
+            _show_failure(plan, cell, outcome)
+    if "interrupted" in outcomes.values():
+        print(f"interrupted; everything is saved. To continue: {command()}")
+        return 130
+    if bad:
+        print(
+            f"{bad} of {len(plan.cells)} cells did not finish. To try them again: {command()} study.retry_failed=true"
+        )
+        return 1
+    if any(o == "running elsewhere" for o in outcomes.values()):
+        print("cells that another process is training were left to it")
+    offline = plan.output_dir / "*" / "wandb" / "offline-run-*"
+    if any(plan.output_dir.glob("*/wandb/offline-run-*")):
+        print(f"W&B: logged offline; to upload: wandb sync {offline}")
+    where = "" if str(plan.output_dir) == "runs" else f" output_dir={plan.output_dir}"
+    print(f"wrote {plan.output_dir}/<cell>/result.json, metrics.jsonl, last.pt, …; next: python analyze.py{where}")
+    return 0
+
+
+def _figure(plan: Plan, cell: PlannedCell) -> str:
+    result = plan.record(cell).read("result.json")
+    last = result and result.get("last")
+    return f"  top-1 {last['top1']:.2f} (last epoch), best {result['best']['top1']:.2f}" if result and last else ""
+
+
+def _show_failure(plan: Plan, cell: PlannedCell, outcome: str) -> None:
+    record = plan.record(cell)
+    failure = record.read("failure.json")
+    if outcome == "blocked":
+        print(f"    its pre-training {cell.needs} did not finish")
+    elif failure:
+        print(f"    {failure['type']}: {failure['message']}")
+        for line in record.log_tail(3):
+            print(f"    | {line}")
+        print(f"    log: {record.folder / 'log.txt'}")
+
+
+def command(without: str = "") -> str:
+    """The command that the user typed, to be typed again."""
+    words = [word for word in sys.argv if not (without and word.startswith(without))]
+    return "python " + shlex.join(words)

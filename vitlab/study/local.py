@@ -1,0 +1,236 @@
+"""Cells on this machine, one process each, so that nothing that happens to one takes another down.
+
+The processes come from a fork server that has torch and timm loaded: it costs seconds once and nothing per cell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing as mp
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from vitlab.config import Config, ConfigError
+from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.view import View
+
+SAVE_SECONDS = 60
+"""How long a cell may take to save after it was asked to stop."""
+
+
+@dataclass
+class _Job:
+    cell: PlannedCell
+    process: Any
+    pipe: Connection
+    slot: int
+    deadline: float | None
+    outcome: str = ""
+    stopping: str = ""
+
+
+def run_locally(plan: Plan, view: View) -> dict[str, str]:
+    """Train the plan's cells, `study.cells_at_once` side by side; returns what became of each: identity → outcome.
+
+    Outcomes: finished, failed, killed, blocked (its pre-training did not finish), interrupted, running elsewhere.
+    """
+    config = plan.cells[0].config
+    gpus = visible_gpus() if config.device in ("auto", "cuda") else []
+    slots = config.study.cells_at_once
+    if gpus and slots * config.devices > len(gpus):
+        raise ConfigError(
+            f"study.cells_at_once: {slots} cells on {config.devices} devices each need {slots * config.devices} GPUs, "
+            f"and {len(gpus)} are visible"
+        )
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["vitlab.train.fit", *(["wandb"] if config.wandb.mode != "disabled" else [])])
+    waiting, running, outcomes = list(plan.todo), [], {}
+    stopping = False
+    with _deferred_interrupt() as interrupted:
+        while waiting or running:
+            if interrupted() and not stopping:
+                stopping = True
+                for job in running:
+                    job.stopping = "interrupted"
+                    job.process.terminate()
+                    job.deadline = time.monotonic() + SAVE_SECONDS
+            if stopping:
+                outcomes |= {cell.id: "interrupted" for cell in waiting}
+                waiting = []
+            for cell in _ready(waiting, plan, outcomes, view):
+                free = next((s for s in range(slots) if s not in {job.slot for job in running}), None)
+                if free is None:
+                    break
+                waiting.remove(cell)
+                running.append(_begin(cell, plan, context, free, gpus))
+                view.status(cell.id, "running")
+            for job in _ended(running, view):
+                running.remove(job)
+                outcomes[job.cell.id] = _conclude(job, plan, view)
+    return outcomes
+
+
+def _ready(waiting: list[PlannedCell], plan: Plan, outcomes: dict[str, str], view: View) -> Sequence[PlannedCell]:
+    """The waiting cells that can start. Those whose pre-training has ended badly are taken out as blocked."""
+    ready = []
+    for cell in list(waiting):
+        before = None if cell.needs is None else plan.record(next(c for c in plan.cells if c.id == cell.needs))
+        if before is None or before.state() == "finished":
+            ready.append(cell)
+        elif before.id in outcomes or not any(c.id == cell.needs for c in plan.todo):
+            waiting.remove(cell)
+            outcomes[cell.id] = "blocked"
+            view.status(
+                cell.id, "blocked", f"its pre-training {before.id} is {outcomes.get(before.id, before.state())}"
+            )
+    return ready
+
+
+def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, gpus: list[str]) -> _Job:
+    config = cell.config
+    share = gpus[slot * config.devices : (slot + 1) * config.devices]
+    reader, writer = context.Pipe(duplex=False)
+    folder = plan.output_dir / cell.id
+    folder.mkdir(parents=True, exist_ok=True)
+    process = context.Process(
+        target=_cell_process, args=(config, plan.study, cell.name, folder / "log.txt", writer, share), name=cell.name
+    )
+    process.start()
+    writer.close()
+    minutes = config.study.cell_minutes
+    return _Job(cell, process, reader, slot, time.monotonic() + 60 * minutes if minutes else None)
+
+
+def _ended(running: list[_Job], view: View) -> list[_Job]:
+    """Pass the cells' events on to the view; returns the jobs whose process has ended."""
+    ended = []
+    ready = wait([source for job in running for source in (job.pipe, job.process.sentinel)], timeout=0.3)
+    for job in running:
+        if job.pipe in ready:
+            _drain(job, view)
+        if job.process.sentinel in ready:
+            _drain(job, view)
+            job.process.join()
+            ended.append(job)
+        elif job.deadline and time.monotonic() > job.deadline:
+            if not job.stopping:
+                job.stopping = f"hung: over study.cell_minutes={job.cell.config.study.cell_minutes:g}"
+            job.process.kill()
+            job.deadline = None
+    view.refresh()
+    return ended
+
+
+def _drain(job: _Job, view: View) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        while job.pipe.poll():
+            event = job.pipe.recv()
+            if "outcome" in event:
+                job.outcome = event["outcome"]
+            else:
+                view.event(job.cell.id, event)
+
+
+def _conclude(job: _Job, plan: Plan, view: View) -> str:
+    """What became of a cell whose process has ended, from what it said, its record and how it ended."""
+    code, record = job.process.exitcode, plan.record(job.cell)
+    outcome, note = job.outcome, ""
+    if not outcome:
+        outcome = "finished" if record.state() == "finished" else "failed" if code and code > 0 else "killed"
+    if outcome == "killed":
+        ended_by = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+        note = job.stopping or f"{ended_by}{', out of memory?' if ended_by == 'SIGKILL' else ''}"
+        record.write(
+            "failure.json", {"type": "Killed", "message": note, "traceback": "", "at": time.strftime("%FT%T%z")}
+        )
+        outcome = "interrupted" if job.stopping == "interrupted" else "killed"
+    elif outcome == "failed":
+        failure = record.read("failure.json") or {}
+        note = f"{failure.get('type', 'error')}: {failure.get('message', f'exit code {code}')}"
+    view.status(job.cell.id, outcome, note)
+    return outcome
+
+
+def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connection, gpus: list[str]) -> None:
+    """The life of a cell's process: everything it prints goes to its log, its events to the controller."""
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    stream = log.open("a", buffering=1)
+    os.dup2(stream.fileno(), sys.stdout.fileno())
+    os.dup2(stream.fileno(), sys.stderr.fileno())
+    sys.stdout = sys.stderr = stream
+    _stop_with_parent()
+    outcome = run_on_this_machine(config, study, name, pipe.send)
+    pipe.send({"outcome": outcome})
+
+
+def run_on_this_machine(config: Config, study: str, name: str, report: Any) -> str:
+    """Run a cell on `devices` processes of this machine; this one is rank 0."""
+    from vitlab.study.run import run_cell
+
+    if config.devices == 1 or "RANK" in os.environ:
+        return run_cell(config, study=study, name=name, report=report)
+    from vitlab.train.distributed import other_ranks
+
+    with other_ranks(config.devices, _other_rank, (config, study, name)):
+        return run_cell(config, study=study, name=name, report=report)
+
+
+def _other_rank(config: Config, study: str, name: str) -> None:
+    """A rank beside 0: it stops when rank 0 says so, and ends when rank 0 is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    _stop_with_parent(signal.SIGKILL)
+    from vitlab.study.run import run_cell
+
+    run_cell(config, study=study, name=name)
+
+
+def _stop_with_parent(number: int = signal.SIGTERM) -> None:
+    """Signal this process when the one that started it has died, so that no cell trains on without a controller."""
+    parent = mp.parent_process()
+    assert parent is not None, "only called in child processes"
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Any:
+    """Inside, the first Ctrl-C or SIGTERM only sets a flag; a second Ctrl-C raises KeyboardInterrupt."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, _frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that CUDA would show here, found without loading CUDA."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [g for g in chosen.split(",") if g.strip() and g != "-1"]
+    folder = Path("/proc/driver/nvidia/gpus")
+    return [str(i) for i in range(len(list(folder.iterdir())))] if folder.is_dir() else []

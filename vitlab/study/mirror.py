@@ -1,0 +1,79 @@
+"""W&B shows what the record holds. The truth is on the disk: whatever goes wrong here harms no run."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from vitlab.config import WandbConfig
+
+
+class Mirror:
+    """A W&B run with the cell's identity as its id. `mode=disabled` costs nothing: wandb is not imported."""
+
+    def __init__(
+        self, wandb: WandbConfig, *, identity: str, name: str, study: str, folder: Path, config: dict[str, Any]
+    ) -> None:
+        self._run: Any = None
+        self.offline = False
+        if wandb.mode == "disabled":
+            return
+        mode = _mode(wandb)
+        self.offline = mode == "offline"
+        try:
+            import wandb as sdk
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._run = sdk.init(
+                    project=wandb.project, entity=wandb.entity, id=identity, name=name, group=study, config=config,
+                    tags=[study, *wandb.tags], dir=str(folder), mode=mode, resume="allow",
+                    settings=sdk.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=30),
+                )  # fmt: skip
+        except Exception as error:
+            self._give_up(error)
+
+    def log(self, row: dict[str, Any]) -> None:
+        if self._run is not None:
+            try:
+                self._run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+            except Exception as error:
+                self._give_up(error)
+
+    def finish(self, summary: dict[str, Any] | None, exit_code: int = 0) -> None:
+        """End the run; `summary` holds the headline figures, flat."""
+        if self._run is not None:
+            try:
+                self._run.summary.update(summary or {})
+                self._run.finish(exit_code=exit_code)
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        print(f"W&B: {error} (the record on disk is complete; `wandb sync` or a later run mends the mirror)")
+        self._run = None
+
+
+def _mode(wandb: WandbConfig) -> str:
+    """`auto` is online where a key is configured (WANDB_API_KEY, or `wandb login`), else offline."""
+    if wandb.mode != "auto":
+        return wandb.mode
+    if chosen := os.environ.get("WANDB_MODE"):
+        return chosen
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return "online" if netrc.is_file() and "wandb" in netrc.read_text(errors="replace") else "offline"
+
+
+def flat_summary(result: dict[str, Any]) -> dict[str, Any]:
+    """result.json's figures as W&B summary keys: last/top1, ema/best/top1, num_parameters, …"""
+    flat: dict[str, Any] = {}
+    for key, value in result.items():
+        if isinstance(value, dict) and key != "derived":
+            flat |= {f"{key}/{inner}": v for inner, v in flat_summary(value).items()}
+        elif not isinstance(value, dict):
+            flat[key] = value
+    return flat

@@ -1,0 +1,214 @@
+"""Which cells a command means, where each stands, and in which order what is missing has to run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitlab.config import GROUPS, Config, ConfigError, experiment
+from vitlab.study.identity import differences, identity
+from vitlab.study.provenance import code_version, package_versions
+from vitlab.study.record import Record, State, read_study, records
+
+
+@dataclass(frozen=True)
+class Request:
+    """One cell as the user asked for it: Hydra's overrides, and the configuration they compose to."""
+
+    overrides: tuple[str, ...]
+    config: Config
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell of the study, once, however many requests mean it."""
+
+    id: str
+    name: str
+    config: Config
+    overrides: tuple[str, ...]
+    state: State
+    needs: str | None = None
+    """Identity of the pre-training that has to be finished first."""
+    aliases: tuple[str, ...] = ()
+    """Names of other requests that resolve to this very cell."""
+    selected: bool = False
+    """Whether this command trains it."""
+
+    @property
+    def stage(self) -> int:
+        return 0 if self.config.study.part == "pretraining" else 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    study: str
+    output_dir: Path
+    cells: tuple[PlannedCell, ...]
+    notes: tuple[str, ...]
+    """What a person should know before paying: drift, mixed code, mixed devices."""
+
+    @property
+    def todo(self) -> tuple[PlannedCell, ...]:
+        """The cells to train, pre-training first."""
+        return tuple(sorted((c for c in self.cells if c.selected), key=lambda c: c.stage))
+
+    def record(self, cell: PlannedCell) -> Record:
+        return Record(self.output_dir / cell.id)
+
+
+def build_plan(requests: Sequence[Request], study: str) -> Plan:
+    """The plan for all requested cells and the pre-trainings they start from.
+
+    Raises ConfigError where `study.rerun` names a cell that is not in the study.
+    """
+    first = requests[0].config
+    output_dir = Path(first.output_dir)
+    names = name_cells(requests)
+    merged: dict[str, PlannedCell] = {}
+    for request, name in zip(requests, names, strict=True):
+        before = request.config.cell.pretraining
+        needs = None
+        if before is not None:
+            needs = identity(before)
+            if needs not in merged:
+                study_of_part = dataclasses.replace(request.config.study, part="pretraining")
+                config = dataclasses.replace(request.config, study=study_of_part)
+                label = f"pretrain/{before.dataset.name}/s{before.seed}"
+                overrides = (*request.overrides, "study.part=pretraining")
+                merged[needs] = PlannedCell(needs, label, config, overrides, Record(output_dir / needs).state())
+        key = identity(request.config.cell)
+        if key in merged:
+            cell = merged[key]
+            if name != cell.name:
+                merged[key] = dataclasses.replace(cell, aliases=(*cell.aliases, name))
+            continue
+        merged[key] = PlannedCell(key, name, request.config, request.overrides, Record(output_dir / key).state(), needs)
+    cells = _select(list(merged.values()), first)
+    return Plan(
+        study, output_dir, tuple(cells), tuple([*_drift(cells, study, output_dir), *_mixture(cells, output_dir)])
+    )
+
+
+def _select(cells: list[PlannedCell], config: Config) -> list[PlannedCell]:
+    """Mark what this command trains: what is missing or interrupted, and what the user asks to repeat."""
+    rerun = config.study.rerun
+    wanted = {c.id for c in cells} if rerun == "all" else set([rerun] if isinstance(rerun, str) else rerun or ())
+    if unknown := wanted - {c.id for c in cells}:
+        raise ConfigError(
+            f"study.rerun: {sorted(unknown)[0]!r} is no cell of this study; its cells: {', '.join(c.id for c in cells)}"
+        )
+
+    def selected(cell: PlannedCell) -> bool:
+        if cell.id in wanted:
+            return True
+        return cell.state in ("missing", "interrupted", "running") or (
+            cell.state == "failed" and config.study.retry_failed
+        )
+
+    chosen = {c.id: dataclasses.replace(c, selected=selected(c)) for c in cells}
+    needed = {c.needs for c in chosen.values() if c.selected}
+    pretraining_only = [c.id for c in chosen.values() if c.stage == 0 and c.id not in needed and c.id not in wanted]
+    return [dataclasses.replace(c, selected=False) if c.id in pretraining_only else c for c in chosen.values()]
+
+
+def name_cells(requests: Sequence[Request]) -> list[str]:
+    """A short name for each request, of what varies between them: `randaug/s1`."""
+    rows = [_traits(request) for request in requests]
+    keys = dict.fromkeys(key for row in rows for key in row)
+    varying = [key for key in keys if len({row.get(key) for row in rows}) > 1] or ["augment"]
+    names = []
+    for request, row in zip(requests, rows, strict=True):
+        parts = [
+            str(row[key]) if key in GROUPS else f"{key.split('.')[-1]}={row[key]}" for key in varying if key in row
+        ]
+        names.append("/".join([*parts, f"s{request.config.cell.seed}"]))
+    return names
+
+
+def _traits(request: Request) -> dict[str, Any]:
+    traits: dict[str, Any] = {group: request.config.labels.get(group, "") for group in GROUPS}
+    for override in request.overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key not in GROUPS and key != "seed" and "@" not in key:
+            traits[key] = value
+    return traits
+
+
+def study_name(config: Config, requests: Sequence[Request]) -> str:
+    """The study's name: given, or the experiment's, or made of the data set and of what varies."""
+    if config.study.name:
+        return config.study.name
+    rows = [_traits(request) for request in requests]
+    varying = [key for key in rows[0] if len({row.get(key) for row in rows}) > 1]
+    return "_".join([config.labels.get("dataset", "study"), *(key.split(".")[-1] for key in varying)])
+
+
+def study_content(plan: Plan, config: Config) -> dict[str, Any]:
+    """What output_dir/studies/NAME.json says: which cells, under which names."""
+    cells = []
+    for cell in plan.cells:
+        part = cell.config.study.part
+        entry = {"id": cell.id, "name": cell.name, "part": part, "needs": cell.needs, "aliases": list(cell.aliases)}
+        cells.append(entry | {"labels": dict(cell.config.labels), "overrides": list(cell.overrides)})
+    return {"table": config.study.table, "cells": cells}
+
+
+def _drift(cells: Iterable[PlannedCell], study: str, output_dir: Path) -> list[str]:
+    """Cells that this study knew under the same name with another meaning: a default has changed since."""
+    known = read_study(output_dir, study) or {"cells": []}
+    before = {entry["name"]: entry["id"] for entry in known["cells"]}
+    notes = []
+    for cell in cells:
+        old = before.get(cell.name)
+        if old is None or old == cell.id or cell.config.study.part != "cell":
+            continue
+        recorded = Record(output_dir / old).read("config.yaml")
+        if recorded:
+            changes = differences(recorded["experiment"], experiment(cell.config.cell)) or ["the code's semantics"]
+            notes.append(f"{cell.name} was {old} and is now {cell.id}: {'; '.join(changes)}")
+    return notes
+
+
+def _mixture(cells: Sequence[PlannedCell], output_dir: Path) -> list[str]:
+    """Whether finished and coming cells would mix code, packages or kinds of device."""
+    if not any(c.selected for c in cells):
+        return []
+    commits, packages, devices = set(), set(), set()
+    for cell in cells:
+        if cell.state == "finished" and not cell.selected:
+            origin = Record(output_dir / cell.id).read("provenance.json") or {}
+            commits.add((origin.get("commit"), origin.get("dirty")))
+            packages.add(tuple(sorted(origin.get("packages", {}).items())))
+            devices.add(origin.get("device_name"))
+    notes = []
+    now = code_version()
+    if others := commits - {(now["commit"], now["dirty"])}:
+        shown = ", ".join(sorted((c or "no commit")[:9] + ("+changes" if d else "") for c, d in others))
+        notes.append(f"finished cells are of other code ({shown}); study.rerun=all trains them anew with this one")
+    current = tuple(sorted(package_versions().items()))
+    for other in packages - {current}:
+        changed = [f"{k} {v} → {dict(current).get(k)}" for k, v in other if dict(current).get(k) != v]
+        notes.append(f"finished cells are of other packages: {', '.join(changed)}")
+    if len(devices) > 1:
+        notes.append(f"finished cells are of several kinds of device: {', '.join(sorted(map(str, devices)))}")
+    return notes
+
+
+def throughputs(output_dir: Path) -> list[dict[str, Any]]:
+    """What finished cells tell about speed: model, device kind, images per second and device, size of the record."""
+    known = []
+    for record in records(output_dir):
+        result, config = record.read("result.json"), record.read("config.yaml")
+        if result and config:
+            origin = record.read("provenance.json") or {}
+            devices = max(1, config["runtime"]["devices"])
+            known.append({
+                "id": record.id, "model": config["experiment"]["model"], "device_name": origin.get("device_name"),
+                "images_per_second": result["images_per_second"] / devices,
+                "overhead": result["wall_seconds"] * result["images_per_second"], "result": result, "config": config,
+            })  # fmt: skip
+    return known

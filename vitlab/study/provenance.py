@@ -1,0 +1,58 @@
+"""Where a result comes from: code, packages, machine, command."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "wandb")
+_ROOT = Path(__file__).parents[2]
+
+
+@functools.cache
+def code_version() -> dict[str, Any]:
+    """The git commit of vitlab's folder, and whether files differ from it; commit None outside a repository."""
+    commit = _git("rev-parse", "HEAD")
+    return {"commit": commit and commit.strip(), "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def code_patch() -> str:
+    """What differs from the commit, as a patch; empty for a clean tree."""
+    return _git("diff", "HEAD") or ""
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that can change a number, and Python's."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return versions
+
+
+def provenance(device_name: str) -> dict[str, Any]:
+    """All of it, as written to provenance.json. `device_name` is the kind of device that trains."""
+    return {
+        **code_version(), "packages": package_versions(), "device_name": device_name, "host": socket.gethostname(),
+        "platform": platform.platform(), "cpus": os.cpu_count(), "command": sys.argv,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }  # fmt: skip

@@ -1,0 +1,176 @@
+"""One folder per cell: all that is known about it, readable at every instant, whatever dies when.
+
+A finished cell is one that has a `result.json`, and it is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+SCHEMA_VERSION = 1
+State = Literal["finished", "running", "failed", "interrupted", "missing"]
+
+
+class Record:
+    """The folder of one cell, `output_dir/<identity>`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    def state(self) -> State:
+        """Where the cell stands; only the file system is asked."""
+        if (self.folder / "result.json").exists():
+            return "finished"
+        if not self.folder.exists():
+            return "missing"
+        if self.is_locked():
+            return "running"
+        if (self.folder / "failure.json").exists():
+            return "failed"
+        return "interrupted" if (self.folder / "config.yaml").exists() else "missing"
+
+    def is_locked(self) -> bool:
+        """Whether a living process holds this cell. A dead holder cannot: its lock ends with it."""
+        try:
+            with (self.folder / "lock").open("r+") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Hold the cell; yields False where another process holds it. Raises OSError for a read-only folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            stream.truncate(0)
+            stream.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            stream.flush()
+            yield True
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON or YAML file atomically."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / name
+        temporary = path.with_name(f".{name}.{os.getpid()}")
+        text = (
+            yaml.safe_dump(content, sort_keys=False) if path.suffix == ".yaml" else json.dumps(content, indent=1) + "\n"
+        )
+        try:
+            with temporary.open("w") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OSError(f"could not write {path}: {error}") from error
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON or YAML file of the folder, or None. Raises ValueError for a damaged file or a newer schema."""
+        path = self.folder / name
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return None
+        try:
+            content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+        except (json.JSONDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: damaged ({error}); remove it or restore it") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: damaged (no mapping inside); remove it or restore it")
+        if content.get("schema_version", 0) > SCHEMA_VERSION:
+            raise ValueError(
+                f"{path}: written by a newer vitlab (schema {content['schema_version']}, this one reads up to "
+                f"{SCHEMA_VERSION}); update vitlab or use another output_dir"
+            )
+        return content
+
+    def append_row(self, row: dict[str, Any]) -> None:
+        """Add a row to metrics.jsonl; it is on the disk when this returns."""
+        with (self.folder / "metrics.jsonl").open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line that a dying process left unfinished is not one."""
+        path = self.folder / "metrics.jsonl"
+        rows = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
+
+    def keep_rows(self, epochs: int) -> None:
+        """Drop the rows after epoch `epochs`: what follows is about to be trained again."""
+        rows = self.rows()
+        kept = [row for row in rows if row["epoch"] <= epochs]
+        path = self.folder / "metrics.jsonl"
+        if path.exists() and path.read_text() != (text := "".join(json.dumps(row) + "\n" for row in kept)):
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_text(text)
+            temporary.replace(path)
+
+    def remove(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+    def archive(self) -> Path:
+        """Move everything but the archive itself into `archive/<time>`, so that the cell can be trained anew."""
+        target = self.folder / "archive" / time.strftime("%Y%m%d-%H%M%S")
+        target.mkdir(parents=True)
+        for entry in self.folder.iterdir():
+            if entry.name not in ("archive", "lock"):
+                shutil.move(str(entry), target / entry.name)
+        return target
+
+    def log_tail(self, lines: int = 5) -> list[str]:
+        """The last lines of the cell's log."""
+        path = self.folder / "log.txt"
+        return path.read_text(errors="replace").splitlines()[-lines:] if path.exists() else []
+
+
+def records(output_dir: Path) -> list[Record]:
+    """Every cell's record below `output_dir`."""
+    if not output_dir.is_dir():
+        return []
+    return [Record(entry) for entry in sorted(output_dir.iterdir()) if (entry / "config.yaml").is_file()]
+
+
+def write_study(output_dir: Path, name: str, content: dict[str, Any]) -> Path:
+    """Write the list of a study's cells to `output_dir/studies/<name>.json`, atomically."""
+    Record(output_dir / "studies").write(f"{name}.json", {"schema_version": SCHEMA_VERSION, "name": name} | content)
+    return output_dir / "studies" / f"{name}.json"
+
+
+def read_study(output_dir: Path, name: str | None = None) -> dict[str, Any] | None:
+    """The study of that name, or the last one; None where there is none."""
+    folder = output_dir / "studies"
+    if name is None:
+        files = sorted(folder.glob("*.json"), key=lambda f: f.stat().st_mtime_ns) if folder.is_dir() else []
+        if not files:
+            return None
+        name = files[-1].stem
+    return Record(folder).read(f"{name}.json")
