@@ -1,7 +1,7 @@
-"""Dunnett's comparison of k groups with one control, equal n (Dunnett, JASA 1955): its two-sided critical value.
+"""Dunnett's comparison of k groups with one control (Dunnett, JASA 1955), two-sided, by quadrature.
 
-scipy.stats.dunnett draws random numbers and varies in its sixth digit; this is the same distribution by quadrature,
-deterministic and computed once per (k, degrees of freedom).
+scipy.stats.dunnett draws random numbers and varies in its sixth digit from call to call; this is the same
+distribution, deterministic and computed once per design. Groups may differ in size.
 """
 
 from __future__ import annotations
@@ -13,43 +13,53 @@ from scipy import optimize, stats
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(96)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+_SHARES = (np.arange(400) + 0.5) / 400
 
 
-def coverage(critical: float, k: int, df: float) -> float:
-    """P(max |T_i| <= critical) for k comparisons with one control, equal n (correlation 1/2), `df` of the variance."""
-    shares = (np.arange(200) + 0.5) / 200
-    scale = np.sqrt(stats.chi2.ppf(shares, df) / df)  # (Q,) of the pooled deviation over the true one
-    bound = np.sqrt(2) * critical * scale[:, None]
-    inside = stats.norm.cdf(_NODES + bound) - stats.norm.cdf(_NODES - bound)  # (Q, nodes)
-    return float((inside**k @ _WEIGHTS).mean())
+@functools.lru_cache(maxsize=4096)
+def coverage(critical: float, sizes: tuple[int, ...], control: int, df: float) -> float:
+    """P(max |T_i| <= critical): groups of `sizes` against a `control` group, variance pooled over `df`.
+
+    Given the control's deviation z and the pooled deviation, the k statistics are independent (equation 2 of the
+    paper); z is integrated by Gauss and Hermite, the deviation by the quantiles of chi-squared.
+    """
+    scale = np.sqrt(stats.chi2.ppf(_SHARES, df) / df)[:, None]  # (Q, 1) pooled over true deviation
+    inside = np.ones((len(_SHARES), len(_NODES)))
+    for size, times in zip(*np.unique(sizes, return_counts=True), strict=True):
+        loading = np.sqrt(size / (size + control))
+        rest = np.sqrt(1 - loading**2)
+        shift = loading * _NODES[None, :]
+        one = stats.norm.cdf((shift + critical * scale) / rest) - stats.norm.cdf((shift - critical * scale) / rest)
+        inside *= one**times
+    return float((inside @ _WEIGHTS).mean())
 
 
 @functools.lru_cache(maxsize=256)
-def critical_value(k: int, df: float, level: float = 0.95) -> float:
-    """The half-width, in standard errors of a difference, of simultaneous two-sided intervals."""
-    if df <= 0 or k < 1:
-        raise ValueError(f"needs at least one comparison and one degree of freedom, got k={k}, df={df}")
-    return float(optimize.brentq(lambda c: coverage(c, k, df) - level, 0.1, 1e4 if df < 2 else 100.0))
+def critical_value(sizes: tuple[int, ...], control: int, df: float, level: float = 0.95) -> float:
+    """The half-width, in standard errors of each difference, of simultaneous two-sided intervals.
+
+    Raises ValueError without at least one group and one degree of freedom.
+    """
+    if df < 1 or not sizes:
+        raise ValueError(f"needs at least one comparison and one degree of freedom, got {len(sizes)} and {df}")
+    return float(optimize.brentq(lambda c: coverage(c, sizes, control, df) - level, 0.1, 1e4 if df < 2 else 100.0))
 
 
-def adjusted_p(statistic: float, k: int, df: float) -> float:
-    """The two-sided p-value of one of k comparisons, adjusted for all of them."""
-    return float(min(1.0, max(0.0, 1 - coverage(abs(statistic), k, df))))
+def adjusted_p(statistic: float, sizes: tuple[int, ...], control: int, df: float) -> float:
+    """The two-sided p-value of one of the comparisons, adjusted for all of them."""
+    return float(np.clip(1 - coverage(abs(float(statistic)), sizes, control, df), 0, 1))
 
 
 def minimum_detectable_difference(
     k: int, n: int, sd: float, *, power: float = 0.8, level: float = 0.95
 ) -> float | None:
-    """The smallest true difference to the control that is found with probability `power`: k groups, n seeds each.
+    """The smallest true difference to the control found with probability `power`: k groups and it, n seeds each.
 
     In the unit of `sd`, the deviation between seeds. None where n = 1: a single seed detects nothing.
     """
     if n < 2:
         return None
     df = (k + 1) * (n - 1)
-    critical = critical_value(k, df, level)
-
-    def found(shift: float) -> float:
-        return float(stats.nct.sf(critical, df, shift)) - power
-
-    return float(optimize.brentq(found, 0.0, critical + 50)) * sd * np.sqrt(2 / n)
+    critical = critical_value((n,) * k, n, df, level)
+    shift = optimize.brentq(lambda s: float(stats.nct.sf(critical, df, s)) - power, 0.0, critical + 50)
+    return float(shift) * sd * float(np.sqrt(2 / n))

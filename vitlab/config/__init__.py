@@ -1,6 +1,7 @@
 """What a run is: frozen, typed, validated. The one place where keys, defaults and ranges are written."""
 
 from vitlab.config.check import check_cell, check_run
+from vitlab.config.choices import choice, options
 from vitlab.config.parse import build, parse, register_schemas, suggest
 from vitlab.config.schema import (
     GROUPS,
@@ -39,7 +40,9 @@ __all__ = [
     "build",
     "check_cell",
     "check_run",
+    "choice",
     "experiment",
+    "options",
     "parse",
     "plain",
     "register_schemas",

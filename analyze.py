@@ -1,0 +1,25 @@
+"""vitlab's one entry point for reading: results in, tables out. `python analyze.py --help`, README.md."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="analyze")
+def main(tree: DictConfig) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from vitlab.analysis.command import analyze
+
+    chosen = HydraConfig.get().runtime.choices.get("table")
+    composed = OmegaConf.to_container(tree, resolve=True)
+    try:
+        for line in analyze(composed, chosen):  # pyright: ignore[reportArgumentType]
+            print(line)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"vitlab: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Every source of results as one tidy DataFrame: a row per cell, a column per fact."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vitlab.study.record import Record, read_study, records
+
+FIGURES = ("top1", "top5", "loss", "epoch")
+PARTS = ("last", "best", "ema.last", "ema.best")
+
+
+def collect(output_dir: str | Path = "runs", study: str | None = None) -> pd.DataFrame:
+    """The cells below `output_dir`, or those of one study in its order, whatever state they are in.
+
+    Columns: id, name, state, seed, the flattened experiment (`augment.mixup`, `recipe.lr`, `pretrain.dataset.name`, …),
+    `label.<group>`, `last.top1` … `ema.best.loss` (percent, nats), num_eval, num_parameters, device_hours, commit,
+    device_name, devices, failure. Figures of unfinished cells are missing. Raises ValueError for a damaged record, or
+    where no such study is known.
+    """
+    folder = Path(output_dir)
+    if study is None:
+        return frame(read_record(record) for record in records(folder))
+    content = read_study(folder, study)
+    if content is None:
+        known = sorted(f.stem for f in (folder / "studies").glob("*.json"))
+        raise ValueError(f"study: no study {study!r} in {folder}; there are: {', '.join(known) or 'none'}")
+    rows = []
+    for entry in content["cells"]:
+        if entry["part"] == "cell":
+            row = read_record(Record(folder / entry["id"])) | {"name": entry["name"]}
+            row |= {f"label.{group}": label for group, label in entry["labels"].items()}
+            rows.append(row | {"aliases": entry["aliases"], "overrides": entry["overrides"]})
+    return frame(rows)
+
+
+def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a DataFrame whose order of columns depends on their names alone."""
+    data = pd.DataFrame(list(rows))
+    return data[sorted(data.columns)] if len(data) else pd.DataFrame(columns=["id", "name", "state"])
+
+
+def read_record(record: Record) -> dict[str, Any]:
+    """One cell's row."""
+    config = record.read("config.yaml")
+    row: dict[str, Any] = {"id": record.id, "state": record.state(), "folder": str(record.folder)}
+    if config is None:
+        return row
+    row |= experiment_columns(config["experiment"], config["labels"])
+    row |= {"name": config["name"], "devices": config["runtime"]["devices"]}
+    origin = record.read("provenance.json") or {}
+    row |= {"commit": origin.get("commit"), "dirty": origin.get("dirty"), "device_name": origin.get("device_name")}
+    if result := record.read("result.json"):
+        row |= result_columns(result)
+    if failure := record.read("failure.json"):
+        row["failure"] = f"{failure['type']}: {failure['message']}"
+    return row
+
+
+def experiment_columns(experiment: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
+    """The flattened experiment, and the labels beside it."""
+    return flatten(experiment) | {f"label.{group}": label for group, label in labels.items()}
+
+
+def result_columns(result: Mapping[str, Any]) -> dict[str, Any]:
+    """result.json's figures as columns. Raises ValueError for a figure that is not a number."""
+    row: dict[str, Any] = {}
+    for part in PARTS:
+        node: Any = result
+        for key in part.split("."):
+            node = (node or {}).get(key)
+        for figure in FIGURES:
+            value = (node or {}).get(figure)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(
+                    f"{result['id']}: {part}.{figure} is {value}; the record is damaged, train the cell anew"
+                )
+            row[f"{part}.{figure}"] = value
+    row |= {key: result.get(key) for key in ("num_eval", "num_train", "num_parameters", "epochs", "images_per_second")}
+    return row | {"device_hours": result["device_seconds"] / 3600, "finished_at": result.get("finished_at")}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted columns; lists as JSON, so that values can be compared."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value) if isinstance(value, list) else value
+    return flat
