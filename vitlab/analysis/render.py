@@ -127,9 +127,12 @@ def to_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-_LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "Δ": r"$\Delta$", "✓": r"\cmark", "✗": r"\xmark",
-          "→": r"$\rightarrow$", "×": r"$\times$", "<": r"$<$", ">": r"$>$", "−": "--"}  # fmt: skip
+_LATEX = {
+    "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "Δ": r"$\Delta$",
+    "✓": r"\cmark", "✗": r"\xmark",
+    "→": r"$\rightarrow$", "×": r"$\times$", "<": r"$<$", ">": r"$>$", "−": "--",
+}  # fmt: skip
 
 
 def _tex(text: str) -> str:
@@ -168,8 +171,8 @@ def to_csv(table: Table) -> str:
     ticks = list(table.rows[0].ticks)
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([
-        "row", "dataset", *ticks, "n", "seeds", "top1", "sd", "delta", "ci_low", "ci_high", "p_adjusted", "top5", "best_top1",
-        "ema_top1", "top1_values", "parameters", "device_hours", "missing", "ids",
+        "row", "dataset", *ticks, "n", "seeds", "top1", "sd", "delta", "ci_low", "ci_high", "p_adjusted", "top5",
+        "best_top1", "ema_top1", "top1_values", "parameters", "device_hours", "missing", "ids",
     ])  # fmt: skip
     for row in table.rows:
         for dataset, e in row.entries.items():

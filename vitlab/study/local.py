@@ -50,8 +50,9 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
             f"study.cells_at_once: {slots} cells on {config.devices} devices each need {slots * config.devices} GPUs, "
             f"and {len(gpus)} are visible"
         )
+    _make_importable()
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["vitlab.train.fit", *(["wandb"] if config.wandb.mode != "disabled" else [])])
+    context.set_forkserver_preload(["vitlab.study.preload", *(["wandb"] if config.wandb.mode != "disabled" else [])])
     waiting, running, outcomes = list(plan.todo), [], {}
     stopping = False
     with _deferred_interrupt() as interrupted:
@@ -167,6 +168,7 @@ def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connec
     os.dup2(stream.fileno(), sys.stdout.fileno())
     os.dup2(stream.fileno(), sys.stderr.fileno())
     sys.stdout = sys.stderr = stream
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
     _stop_with_parent()
     outcome = run_on_this_machine(config, study, name, pipe.send)
     pipe.send({"outcome": outcome})
@@ -225,6 +227,14 @@ def _deferred_interrupt() -> Any:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _make_importable() -> None:
+    """Let the fork server import vitlab from any working directory; where it cannot, it silently preloads nothing."""
+    root = str(Path(__file__).parents[2])
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if root not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, known)])
 
 
 def visible_gpus() -> list[str]:

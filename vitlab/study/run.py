@@ -165,13 +165,14 @@ def _attempts(record: Record, origin: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, the first of the signals that end a job asks for a stop at the next step; a second one acts at once."""
+    """Inside, a signal that ends a job asks for a stop at the next step; a second Ctrl-C acts at once."""
     asked = threading.Event()
     previous: dict[int, Any] = {}
 
     def ask(number: int, _frame: Any) -> None:
         asked.set()
-        signal.signal(number, previous[number])
+        if number == signal.SIGINT:
+            signal.signal(number, previous[number])
 
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:

@@ -1,0 +1,171 @@
+"""The commands a user types, on tiny data: run.py, interruption, analyze.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ["recipe.epochs=2", "recipe.warmup_epochs=0", "dataset.train_per_class=32", "wandb.mode=disabled"]
+
+
+def command(*words: str, script: str = "run.py") -> list[str]:
+    return [sys.executable, str(ROOT / script), *words]
+
+
+def run(*words: str, cwd: Path, script: str = "run.py", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words, script=script), cwd=cwd, capture_output=True, text=True, timeout=300,
+        env=os.environ | environment,
+    )  # fmt: skip
+
+
+def figures(folder: Path) -> dict:
+    """A finished cell's rows and result, without clock readings."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    timings = ("images_per_second", "seconds", "wall_seconds", "device_seconds", "finished_at")
+    rows, result = ([{k: v for k, v in d.items() if k not in timings} for d in group] for group in (rows, [result]))
+    return {"rows": rows, "result": result[0]}
+
+
+def only_cell(folder: Path) -> Path:
+    (cell,) = [p for p in folder.iterdir() if (p / "config.yaml").exists()]
+    return cell
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep of three conditions by its command, and the folder it ran in."""
+    folder = tmp_path_factory.mktemp("sweep")
+    tiny = [w for w in TINY if not w.startswith("wandb")]
+    done = run("-m", "augment=none,autoaug,mixup", *tiny, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done
+
+
+def test_a_sweep_trains_records_and_mirrors(swept):
+    folder, done = swept
+    assert "next: python analyze.py" in done.stdout and "wandb sync" in done.stdout
+    study = json.loads((folder / "runs/studies/digits_augment.json").read_text())
+    assert [c["name"] for c in study["cells"]] == ["none/s0", "autoaug/s0", "mixup/s0"]
+    for cell in study["cells"]:
+        record = folder / "runs" / cell["id"]
+        written = {p.name for p in record.iterdir()}
+        assert {"config.yaml", "provenance.json", "metrics.jsonl", "last.pt", "best.pt", "predictions.npz"} <= written
+        result = json.loads((record / "result.json").read_text())
+        assert result["schema_version"] == 1 and result["num_eval"] == 360 and result["last"]["epoch"] == 2
+        assert list(record.glob(f"wandb/offline-run-*-{cell['id']}/run-{cell['id']}.wandb"))
+    assert {p.name for p in folder.iterdir()} == {"runs"}, "nothing but the records is left behind"
+
+
+def test_a_finished_sweep_trains_nothing(swept):
+    folder, _ = swept
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("runs/c*/*") if p.name != "lock"}
+    tiny = [w for w in TINY if not w.startswith("wandb")]
+    done = run("-m", "augment=none,autoaug,mixup", *tiny, cwd=folder)
+    assert done.returncode == 0 and "nothing to train" in done.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in folder.glob("runs/c*/*") if p.name != "lock"}
+
+
+def test_analyze_prints_and_writes_the_table(swept):
+    folder, _ = swept
+    done = run(script="analyze.py", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    rows = [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:]
+    assert rows == ["none", "autoaug", "mixup"]
+    assert "this supports no ranking" in done.stdout
+    for ending in ("md", "tex", "csv", "html", "json"):
+        assert (folder / f"tables/digits_augment.{ending}").stat().st_size > 300
+    first = {p: p.read_bytes() for p in (folder / "tables").iterdir()}
+    run(script="analyze.py", cwd=folder)
+    assert {p: p.read_bytes() for p in (folder / "tables").iterdir()} == first, "byte-identical when nothing changed"
+
+
+def test_timm_reads_the_weights(swept):
+    import timm
+    import torch
+    from timm.models import load_checkpoint
+
+    folder, _ = swept
+    cell = next(p for p in (folder / "runs").iterdir() if (p / "last.pt").exists())
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 3, "num_heads": 4}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, **sizes)
+    load_checkpoint(model, str(cell / "last.pt"), use_ema=False)
+    ours = torch.load(cell / "last.pt", weights_only=True)["model"]
+    assert all(torch.equal(ours[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_an_interrupted_cell_continues_to_the_same_numbers(tmp_path, number):
+    """Signalled in the middle of an epoch and started again with the same command: bit-identical metrics."""
+    recipe = ["recipe.epochs=4", "recipe.warmup_epochs=1", "recipe.drop_path=0.1", "recipe.ema_decay=0.99"]
+    words = ["augment=mixup", *recipe, "wandb.mode=disabled"]
+    whole = run(*words, "output_dir=whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+
+    process = subprocess.Popen(
+        command(*words, "output_dir=broken"), cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    broken = tmp_path / "broken"
+    deadline = time.monotonic() + 120
+    while not list(broken.glob("c*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    cell = only_cell(broken)
+    assert not (cell / "result.json").exists(), "the signal came too late for this test"
+    if number != signal.SIGKILL:
+        assert process.returncode == 130, output
+        assert "To continue" in output
+    again = run(*words, "output_dir=broken", cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert figures(cell) == figures(only_cell(tmp_path / "whole"))
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    words = ["augment=mixup", "augment.mix_group=16", "recipe.drop_path=0.1", "recipe.repeated_augmentation=3", *TINY]
+    one = run(*words, "output_dir=one", cwd=tmp_path)
+    two = run(*words, "output_dir=two", "devices=2", cwd=tmp_path)
+    assert one.returncode == two.returncode == 0, one.stdout + one.stderr + two.stdout + two.stderr
+    a, b = (figures(only_cell(tmp_path / name)) for name in ("one", "two"))
+    assert only_cell(tmp_path / "one").name == only_cell(tmp_path / "two").name
+    for row, other in zip(a["rows"], b["rows"], strict=True):
+        assert row["train/loss"] == pytest.approx(other["train/loss"], rel=2e-4)
+        assert row["eval/loss"] == pytest.approx(other["eval/loss"], rel=2e-3)
+
+
+def test_torchrun_trains_one_cell_and_refuses_a_sweep(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    launch = [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(ROOT / "run.py")]
+    done = subprocess.run([*launch, *TINY], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (only_cell(tmp_path / "runs") / "result.json").exists()
+    refused = subprocess.run([*launch, "seed=0,1", *TINY], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert refused.returncode != 0 and "devices=2" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["augment=mixupp"], "mixup"),
+        (["recipe.epoch=3"], "epoch"),
+        (["-m", "augment=none,mixup", "augment.mix_group=7"], "mix_group"),
+        (["dataset=imagenet1k", "dataset.root=/nowhere", "model=vit_tiny_16_224"], "/nowhere"),
+    ],
+    ids=["choice", "key", "sweep", "data"],
+)
+def test_a_mistake_ends_in_one_message_and_trains_nothing(tmp_path, words, message):
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stdout + done.stderr and "Traceback" not in done.stdout + done.stderr
+    assert not list(tmp_path.glob("runs/c*/result.json"))

@@ -1,0 +1,11 @@
+"""What the fork server imports: the heavy modules, once. Imported nowhere else, since it changes a signal's handler."""
+
+import signal
+
+from vitlab.train.fit import fit
+
+# A signal to the whole process group (a terminal's, a batch system's) must reach the cells, which save, but leave the
+# server alive: it is the one that tells the controller how they ended.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+__all__ = ["fit"]
