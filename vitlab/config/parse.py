@@ -121,6 +121,10 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if len(value) != len(inner):
             raise ConfigError(f"{key}: got {len(value)} values {value!r}, expected {len(inner)}")
         return tuple(_convert(t, v, f"{key}[{i}]") for i, (t, v) in enumerate(zip(inner, value, strict=True)))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: got {value!r}, expected keys and values")
+        return {_convert(arguments[0], k, key): _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, key)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
