@@ -13,7 +13,8 @@ from scipy import optimize, stats
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(96)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
-_SHARES = (np.arange(400) + 0.5) / 400
+_LEGENDRE, _LEGENDRE_WEIGHTS = np.polynomial.legendre.leggauss(200)
+_SHARES, _SHARE_WEIGHTS = (_LEGENDRE + 1) / 2, _LEGENDRE_WEIGHTS / 2
 
 
 @functools.lru_cache(maxsize=4096)
@@ -21,7 +22,7 @@ def coverage(critical: float, sizes: tuple[int, ...], control: int, df: float) -
     """P(max |T_i| <= critical): groups of `sizes` against a `control` group, variance pooled over `df`.
 
     Given the control's deviation z and the pooled deviation, the k statistics are independent (equation 2 of the
-    paper); z is integrated by Gauss and Hermite, the deviation by the quantiles of chi-squared.
+    paper); z is integrated by Gauss and Hermite, the deviation over its quantiles.
     """
     scale = np.sqrt(stats.chi2.ppf(_SHARES, df) / df)[:, None]  # (Q, 1) pooled over true deviation
     inside = np.ones((len(_SHARES), len(_NODES)))
@@ -31,7 +32,7 @@ def coverage(critical: float, sizes: tuple[int, ...], control: int, df: float) -
         shift = loading * _NODES[None, :]
         one = stats.norm.cdf((shift + critical * scale) / rest) - stats.norm.cdf((shift - critical * scale) / rest)
         inside *= one**times
-    return float((inside @ _WEIGHTS).mean())
+    return float(_SHARE_WEIGHTS @ (inside @ _WEIGHTS))
 
 
 @functools.lru_cache(maxsize=256)

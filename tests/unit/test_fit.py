@@ -1,0 +1,113 @@
+"""The loop in-process: what it yields, how it resumes, what it refuses."""
+
+import dataclasses
+import errno
+
+import pytest
+import torch
+
+from vitlab.train import Interrupted
+from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
+from vitlab.train.fit import fit
+
+TINY = ("recipe.epochs=3", "recipe.warmup_epochs=1", "dataset.train_per_class=16", "recipe.ema_decay=0.9")
+
+
+def drain(generator):
+    """All events, and the generator's result (None if it was interrupted)."""
+    events = []
+    try:
+        while True:
+            events.append(next(generator))
+    except StopIteration as end:
+        return events, end.value
+    except Interrupted:
+        return events, None
+
+
+def rows(events):
+    timings = ("images_per_second", "seconds")
+    return [{k: v for k, v in e.items() if k not in timings} for e in events if "epoch" in e]
+
+
+def test_yields_a_row_per_epoch_and_returns_the_result(compose_config, tmp_path):
+    config = compose_config(*TINY, "recipe.keep_every=2")
+    events, result = drain(fit(config, config.cell, tmp_path))
+    assert [e["epoch"] for e in rows(events)] == [1, 2, 3]
+    assert result["last"]["epoch"] == 3 and result["ema"]["last"]["epoch"] == 3
+    best = max(rows(events), key=lambda r: r["eval/top1"])
+    assert result["best"]["top1"] == best["eval/top1"]
+    assert result["derived"]["steps_per_epoch"] == 5 and result["num_train"] == 160
+    assert {"last.pt", "best.pt", "best_ema.pt", "epoch_002.pt", "predictions.npz"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+    again, same = drain(fit(config, config.cell, tmp_path))
+    assert rows(again) == [] and same["last"] == result["last"]
+
+
+@pytest.mark.parametrize("stop_after", [2, 5, 7, 14])
+def test_stopping_anywhere_changes_nothing(compose_config, tmp_path, stop_after):
+    config = compose_config(*TINY, "augment=deit", "augment.mix_group=8", "recipe.drop_path=0.2")
+    whole, result = (
+        drain(fit(config, config.cell, tmp_path / "whole")) if (tmp_path / "whole").mkdir() is None else None
+    )
+    asked = iter(range(10**6))
+    (tmp_path / "cut").mkdir()
+    first, nothing = drain(fit(config, config.cell, tmp_path / "cut", stop=lambda: next(asked) == stop_after - 1))
+    assert nothing is None
+    second, resumed = drain(fit(config, config.cell, tmp_path / "cut"))
+    assert rows(first) + rows(second) == rows(whole)
+    assert resumed["last"] == result["last"] and resumed["best"] == result["best"] and resumed["ema"] == result["ema"]
+    states = [torch.load(tmp_path / n / "last.pt", weights_only=True)["model"] for n in ("whole", "cut")]
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+
+
+def test_accumulation_and_workers_change_nothing_but_rounding(compose_config, tmp_path):
+    base = compose_config(*TINY, "augment=deit", "augment.mix_group=8", "recipe.drop_path=0.2")
+    results = []
+    for name, changes in (("one", {}), ("four", {"device_batch": 8})):
+        (tmp_path / name).mkdir()
+        config = dataclasses.replace(base, **changes)
+        results.append(rows(drain(fit(config, config.cell, tmp_path / name))[0]))
+    for a, b in zip(*results, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
+
+
+def test_a_diverging_run_names_the_step(compose_config, tmp_path):
+    config = compose_config(*TINY, "recipe.lr=1e18", "recipe.optimizer=sgd")
+    with pytest.raises(FloatingPointError, match=r"not finite since step \d+ \(epoch 1\).*learning rate.*recipe\.lr"):
+        list(fit(config, config.cell, tmp_path))
+
+
+def test_other_data_are_refused(compose_config, tmp_path, monkeypatch):
+    config = compose_config(*TINY)
+    drain(fit(config, config.cell, tmp_path, stop=lambda: True))
+    monkeypatch.setattr("vitlab.data.memory.ArraySource.fingerprint", lambda self: "other")
+    with pytest.raises(ValueError, match=r"data have changed.*other"):
+        list(fit(config, config.cell, tmp_path))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint({"epoch": 1}, tmp_path / "last.pt")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vitlab.train.checkpoint.os.fsync", full)
+    with pytest.raises(OSError, match=r"could not save .*last\.pt.*No space left.*intact"):
+        save_checkpoint({"epoch": 2}, tmp_path / "last.pt")
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_newer_checkpoint_is_refused(tmp_path):
+    torch.save({"schema_version": 99}, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="newer vitlab"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+def test_no_device_of_that_kind(compose_config, tmp_path):
+    config = dataclasses.replace(compose_config(*TINY), device="cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device: cuda"):
+            next(fit(config, config.cell, tmp_path))

@@ -1,0 +1,108 @@
+"""Parameter groups, learning rates and the moving average beside timm's."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from vitlab.config import ModelConfig, RecipeConfig, choice
+from vitlab.models.build import build_model
+from vitlab.train.optim import MovingAverage, build_optimizer, learning_rate
+
+RECIPE = RecipeConfig(epochs=20, batch_size=64, lr=1e-2, warmup_epochs=3, min_lr=1e-5, warmup_lr=1e-6)
+
+
+def micro():
+    return build_model(choice("model", "vit_micro"), 10)
+
+
+def timm_scheduler(recipe, by_epoch, steps):
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=recipe.peak_lr)
+    unit = 1 if by_epoch else steps
+    scheduler = CosineLRScheduler(
+        optimizer, t_initial=recipe.epochs * unit, lr_min=recipe.min_lr, warmup_t=int(recipe.warmup_epochs * unit),
+        warmup_lr_init=recipe.warmup_lr, t_in_epochs=by_epoch,
+    )  # fmt: skip
+    return optimizer, scheduler
+
+
+def test_rate_by_step_is_timms_cosine():
+    optimizer, scheduler = timm_scheduler(RECIPE, by_epoch=False, steps=7)
+    for step in range(20 * 7):
+        scheduler.step_update(step)
+        assert learning_rate(RECIPE, step, 7) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+
+
+def test_rate_by_epoch_is_deits():
+    """DeiT steps after an epoch with that epoch's index: epochs 0 and 1 share the first rate."""
+    recipe = dataclasses.replace(RECIPE, schedule_by="epoch")
+    optimizer, scheduler = timm_scheduler(recipe, by_epoch=True, steps=7)
+    for epoch in range(20):
+        rate = optimizer.param_groups[0]["lr"]
+        assert learning_rate(recipe, epoch * 7, 7) == learning_rate(recipe, epoch * 7 + 6, 7) == pytest.approx(rate)
+        scheduler.step(epoch)
+    assert learning_rate(recipe, 0, 7) == learning_rate(recipe, 7, 7) == 1e-6
+
+
+def test_weight_decay_spares_what_timm_spares():
+    model = micro()
+    ours = build_optimizer(model, RecipeConfig(epochs=1, batch_size=8, lr=1e-3, weight_decay=0.05)).param_groups
+    theirs = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
+    for group in ours:
+        (match,) = [g for g in theirs if g["weight_decay"] == group["weight_decay"]]
+        assert {id(p) for p in group["params"]} == {id(p) for p in match["params"]}
+
+
+def test_moving_average_is_a_recursion():
+    model = nn.Linear(2, 2)
+    average = MovingAverage(model, 0.9, warmup=True)
+    expected = model.weight.detach().clone()
+    for step in range(30):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 2, generator=torch.Generator().manual_seed(step)))
+        average.update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+    assert torch.allclose(average.model.weight, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_16_224", "vit_small_16_224", "vit_base_16_224"])
+def test_published_sizes(name):
+    """Parameters of DeiT's Table 1 (5.7 M, 22 M, 86 M); the book's log says 5,717,416 for the smallest."""
+    with torch.device("meta"):
+        count = sum(p.numel() for p in build_model(choice("model", name), 1000).parameters())
+    assert count == {"vit_tiny_16_224": 5_717_416, "vit_small_16_224": 22_050_664, "vit_base_16_224": 86_567_656}[name]
+
+
+def test_an_impossible_model_is_named():
+    with pytest.raises(ValueError, match=r"model\.name.*vit_tiny_patch16_224"):
+        build_model(ModelConfig(name="vit_tiny_patch16_22"), 10)
+    with pytest.raises(ValueError, match=r"model\.name.*resnet18"):
+        build_model(ModelConfig(name="resnet18"), 10)
+
+
+def test_drop_path_rates_and_masks():
+    from vitlab.draws import Draws
+    from vitlab.models.drop_path import DropPath, install_drop_path
+
+    model = micro()
+    masks = install_drop_path(model, 0.5)
+    assert [m.branch for m in model.modules() if isinstance(m, DropPath)] == [0, 1, 2, 3, 4, 5]
+    draws = Draws(0, 0, np.arange(20_000))
+    masks.draw(draws, torch.device("cpu"))
+    kept = (masks.scale > 0).float().mean(1)
+    assert torch.allclose(kept, torch.tensor([1, 1, 0.75, 0.75, 0.5, 0.5]), atol=0.012)
+    assert torch.allclose(masks.scale.mean(1), torch.ones(6), atol=0.025)
+    images = torch.randn(6, 3, 16, 16)
+    model.train()
+    masks.draw(draws.select(slice(0, 6)), images.device)
+    whole = model(images)
+    masks.draw(draws.select(slice(2, 4)), images.device)
+    assert torch.allclose(whole[2:4], model(images[2:4]), atol=1e-5)
+    model.eval()
+    assert not torch.allclose(whole, model(images), atol=1e-3)
