@@ -46,10 +46,10 @@ def instance(number: int) -> Instance:
     return Instance(variant, block * PUBLISHED_COUNTS + (turn + flip) % PUBLISHED_COUNTS, flip)
 
 
-def mask_key(seed: int, category: int, variant: int, count: int, epoch: int = 0) -> int:
-    """The 64-bit key of one picture's masks."""
-    picture = np.array([(category * NUM_VARIANTS + variant) << 32 | count])
-    return int(Draws(seed, epoch, picture).bits(_STREAM, 1)[0, 0])
+def mask_keys(seed: int, pictures: np.ndarray, epoch: int = 0) -> np.ndarray:
+    """The 64-bit keys (n,) uint64 of the masks of `pictures` (n, 3): category, variant, count."""
+    category, variant, count = np.asarray(pictures, dtype=np.int64).T
+    return Draws(seed, epoch, (category * NUM_VARIANTS + variant) << 32 | count).bits(_STREAM, 1)[:, 0]
 
 
 def pack(codes: np.ndarray) -> np.ndarray:
@@ -64,9 +64,7 @@ def unpack(packed: np.ndarray, size: int) -> np.ndarray:
     return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)[..., :size]
 
 
-def render(
-    packed: np.ndarray, key: int, *, flip: int = 0, box: tuple[int, int, int, int] | None = None
-) -> np.ndarray:
+def render(packed: np.ndarray, key: int, *, flip: int = 0, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
     """The picture (h, w) uint8, 0 or 127, or the part of it in `box` (top, left, height, width).
 
     Only what the box holds is computed. `packed` (S, ceil(S / 2)) is one variant's geometry; the box lies within the
@@ -120,7 +118,9 @@ def _mask(cell, low, high):
     h = np.uint32(h ^ np.uint32(h >> np.uint32(13)))
     h = np.uint32(h * np.uint32(0xC2B2AE35))
     h = np.uint32(h ^ np.uint32(h >> np.uint32(16)))
-    return np.uint32(np.uint32(np.uint32(np.uint32(h >> np.uint32(9)) * np.uint32(511)) >> np.uint32(23)) + np.uint32(1))
+    return np.uint32(
+        np.uint32(np.uint32(np.uint32(h >> np.uint32(9)) * np.uint32(511)) >> np.uint32(23)) + np.uint32(1)
+    )
 
 
 @njit(nogil=True, cache=True)
