@@ -12,7 +12,7 @@ from timm.data.mixup import Mixup
 
 from vitlab.config import AugmentConfig, choice
 from vitlab.data.augment import Augment, mix
-from vitlab.data.augment.engine import erase_boxes
+from vitlab.data.augment.erasing import erase_boxes, fill_with_noise
 from vitlab.data.augment.mixing import draw_mixing, smooth
 from vitlab.data.augment.noise import counter_normal
 from vitlab.data.augment.policies import (
@@ -134,12 +134,26 @@ def test_erasing_comes_after_normalisation():
     assert abs(float(noise.mean())) < 0.02 and float(noise.std()) == pytest.approx(1, abs=0.02)
 
 
+def test_erasing_touches_its_boxes_only():
+    images = torch.zeros(50, 3, 14, 18)
+    draws = Draws(0, 0, np.arange(50))
+    boxes = erase_boxes(0.6, 14, 18, draws)
+    fill_with_noise(images, boxes, draws)
+    for image, (top, left, height, width) in zip(images, boxes, strict=True):
+        assert bool((image[:, top : top + height, left : left + width] != 0).all())
+        image[:, top : top + height, left : left + width] = 0
+    assert not images.any()
+
+
 def test_counter_noise_is_normal_and_independent():
-    noise = counter_normal(torch.arange(400), (3, 16, 16)).double()
+    keys, places = torch.arange(400).repeat_interleave(256), torch.arange(256).repeat(400)
+    noise = counter_normal(keys, places).double()
     assert abs(float(noise.mean())) < 0.005 and float(noise.std()) == pytest.approx(1, abs=0.005)
     assert float((noise**4).mean()) == pytest.approx(3, abs=0.05)
-    flat = noise.flatten(1)
-    assert abs(float((flat[1:] * flat[:-1]).mean())) < 0.01 and abs(float((flat[:, 1:] * flat[:, :-1]).mean())) < 0.01
+    channels = np.corrcoef(noise.numpy().T) - np.eye(3)
+    flat = noise.view(400, -1)
+    assert np.abs(channels).max() < 0.015
+    assert abs(float((flat[1:] * flat[:-1]).mean())) < 0.01 and abs(float((flat[:, 3:] * flat[:, :-3]).mean())) < 0.01
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "deit"])

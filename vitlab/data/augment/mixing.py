@@ -14,6 +14,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from vitlab.config import AugmentConfig
+from vitlab.data.augment.transfer import to_device
 from vitlab.draws import Draws
 
 
@@ -24,42 +25,48 @@ def mix(
 
     Returns (images, targets): targets are (B, num_classes) float32 distributions where mixing or smoothing is on,
     else the labels themselves. `draws_of_groups` are of the B / mix_group groups. Raises ValueError where B is no
-    multiple of the group. Mixup: Zhang et al., ICLR 2018; cutmix: Yun et al., ICCV 2019.
+    multiple of the group, or the group is odd. Mixup: Zhang et al., ICLR 2018; cutmix: Yun et al., ICCV 2019.
     """
     if not augment.mixes:
         return images, smooth(labels, num_classes, augment.smoothing) if augment.smoothing else labels
     size, count = augment.mix_group, len(images) // augment.mix_group
     if count * size != len(images) or size % 2 or count != len(draws_of_groups):
-        raise ValueError(f"{len(images)} samples do not make {len(draws_of_groups)} groups of augment.mix_group={size}")
+        raise ValueError(
+            f"augment.mix_group: {len(images)} samples do not make {len(draws_of_groups)} groups of {size}; "
+            "give an even divisor of the batch"
+        )
     lam, boxes, cuts = draw_mixing(augment, images.shape[2], images.shape[3], draws_of_groups)
+    table = to_device(np.column_stack([lam, cuts, boxes]).astype(np.float32), images.device)
+    share, cut, top, bottom, left, right = table.T.view(6, -1, 1, 1, 1, 1)
 
-    grouped = images.view(count, size, *images.shape[1:])
-    partners = grouped.flip(1)
-    weight = _to(lam, images).view(-1, 1, 1, 1, 1)
-    mixed = torch.lerp(partners, grouped, weight)
+    weight = share  # of a sample in its own pixels: lambda everywhere (mixup), or 0 in the box and 1 around it (cutmix)
     if cuts.any():
-        top, bottom, left, right = _to(boxes, images).T.view(4, -1, 1, 1, 1, 1)
         y = torch.arange(images.shape[2], device=images.device).view(1, 1, 1, -1, 1)
         x = torch.arange(images.shape[3], device=images.device).view(1, 1, 1, 1, -1)
-        inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-        pasted = torch.where(inside, partners, grouped)
-        mixed = torch.where(_to(cuts, images).view(-1, 1, 1, 1, 1), pasted, mixed)
+        outside = (y < top) | (y >= bottom) | (x < left) | (x >= right)
+        weight = torch.where(cut > 0, outside.float(), share)  # (G, 1, 1, S, S)
+    grouped = images.reshape(count, size, *images.shape[1:])
+    mixed = torch.lerp(grouped.flip(1), grouped, weight)
 
     targets = smooth(labels, num_classes, augment.smoothing).view(count, size, num_classes)
-    targets = torch.lerp(targets.flip(1), targets, weight.view(-1, 1, 1))
+    targets = torch.lerp(targets.flip(1), targets, share.view(-1, 1, 1))
     return mixed.view_as(images), targets.view(-1, num_classes)
 
 
 def draw_mixing(
     augment: AugmentConfig, height: int, width: int, draws: Draws
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each of G groups: lambda (G,) float32 as applied, the cutmix box (G, 4) of top, bottom, left, right, and
-    whether it is cutmix (G,) bool. Lambda 1 where the group is left alone."""
+    """Of each of G groups: lambda (G,) as applied, the cutmix box (G, 4) of top, bottom, left, right, and whether it
+    is cutmix (G,) bool. Lambda is 1 where the group is left alone.
+
+    The box is that of the timm that DeiT was trained with (0.3.2): half of its side, rounded down, to either side of
+    its centre; lambda is then what the clipped box leaves.
+    """
     uniform = draws.uniform("mix", 5)
     cuts = (
         uniform[:, 1] < augment.mixup_switch_prob
         if augment.mixup and augment.cutmix
-        else uniform[:, 1] < float(augment.cutmix > 0)
+        else np.full(len(draws), augment.cutmix > 0)
     )
     alpha = np.where(cuts, augment.cutmix or 1.0, augment.mixup or 1.0)
     lam = betaincinv(alpha, alpha, uniform[:, 2])
@@ -71,14 +78,9 @@ def draw_mixing(
     top, bottom = np.clip(y - cut_height // 2, 0, height), np.clip(y + cut_height // 2, 0, height)
     left, right = np.clip(x - cut_width // 2, 0, width), np.clip(x + cut_width // 2, 0, width)
     kept = 1 - (bottom - top) * (right - left) / (height * width)
-    lam = np.where(cuts, kept, lam)
-    return lam.astype(np.float32), np.stack([top, bottom, left, right], 1), cuts
+    return np.where(cuts, kept, lam), np.stack([top, bottom, left, right], 1), cuts
 
 
 def smooth(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     """One-hot distributions (B, num_classes) with `smoothing` spread over all classes (Szegedy et al., CVPR 2016)."""
     return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
-
-
-def _to(array: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(array).to(like.device, non_blocking=True)

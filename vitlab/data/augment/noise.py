@@ -1,30 +1,44 @@
-"""Normal noise for whole images from one counter each, computed where the images are."""
+"""Normal noise from counters, computed where the images are, the same bits on every device."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from functools import cache
 
+import numpy as np
 import torch
+from scipy.special import ndtri
 from torch import Tensor
+
+_BITS = 16
+CHANNELS = 3
+
+
+@cache
+def _quantiles(device: torch.device) -> Tensor:
+    """The 65,536 equally likely values (float32) that stand for the standard normal: its quantiles, at unit variance.
+
+    A table in place of a logarithm and a cosine, whose last bits differ between devices and between a vector's body
+    and its tail.
+    """
+    count = 2**_BITS
+    values = ndtri((np.arange(count) + 0.5) / count)
+    return torch.from_numpy((values / values.std()).astype(np.float32)).to(device)
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64 read as unsigned."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
-def counter_normal(keys: Tensor, shape: Sequence[int]) -> Tensor:
-    """Standard normal float32 noise (n, *shape): value i of sample k is a function of (keys[k], i) alone.
+def counter_normal(keys: Tensor, counters: Tensor) -> Tensor:
+    """Standard normal noise (m, 3) float32; row i is a function of keys[i] and counters[i] (both (m,) int64) alone.
 
-    `keys` (n,) int64. SplitMix64 (Steele et al., OOPSLA 2014) gives 64 bits per value, which Box and Muller's
-    transform (1958) turns into a normal number.
+    SplitMix64 (Steele et al., OOPSLA 2014) gives 64 bits per row, of which 16 choose the quantile of each channel.
     """
-    count = math.prod(shape)
-    z = keys.view(-1, 1) + torch.arange(1, count + 1, device=keys.device).view(1, -1) * -7046029254386353131
-    z = (z ^ _shift_right(z, 30)) * -4658895280553007687
-    z = (z ^ _shift_right(z, 27)) * -7723592293110705685
+    z = keys + (counters + 1) * -7046029254386353131
+    z = (z ^ _shift_right(z, 30)).mul_(-4658895280553007687)
+    z = (z ^ _shift_right(z, 27)).mul_(-7723592293110705685)
     z = z ^ _shift_right(z, 31)
-    radius = (_shift_right(z, 40).float() + 0.5) * 2.0**-24  # (0, 1)
-    angle = ((z >> 8) & 0xFFFFFF).float() * (2 * math.pi * 2.0**-24)
-    return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(angle)).view(-1, *shape)
+    mask = 2**_BITS - 1
+    lanes = torch.stack([(z >> (_BITS * channel)) & mask for channel in range(CHANNELS)], 1)
+    return _quantiles(keys.device)[lanes]

@@ -27,6 +27,15 @@ class Plan:
     names: np.ndarray
     values: np.ndarray
 
+    def groups(self) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        """(operation, rows (k,), values (k,)) in the order of the steps: who goes through an operation together."""
+        found = []
+        for names, values in zip(self.names.T, self.values.T, strict=True):
+            for name in sorted(set(names) - {""}):
+                rows = np.flatnonzero(names == name)
+                found.append((name, rows, values[rows]))
+        return found
+
 
 Level = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
