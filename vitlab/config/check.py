@@ -72,6 +72,11 @@ def check_run(config: Config) -> None:
     batch, devices = config.cell.recipe.batch_size, config.devices
     if config.task != "train":
         return
+    if config.checkpoint is not None:
+        raise ConfigError(
+            "checkpoint: task=train takes none. To start from its weights: pretrain=checkpoint pretrain.path=FILE. A "
+            "cell of ours resumes by its own command; checkpoints of other programs cannot be resumed"
+        )
     if batch % devices:
         raise ConfigError(f"devices: {devices} devices cannot share recipe.batch_size={batch} equally")
     group = config.cell.augment.mix_group if config.cell.augment.mixes else 1

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import math
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,18 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitlab.config import IMAGENET_MEAN, IMAGENET_STD, ConfigError, DatasetConfig, ModelConfig, build
+from vitlab.config import ConfigError, DatasetConfig, ModelConfig, build
+from vitlab.models.foreign import (
+    BOOK_DATASETS,
+    BOOK_MODELS,
+    dataset_of_deit,
+    dataset_of_timm,
+    model_of_name,
+    model_of_shapes,
+    read_model_card,
+)
 from vitlab.models.position import resize_position_embedding
 
 LEAST_SHARE = 0.5
 """A checkpoint must supply at least this share of the model's parameters outside its head."""
 HEADS = ("head.", "head_dist.")
-BOOK_NAMES = {
-    "vit_tiny_16_224": "vit_tiny_patch16_224",
-    "vit_small_16_224": "vit_small_patch16_224",
-    "vit_base_16_224": "vit_base_patch16_224",
-}
-"""The book's model names → timm's."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,14 @@ class Weights:
     path: Path
     state: dict[str, Tensor]
     kind: str
-    """vitlab, deit (DeiT's and the book's main.py), timm or plain."""
+    """vitlab, book, deit, timm or plain (bare tensors)."""
     model: ModelConfig | None = None
     dataset: DatasetConfig | None = None
     """Statistics and evaluation crop, from the record or the training's own arguments."""
     classes: tuple[str, ...] | None = None
     epoch: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the training was told: our configuration, or the other program's flags."""
 
     @property
     def num_classes(self) -> int | None:
@@ -101,24 +107,37 @@ def read_checkpoint(path: Path, *, weights: str = "raw") -> Weights:
             f"{path}: its tensors ({', '.join(list(tensors)[:3])}, …) are not those of a Vision Transformer of timm's"
         )
     epoch = content.get("epoch")
-    epoch = epoch if isinstance(epoch, int) else None
-    if "config" in content and "schema_version" in content:
-        config = content["config"]
+    known = _describe(path, content, tensors, state is not content)
+    return Weights(path, tensors, **known, epoch=epoch if isinstance(epoch, int) else None)
+
+
+def _describe(path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor], wrapped: bool) -> dict[str, Any]:
+    """Everything that a checkpoint's content tells beside its tensors, as fields of `Weights`."""
+    config, arguments, name = content.get("config"), content.get("args"), content.get("arch")
+    head = state.get("head.weight")
+    width = None if head is None else head.shape[0]
+    if isinstance(config, Mapping) and "schema_version" in content:
         classes = content.get("classes")
-        return Weights(
-            path, tensors, "vitlab", model=build(ModelConfig, config["model"], "model"),
-            dataset=build(DatasetConfig, config["dataset"], "dataset"), epoch=epoch,
-            classes=tuple(classes) if classes else None,
-        )  # fmt: skip
-    if isinstance(content.get("args"), argparse.Namespace):
-        arguments = vars(content["args"])
-        model = _model_of_arguments(arguments, tensors)
-        return Weights(path, tensors, "deit", model, _dataset_of_arguments(arguments, tensors), None, epoch, arguments)
-    architecture = content.get("arch")
-    named = ModelConfig(name=architecture, image_size=224) if isinstance(architecture, str) else None
-    return Weights(
-        path, tensors, "timm" if state is not content else "plain", named or _model_of_shapes(tensors), epoch=epoch
-    )
+        return {
+            "kind": "vitlab", "model": build(ModelConfig, config["model"], "model"),
+            "dataset": build(DatasetConfig, config["dataset"], "dataset"), "arguments": config,
+            "classes": tuple(classes) if classes else None,
+        }  # fmt: skip
+    said = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+    if isinstance(name, str):
+        size = said.get("img_size")
+        model = model_of_name(name, state, size if isinstance(size, int) else None)
+        return {"kind": "timm", "model": model, "dataset": dataset_of_timm(said, width), "arguments": said}
+    if isinstance(said.get("model"), str):
+        book = said.get("data_set") in BOOK_DATASETS or said["model"] in BOOK_MODELS
+        return {
+            "kind": "book" if book else "deit", "model": model_of_name(said["model"], state, said.get("input_size")),
+            "dataset": dataset_of_deit(said, width), "arguments": said,
+        }  # fmt: skip
+    if card := read_model_card(path):
+        model = model_of_name(card["architecture"], state)
+        return {"kind": "timm", "model": model, "dataset": dataset_of_timm(card.get("pretrained_cfg") or {}, width)}
+    return {"kind": "timm" if wrapped else "plain", "model": model_of_shapes(state)}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -133,20 +152,19 @@ def _read(path: Path) -> dict[str, Any]:
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path}: not a whole safetensors file ({error})") from error
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickle protocols: what cannot be read is refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            culprit = str(error).split("GLOBAL ")[-1].split()[0] if "GLOBAL " in str(error) else "code"
+        if culprit := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ConfigError(
-                f"{path}: refused: it would run or build {culprit} when read, and only tensors, plain values and "
-                "argparse.Namespace are allowed"
+                f"{path}: refused: reading it would call or build {culprit[1]}, and only tensors, plain values and "
+                "argparse.Namespace are allowed; save the model's state_dict() instead"
             ) from error
         raise ConfigError(f"{path}: not a checkpoint, or a damaged one") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise ConfigError(
-            f"{path}: not a checkpoint, or a truncated one ({str(error).splitlines()[0][:120]})"
-        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        reason = (str(error).splitlines() or ["it is empty"])[0][:120]
+        raise ConfigError(f"{path}: not a checkpoint, or a truncated one ({reason})") from error
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
     return dict(content)
@@ -159,46 +177,7 @@ def _clean(key: str) -> str:
     return key
 
 
-def _model_of_arguments(arguments: Mapping[str, Any], state: Mapping[str, Tensor]) -> ModelConfig | None:
-    name = arguments.get("model")
-    if not isinstance(name, str):
-        return _model_of_shapes(state)
-    return ModelConfig(name=BOOK_NAMES.get(name, name), image_size=int(arguments.get("input_size") or 224))
-
-
-def _dataset_of_arguments(arguments: Mapping[str, Any], state: Mapping[str, Tensor]) -> DatasetConfig:
-    """How DeiT's and the book's main.py normalise and crop: by their --data-set (facts of their source)."""
-    name = str(arguments.get("data_set") or "IMNET")
-    cifar = name.upper().startswith("CIFAR") and "CIFAR10" in name.upper()
-    half = "fractal" in name.lower()
-    statistics = ((0.5,) * 3, (0.5,) * 3) if half else (IMAGENET_MEAN, IMAGENET_STD)
-    if cifar and "unscale_lr" not in arguments:  # the book's fork; DeiT itself normalises CIFAR as ImageNet
-        statistics = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-    head = state.get("head.weight")
-    return DatasetConfig(
-        name=name, kind="folder", num_classes=None if head is None else head.shape[0], mean=statistics[0],
-        std=statistics[1], eval_crop=float(arguments.get("eval_crop_ratio") or 0.875),
-    )  # fmt: skip
-
-
-def _model_of_shapes(state: Mapping[str, Tensor]) -> ModelConfig | None:
-    """A plain ViT's sizes, from its tensors; None where they do not tell (64-wide heads are assumed, as timm's are)."""
-    patch, position = state.get("patch_embed.proj.weight"), state.get("pos_embed")
-    if patch is None or position is None or "blocks.0.attn.qkv.weight" not in state or "cls_token" not in state:
-        return None
-    width, depth = patch.shape[0], 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
-    grid = math.isqrt(position.shape[1] - 1)
-    if grid * grid != position.shape[1] - 1 or width % 64 or "dist_token" in state:
-        return None
-    return ModelConfig(
-        name="vit_tiny_patch16_224", image_size=grid * patch.shape[2], patch_size=patch.shape[2], embed_dim=width,
-        depth=depth, num_heads=width // 64,
-    )  # fmt: skip
-
-
-def load_weights(
-    model: nn.Module, weights: Weights, *, keep_head: bool = False, num_classes: int | None = None
-) -> LoadReport:
+def load_weights(model: nn.Module, weights: Weights, *, keep_head: bool = False) -> LoadReport:
     """Put a checkpoint's tensors into a Vision Transformer of timm's.
 
     Position embeddings of another grid are resized. The classifier is left as initialised unless `keep_head` and its

@@ -105,7 +105,7 @@ def device_name(wanted: str) -> str:
 
 
 @contextlib.contextmanager
-def other_ranks(devices: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[None]:
+def other_ranks(devices: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> Iterator[None]:
     """Inside, this process is rank 0 of `devices`, and `function(*arguments)` runs in a new process as each other rank.
 
     The processes are forked, so it must be entered before CUDA is touched. Raises RuntimeError where one fails.
@@ -132,6 +132,6 @@ def other_ranks(devices: int, function: Callable[..., None], arguments: tuple[An
         raise RuntimeError(f"process {failed[0]} of {devices} ended with exit code {others[failed[0] - 1].exitcode}")
 
 
-def _enter(rank: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _enter(rank: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     function(*arguments)

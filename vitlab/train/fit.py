@@ -82,7 +82,7 @@ def _fit(
     loaded = None
     if start is not None:
         weights = read_checkpoint(start, weights=cell.pretrain.weights)
-        loaded = load_weights(model, weights, keep_head=cell.pretrain.keep_head, num_classes=num_classes)
+        loaded = load_weights(model, weights, keep_head=cell.pretrain.keep_head)
     masks = install_drop_path(model, recipe.drop_path)
     model.to(device)
     average = MovingAverage(model, recipe.ema_decay, recipe.ema_warmup) if recipe.ema_decay else None
