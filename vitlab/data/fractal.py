@@ -67,14 +67,15 @@ def resampled_geometry(
 ) -> np.ndarray:
     """As `build_geometry` under the 25 weights, with other factors where a variant shows next to nothing.
 
-    The published weights make about one variant in twenty run away or shrink to a dot. Such a variant keeps its
+    The published weights make about one variant in twenty run away or leave specks. Such a variant keeps its
     coefficient and gets a factor drawn from [0.2, 1.8], of (seed, category number, variant, attempt) alone; after
     `_ATTEMPTS` failures it is left unscaled.
     """
     codes = build_geometry(category, image_size=image_size, num_points=num_points)
     weights = WEIGHTS.copy()
     for attempt in range(_ATTEMPTS + 1):
-        poor = np.flatnonzero((codes < EMPTY).mean((1, 2)) < MIN_FILL)
+        finite = _measure_chains(category, num_points, weights)[3]
+        poor = np.flatnonzero(~finite | ((codes < EMPTY).mean((1, 2)) < MIN_FILL))
         if not len(poor):
             break
         draws = Draws(seed, attempt, number * NUM_VARIANTS + poor)
@@ -91,20 +92,29 @@ def last_visits(
 
     Cell (row, column) is at [row + 3, column + 3]; rows count upwards, as the walk's y does.
     """
-    choices = choose_maps(category[:, 6], _walk_numbers(num_points))
-    maps = np.empty((len(category) + 1, 6, len(weights)))
-    maps[:-1] = category[:, :6, None] * weights.T
-    maps[-1] = np.array([1.0, 0, 0, 1, 0, 0])[:, None]  # past the last map: stay where you are
+    choices, maps, extents, finite = _measure_chains(category, num_points, weights)
     side = image_size + _MARGIN
     visits = np.zeros((len(weights), side, side), np.int32)
-    extents = np.zeros((4, len(weights)))
-    ends = _measure(choices, maps, extents)
-    reach = np.stack([extents[1] - extents[0], extents[3] - extents[2]])
-    finite = np.isfinite(ends).all(0) & np.isfinite(reach).all(0) & (reach > 0).all(0)
     _visit(choices, maps, extents, finite, image_size, visits)
     for variant in np.flatnonzero(~finite):
         _visit_diverging(choices, np.ascontiguousarray(maps[..., variant : variant + 1]), image_size, visits[variant])
     return visits
+
+
+def _measure_chains(
+    category: np.ndarray, num_points: int, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Which map each step takes (n - 1,), the scaled maps (K + 1, 6, V), their walks' extents (4, V) and whether these
+    are finite (V,)."""
+    choices = choose_maps(category[:, 6], _walk_numbers(num_points))
+    maps = np.empty((len(category) + 1, 6, len(weights)))
+    maps[:-1] = category[:, :6, None] * weights.T
+    maps[-1] = np.array([1.0, 0, 0, 1, 0, 0])[:, None]  # past the last map: stay where you are
+    extents = np.zeros((4, len(weights)))
+    ends = _measure(choices, maps, extents)
+    reach = np.stack([extents[1] - extents[0], extents[3] - extents[2]])
+    finite = np.isfinite(ends).all(0) & np.isfinite(reach).all(0) & (reach > 0).all(0)
+    return choices, maps, extents, finite
 
 
 @lru_cache(maxsize=2)
