@@ -102,10 +102,10 @@ class GeometryCache:
         Raises ConfigError where the categories cannot be found, ValueError where the cache cannot be written.
         """
         threads = threads or len(os.sched_getaffinity(0))
-        missing = self._missing(range(self.spec.categories), threads)
-        if not missing:
-            return
         with writing(self.folder):
+            missing = self._missing(range(self.spec.categories), threads)
+            if not missing:
+                return
             (self.folder / self._key).mkdir(parents=True, exist_ok=True)
             with locked(self.folder / "lock") as alone:
                 missing = self._missing(missing, threads, say=True)

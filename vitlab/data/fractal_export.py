@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from vitlab.config import ConfigError, FractalConfig
 from vitlab.data.fractal import GREY
 from vitlab.data.fractal_cache import VERSION
-from vitlab.data.fractal_files import progress, require_space, writing
+from vitlab.data.fractal_files import locked, progress, require_space, writing
 from vitlab.data.fractal_render import instance
 from vitlab.data.fractal_source import FractalSource
 
@@ -71,16 +71,8 @@ def export(
     with writing(root):
         _claim(root, manifest)
         tree.mkdir(exist_ok=True)
-        missing = [name for name in source.classes if not _place(tree, name, format).exists()]
-        share = _PNG_SHARE if format == "png" else 1.0
-        require_space(root, int(len(missing) * source.spec.instances * source.image_size**2 * share))
-        with ThreadPoolExecutor(threads) as pool, progress("FractalDB: export of classes", len(missing)) as advance:
-            try:
-                for _ in pool.map(lambda name: _export_class(source, name, tree, format), missing):
-                    advance()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        with locked(root / MANIFEST):
+            _export_classes(source, tree, format, threads)
     return tree
 
 
@@ -100,6 +92,19 @@ def _claim(root: Path, manifest: dict) -> None:
         different = ["it cannot be read"]
     if different:
         raise ValueError(f"{file}: this folder holds another export ({', '.join(different)}); give a new folder")
+
+
+def _export_classes(source: FractalSource, tree: Path, format: Format, threads: int) -> None:
+    missing = [name for name in source.classes if not _place(tree, name, format).exists()]
+    share = _PNG_SHARE if format == "png" else 1.0
+    require_space(tree, int(len(missing) * source.spec.instances * source.image_size**2 * share))
+    with ThreadPoolExecutor(threads) as pool, progress("FractalDB: export of classes", len(missing)) as advance:
+        try:
+            for _ in pool.map(lambda name: _export_class(source, name, tree, format), missing):
+                advance()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _place(tree: Path, name: str, format: Format) -> Path:

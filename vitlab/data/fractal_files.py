@@ -87,7 +87,7 @@ def writing(folder: Path) -> Iterator[None]:
                 "another disk (for the cache: the environment variable VITLAB_CACHE)"
             ) from error
         raise ValueError(
-            f"{folder}: cannot be written ({error.strerror}); choose another place (for the cache: the environment "
+            f"{folder}: cannot be used ({error.strerror}); choose another place (for the cache: the environment "
             "variable VITLAB_CACHE)"
         ) from error
 
@@ -95,11 +95,11 @@ def writing(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[bool]:
     """Hold `file`'s lock, waiting for it; a dead holder cannot keep it. False where the file system has no locks."""
-    with open(file, "w") as stream:
+    with open(file, "a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that computes the geometry in {file.parent}", file=sys.stderr)
+            print(f"waiting for another process that writes in {file.parent}", file=sys.stderr)
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError:
             yield False
