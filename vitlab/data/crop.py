@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitlab.data.transfer import to_device
 from vitlab.draws import Draws
 
 TRIES = 10
@@ -78,40 +79,56 @@ KERNELS = {"bilinear": (lambda x: (1 - x.abs()).clamp_min(0), 1.0), "bicubic": (
 """Interpolation → (weight at a distance in source pixels, support in source pixels)."""
 
 
-def resampling_weights(start: Tensor, length: Tensor, source: int, size: int, interpolation: str) -> Tensor:
-    """Weights (B, size, source) float32 that resample `length` source pixels from `start` (both (B,)) to `size`.
+def resampling_weights(
+    start: np.ndarray,
+    length: np.ndarray,
+    source: int,
+    size: int,
+    interpolation: str,
+    device: torch.device,
+    beyond: bool,
+) -> Tensor:
+    """Weights (B, size, source) that resample `length` source pixels from `start` (both (B,)) to `size`.
 
-    Pillow's semantics: the kernel widens with the reduction (antialiasing), pixel centres are at halves, and only
-    pixels inside the box count; weights sum to 1. Where the box reaches outside the image, that part counts as 0.
+    Pillow's semantics: the kernel widens with the reduction (antialiasing), pixel centres are at halves, weights sum
+    to 1, and only pixels inside the box count (crop, then resize); with `beyond`, the image's other pixels count too
+    (resize, then crop). Where the box reaches outside the image, that part counts as 0. Float64, rounded to 22 bits
+    as Pillow's are: sums of weighted levels are then exact, in whatever order a device adds them.
     """
     kernel, support = KERNELS[interpolation]
-    scale = (length / size).view(-1, 1, 1)
+    pad = max(0, int(np.ceil(max(-start.min(), (start + length - source).max())))) if len(start) else 0
+    begin, extent = to_device(np.stack([start, length]).astype(_precise(device)), device).view(2, -1, 1, 1)
+    scale = extent / size
     widen = scale.clamp_min(1.0)
-    start = start.view(-1, 1, 1)
-    centre = start + (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * scale
-    pad = int((-start.min()).clamp_min(0).ceil()) if start.numel() else 0
-    pad = max(pad, int((start.view(-1) + length - source).max().clamp_min(0).ceil())) if start.numel() else 0
-    pixel = torch.arange(-pad, source + pad, device=start.device).view(1, 1, -1)
-    inside = (pixel + 1 > start) & (pixel < start + length.view(-1, 1, 1))
+    centre = begin + (torch.arange(size, device=device).view(1, -1, 1) + 0.5) * scale
+    pixel = torch.arange(-pad, source + pad, device=device).view(1, 1, -1)
     reach = (pixel + 0.5 - centre) / widen
-    weights = torch.where(inside & (reach.abs() < support), kernel(reach), 0.0)
+    weights = torch.where(reach.abs() < support, kernel(reach), 0.0)
+    if not beyond:
+        weights = torch.where((pixel + 1 > begin) & (pixel < begin + extent), weights, 0.0)
     weights = weights / weights.sum(-1, keepdim=True)
-    return weights[..., pad : pad + source].float()
+    return weights[..., pad : pad + source].mul(2.0**22).round_().mul_(2.0**-22)
 
 
-def resize_crops(images: Tensor, boxes: Tensor, size: int, interpolation: str) -> Tensor:
+def resize_crops(images: Tensor, boxes: np.ndarray, size: int, interpolation: str, *, beyond: bool = False) -> Tensor:
     """Crop uint8 images (B, C, H, W) to `boxes` (B, 4) of top, left, height, width and resize to (B, C, size, size).
 
-    Antialiased and separable as Pillow's `resize(box=…)`: within one grey level of it. Horizontal first, rounded to
-    uint8 between the passes as Pillow does.
+    Antialiased and separable: Pillow's `crop(box).resize(size)` to the bit, or with `beyond` its `resize(size,
+    box=box)`. Horizontal first, rounded to uint8 between the passes. (Pillow 13 goes vertically first where that is
+    less work.) The boxes are the host's, so that nothing has to be read back from the device.
     """
-    top, left, height, width = boxes.double().unbind(1)
-    across = resampling_weights(left, width, images.shape[-1], size, interpolation)  # (B, S, W)
-    down = resampling_weights(top, height, images.shape[-2], size, interpolation)  # (B, S, H)
-    rows = _to_levels(images.float() @ across.mT.unsqueeze(1))  # (B, C, H, S)
+    top, left, height, width = np.asarray(boxes, dtype=np.float64).T
+    device = images.device
+    across = resampling_weights(left, width, images.shape[-1], size, interpolation, device, beyond)  # (B, S, W)
+    down = resampling_weights(top, height, images.shape[-2], size, interpolation, device, beyond)  # (B, S, H)
+    rows = _to_levels(images.to(across.dtype) @ across.mT.unsqueeze(1))  # (B, C, H, S)
     return _to_levels(down.unsqueeze(1) @ rows).to(torch.uint8)
 
 
+def _precise(device: torch.device) -> type:
+    return np.float32 if device.type == "mps" else np.float64  # Apple's GPUs have no more
+
+
 def _to_levels(values: Tensor) -> Tensor:
-    """The nearest grey level, halves upwards (Pillow's rounding), in place. The nudge absorbs float32's error."""
-    return values.add_(0.5 + 1e-4).floor_().clamp_(0, 255)
+    """The nearest grey level, halves upwards (Pillow's rounding), in place."""
+    return values.add_(0.5).floor_().clamp_(0, 255)

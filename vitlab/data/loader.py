@@ -71,8 +71,9 @@ class MemoryReader:
         for index, repetition in requests:
             boxes = self.cropping.boxes(np.tile(size, (len(index), 1)), epoch, index, repetition)
             images = self.pixels[torch.from_numpy(index).to(self.device)].permute(0, 3, 1, 2)
-            boxes = torch.from_numpy(boxes).to(self.device)
-            yield resize_crops(images, boxes, self.cropping.image_size, self.cropping.interpolation), index
+            crop = self.cropping
+            evaluating = crop.seed is None
+            yield resize_crops(images, boxes, crop.image_size, crop.interpolation, beyond=evaluating), index
 
 
 class FileReader:

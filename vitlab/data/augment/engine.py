@@ -10,7 +10,7 @@ from vitlab.config import AugmentConfig, DatasetConfig
 from vitlab.data.augment.erasing import erase_boxes, fill_with_noise
 from vitlab.data.augment.operations import build_operations
 from vitlab.data.augment.policies import Plan, plan_auto_augment, plan_color_jitter, plan_rand_augment
-from vitlab.data.augment.transfer import to_device
+from vitlab.data.transfer import to_device
 from vitlab.draws import Draws
 
 CACHED_PIXELS = 2**16

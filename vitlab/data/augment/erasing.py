@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitlab.data.augment.noise import counter_normal
-from vitlab.data.augment.transfer import to_device
+from vitlab.data.transfer import to_device
 from vitlab.draws import Draws
 
 AREA = (0.02, 1 / 3)

@@ -14,7 +14,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from vitlab.config import AugmentConfig
-from vitlab.data.augment.transfer import to_device
+from vitlab.data.transfer import to_device
 from vitlab.draws import Draws
 
 
