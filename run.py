@@ -1,9 +1,12 @@
 """vitlab's one entry point for doing: `python run.py --help`, README.md."""
 
+import sys
+
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config import parse, register_schemas
+from vitlab.config.hints import hints_for_words
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -18,5 +21,7 @@ def main(tree: DictConfig) -> str:
 
 
 if __name__ == "__main__":
+    if hints := hints_for_words(sys.argv[1:]):
+        sys.exit("\n".join(f"vitlab: {hint}" for hint in hints))
     register_schemas()
     main()

@@ -61,7 +61,7 @@ def run_preview(config: Config) -> list[str]:
         stem = config.labels.get("augment", "augment")
     file = Path(options.file or Path(config.output_dir) / "preview" / f"{stem}.png")
     file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(file)
+    sheet.save(file, quality=90)
     return [f"wrote {file} ({sheet.width} x {sheet.height}); look at it, then train: python run.py augment=…"]
 
 
@@ -86,7 +86,8 @@ def see(
 ) -> Tensor:
     """The pictures as a training batch of `size` pixels would hold them in `epoch`: (B, 3, size, size) uint8.
 
-    They are one mixing group. Grey levels beyond 0 … 255, which erasing's noise has, are cut off.
+    Neighbours are mixed, each pair with a lambda of its own (training shares one among `mix_group` samples). Grey
+    levels beyond 0 … 255, which erasing's noise has, are cut off.
     """
     index = np.arange(len(pictures))
     cropping = Cropping(dataset, size, augment.interpolation, seed)
@@ -94,9 +95,9 @@ def see(
     crops = [resize_box(p, b, (size, size), augment.interpolation) for p, b in zip(pictures, boxes, strict=True)]
     function = Augment(augment, dataset)
     images = function(torch.stack(crops), Draws(seed, epoch, index))
-    whole = dataclasses.replace(augment, mix_group=len(pictures))
-    groups = Draws(seed, epoch, np.zeros(1, dtype=np.int64))
-    images, _ = mix(whole, images, torch.from_numpy(index), num_classes=len(pictures), draws_of_groups=groups)
+    pairs = dataclasses.replace(augment, mix_group=2)
+    groups = Draws(seed, epoch, index[::2] // 2)
+    images, _ = mix(pairs, images, torch.from_numpy(index), num_classes=len(pictures), draws_of_groups=groups)
     return (images * function.std + function.mean).round().clamp(0, 255).byte()
 
 

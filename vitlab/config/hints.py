@@ -1,0 +1,95 @@
+"""What a reader of the book, or of DeiT's main.py, types out of habit, and what it is called here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vitlab.config.choices import options
+from vitlab.config.schema import GROUPS
+
+PAGE = "docs/from_the_book.md"
+
+NAMES: Mapping[str, Mapping[str, str]] = {
+    "dataset": {
+        "ImageNet": "imagenet1k", "IMNET": "imagenet1k", "imagenet": "imagenet1k", "ImageNet-1k": "imagenet1k",
+        "CIFAR10": "cifar10", "CIFAR-10": "cifar10", "CIFAR": "cifar100", "CIFAR100": "cifar100",
+        "CIFAR-100": "cifar100", "FractalDB-1k": "fractaldb1k", "FractalDB": "fractaldb1k",
+        "FashionMNIST": "fashion_mnist",
+    },
+    "model": {
+        "vit_tiny_patch16_224": "vit_tiny_16_224", "vit_small_patch16_224": "vit_small_16_224",
+        "vit_base_patch16_224": "vit_base_16_224", "deit_tiny_patch16_224": "vit_tiny_16_224",
+        "deit_small_patch16_224": "vit_small_16_224", "deit_base_patch16_224": "vit_base_16_224",
+    },
+    "augment": {
+        "original": "autoaug", "AutoAug": "autoaug", "autoaugment": "autoaug", "RandAug": "randaug",
+        "randaugment": "randaug", "rand-m9-mstd0.5-inc1": "randaug", "no-aug": "none", "color-jitter": "jitter",
+        "color_jitter": "jitter", "reprob": "erase", "Mixup": "mixup", "CutMix": "cutmix", "DeiT": "deit",
+    },
+    "pretrain": {"FractalDB-1k": "fractaldb", "fractaldb1k": "fractaldb", "finetune": "checkpoint", "none": "scratch"},
+}  # fmt: skip
+"""Group → a name from elsewhere → our choice."""
+
+FLAGS: Mapping[str, str] = {
+    "--model": "model=vit_tiny_16_224",
+    "--data-set": "dataset=imagenet1k, fractaldb1k, cifar10 or cifar100",
+    "--data-path": "dataset.root=FOLDER, the folder that itself holds train/ and val/",
+    "--batch-size": "recipe.batch_size=N, of all devices together: 8 processes of 512 are 4096",
+    "--epochs": "recipe.epochs=N",
+    "--lr": "recipe.lr=X, per 512 images",
+    "--opt": "recipe.optimizer=adamw or sgd",
+    "--weight-decay": "recipe.weight_decay=X",
+    "--warmup-epochs": "recipe.warmup_epochs=N",
+    "--drop-path": "recipe.drop_path=X",
+    "--model-ema-decay": "recipe.ema_decay=X",
+    "--input-size": "model.image_size=N",
+    "--no-aug": "augment=none (the default)",
+    "--aa": "augment.auto_augment=original or rand-m9-mstd0.5-inc1; null is off",
+    "--mixup": "augment.mixup=X",
+    "--cutmix": "augment.cutmix=X",
+    "--smoothing": "augment.smoothing=X",
+    "--reprob": "augment.erase=X",
+    "--color-jitter": "augment.color_jitter=X",
+    "--repeated-aug": "recipe.repeated_augmentation=3",
+    "--no-repeated-aug": "recipe.repeated_augmentation=1",
+    "--output_dir": "output_dir=FOLDER",
+    "--eval": "task=evaluate checkpoint=FILE",
+    "--resume": "the same command again, which continues; to evaluate: task=evaluate checkpoint=FILE",
+    "--finetune": "pretrain=checkpoint pretrain.path=FILE",
+    "--checkpoint": "checkpoint=FILE",
+    "--device": "device=auto, cpu, cuda or mps",
+    "--seed": "seed=N",
+    "--num_workers": "workers=N",
+    "--nproc_per_node": "devices=N",
+    "--use_env": "nothing: devices=N starts the processes",
+}
+"""A flag of the book's commands → what to type here."""
+
+
+def hint_for(group: str, name: str) -> str | None:
+    """`"dataset=ImageNet is dataset=imagenet1k here …"` for a name from the book, DeiT or timm; None for any other."""
+    names = NAMES.get(group, {})
+    lowered = {key.lower(): value for key, value in names.items()}
+    ours = names.get(name) or lowered.get(name.lower())
+    return f"{group}={name} is {group}={ours} here ({PAGE})" if ours and ours != name else None
+
+
+def hint_for_flag(word: str) -> str | None:
+    """The same for a flag such as `--data-set` or `--mixup=0`."""
+    flag = word.partition("=")[0]
+    ours = FLAGS.get(flag) or FLAGS.get(flag.replace("_", "-"))
+    return f"{flag}: type {ours} ({PAGE})" if ours else None
+
+
+def hints_for_words(words: Sequence[str]) -> list[str]:
+    """A line for each word of a command line that is written in the book's way; choices that exist are left alone."""
+    found = []
+    if any(word.startswith("--config-dir") for word in words):
+        return found  # the user's own choices, which may have any name
+    for word in words:
+        key, equals, value = word.partition("=")
+        if word.startswith("--"):
+            found.append(hint_for_flag(word))
+        elif equals and key in GROUPS:
+            found += [hint_for(key, name) for one in value.split(",") if (name := one.strip()) not in options(key)]
+    return [line for line in dict.fromkeys(found) if line]
