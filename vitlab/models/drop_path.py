@@ -24,15 +24,15 @@ class DropPath(nn.Module):
         if not self.training:
             return x
         scale = self._masks[0].scale[self.branch]
-        return x * scale.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        return x * scale.to(x).view(-1, *[1] * (x.ndim - 1))
 
 
 class DropPathMasks:
-    """The masks of one forward pass over B samples; `draw` before each."""
+    """The masks of one forward pass over B samples, (branches, B); `draw` before each."""
 
     def __init__(self, rates: list[float]) -> None:
         self.keep = torch.tensor([[1 - rate] for rate in rates])
-        self.scale = torch.ones(0)
+        self.scale = torch.ones(len(rates), 1)  # until the first draw nothing is dropped, in any batch
 
     def draw(self, draws: Draws, device: torch.device) -> None:
         """Fix which of the branches each of the B samples skips, from the stream "drop_path"."""
