@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,11 +11,11 @@ from torch import Tensor
 from vitlab.config import AugmentConfig, DatasetConfig
 from vitlab.data.augment.erasing import erase_boxes, fill_with_noise
 from vitlab.data.augment.operations import build_operations
-from vitlab.data.augment.policies import Plan, plan_auto_augment, plan_color_jitter, plan_rand_augment
+from vitlab.data.augment.policies import Plan, plan_auto_augment, plan_color_jitter, plan_flip, plan_rand_augment
 from vitlab.data.transfer import to_device
 from vitlab.draws import Draws
 
-CACHED_PIXELS = 2**16
+CACHED_PIXELS = 2**17
 """On a CPU, operations take this many pixels at a time: what they work on then stays in the cache."""
 
 
@@ -39,31 +41,47 @@ class Augment:
 
     def pixels(self, images: Tensor, draws: Draws) -> Tensor:
         """The part that works on grey levels: uint8 in, uint8 out."""
-        images = images.clone()
-        if self.hflip:
-            rows = to_device(np.flatnonzero(draws.uniform("flip")[:, 0] < self.hflip), images.device)
-            images.index_copy_(0, rows, images[rows].flip(3))
-        if self.config.auto_augment == "original":
-            self.carry_out(plan_auto_augment(draws), images)
-        elif self.config.auto_augment:
-            self.carry_out(plan_rand_augment(self.config.auto_augment, draws), images)
-        if self.config.color_jitter:
-            self.carry_out(plan_color_jitter(self.config.color_jitter, draws), images)
-        return images
+        return self.carry_out(self.plan(draws), images)
 
-    def carry_out(self, plan: Plan, images: Tensor) -> None:
-        """Apply a plan to the images in place; the samples that share an operation go through it together."""
-        groups = plan.groups()
-        if not groups:
-            return
-        rows = to_device(np.concatenate([rows for _, rows, _ in groups]), images.device)
-        values = to_device(np.concatenate([v for _, _, v in groups]).astype(np.float32), images.device)
-        pixels = images.shape[2] * images.shape[3]
-        at_once = max(1, CACHED_PIXELS // pixels) if images.device.type == "cpu" else len(images)
-        sizes = [len(rows) for _, rows, _ in groups]
-        for (name, _, _), group, value in zip(groups, rows.split(sizes), values.split(sizes), strict=True):
-            for part, parameter in zip(group.split(at_once), value.split(at_once), strict=True):
-                images.index_copy_(0, part, self.operations[name](images[part], parameter))
+    def plan(self, draws: Draws) -> Plan:
+        """What happens to every sample's grey levels, step by step."""
+        plans = []
+        if self.hflip:
+            plans.append(plan_flip(self.hflip, draws))
+        if self.config.auto_augment == "original":
+            plans.append(plan_auto_augment(draws))
+        elif self.config.auto_augment:
+            plans.append(plan_rand_augment(self.config.auto_augment, draws))
+        if self.config.color_jitter:
+            plans.append(plan_color_jitter(self.config.color_jitter, draws))
+        return Plan.one_after_another(plans)
+
+    def carry_out(self, plan: Plan, images: Tensor) -> Tensor:
+        """The images after all of the plan's steps. In each, they are sorted by operation, and back again."""
+        steps = plan.steps()
+        if not steps:
+            return images
+        moves = [steps[0].order]
+        for before, after in pairwise(steps):  # from one step's order straight to the next one's
+            moves.append(np.argsort(before.order)[after.order])
+        moves.append(np.argsort(steps[-1].order))
+        moves = to_device(np.stack(moves), images.device)
+        values = to_device(np.stack([step.values for step in steps]), images.device)
+        at_once = len(images)
+        if images.device.type == "cpu":
+            at_once = max(1, CACHED_PIXELS // (images.shape[2] * images.shape[3]))
+        for step, move, value in zip(steps, moves[:-1], values, strict=True):
+            parts = zip(
+                step.names, images.index_select(0, move).split(step.sizes), value.split(step.sizes), strict=True
+            )
+            images = torch.cat([done for part in parts for done in self._apply(*part, at_once)])
+        return images.index_select(0, moves[-1])
+
+    def _apply(self, name: str, images: Tensor, values: Tensor, at_once: int) -> list[Tensor]:
+        if not name:
+            return [images]
+        operation = self.operations[name]
+        return [operation(*part) for part in zip(images.split(at_once), values.split(at_once), strict=True)]
 
     def normalise(self, images: Tensor) -> Tensor:
         """Grey levels 0 to 255 → (value - mean) / std in float32."""

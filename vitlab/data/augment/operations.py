@@ -49,6 +49,11 @@ def _grey(images: Tensor) -> Tensor:
     return luma.bitwise_right_shift_(16).unsqueeze(1)
 
 
+def flip(images: Tensor, _: Tensor) -> Tensor:
+    """Left to right."""
+    return images.flip(3)
+
+
 def autocontrast(images: Tensor, _: Tensor) -> Tensor:
     """Stretch every channel to the full range."""
     flat = images.flatten(2)
@@ -126,6 +131,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 def build_operations(fill: tuple[int, int, int], interpolation: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Every operation by its name."""
     geometry = Geometry(fill, interpolation)
-    plain = (autocontrast, equalize, invert, posterize, solarize, solarize_add, color, contrast, brightness, sharpness)
+    levels = (autocontrast, equalize, invert, posterize, solarize, solarize_add, brightness, contrast)
+    others = (color, sharpness, flip)
     moving = (geometry.rotate, geometry.shear_x, geometry.shear_y, geometry.translate_x, geometry.translate_y)
-    return {operation.__name__: operation for operation in (*plain, *moving)}
+    return {operation.__name__: operation for operation in (*levels, *others, *moving)}

@@ -27,14 +27,33 @@ class Plan:
     names: np.ndarray
     values: np.ndarray
 
-    def groups(self) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        """(operation, rows (k,), values (k,)) in the order of the steps: who goes through an operation together."""
-        found = []
-        for names, values in zip(self.names.T, self.values.T, strict=True):
-            for name in sorted(set(names) - {""}):
-                rows = np.flatnonzero(names == name)
-                found.append((name, rows, values[rows]))
-        return found
+    @staticmethod
+    def one_after_another(plans: list[Plan]) -> Plan:
+        """All the steps of several plans for the same samples."""
+        if not plans:
+            return Plan(np.empty((0, 0), dtype=object), np.empty((0, 0)))
+        return Plan(np.hstack([p.names for p in plans]), np.hstack([p.values for p in plans]))
+
+    def steps(self) -> list[Step]:
+        """The plan, step by step, with the samples sorted by operation."""
+        return [_sort(names, values) for names, values in zip(self.names.T, self.values.T, strict=True)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation for each of B samples, sorted by operation: sample `order[i]` (B,) comes i-th, and `values` (B,)
+    float32 are in that order. The first `sizes[0]` samples go through `names[0]` and so on."""
+
+    order: np.ndarray
+    values: np.ndarray
+    names: list[str]
+    sizes: list[int]
+
+
+def _sort(names: np.ndarray, values: np.ndarray) -> Step:
+    found, kind, sizes = np.unique(names.astype(str), return_inverse=True, return_counts=True)
+    order = np.argsort(kind, kind="stable")
+    return Step(order, values[order].astype(np.float32), found.tolist(), sizes.tolist())
 
 
 Level = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -111,6 +130,12 @@ IMAGENET_POLICY = [
     [("Color", 0.6, 4), ("Contrast", 1.0, 8)],
     [("Equalize", 0.8, 8), ("Equalize", 0.6, 3)],
 ]
+
+
+def plan_flip(probability: float, draws: Draws) -> Plan:
+    """Left to right, with `probability`."""
+    flipped = draws.uniform("flip") < probability
+    return Plan(np.where(flipped, "flip", "").astype(object), np.zeros(flipped.shape))
 
 
 def plan_auto_augment(draws: Draws) -> Plan:
