@@ -1,0 +1,97 @@
+"""Attention maps of an unmodified model, and Attention Rollout (Abnar & Zuidema, ACL 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vitlab.explain.chain import HeadFusion, chain, eye_like, fuse_heads, patch_grid, to_grid
+from vitlab.explain.recording import Recording, UnfitError, prepared, record, unwrapped
+
+
+def attention_maps(model: nn.Module, images: Tensor) -> Tensor:
+    """Softmax attention of every layer, (L, B, H, N, N), for images (B, 3, H, W): a[l, b, h, q] sums to 1 over keys.
+
+    Works under fused attention and leaves the model as it was. Attention that pools the tokens in the end is not
+    among them. Raises UnfitError for a model without attention, or whose layers' attention differ in shape.
+    """
+    model = unwrapped(model)
+    with prepared(model), torch.no_grad():
+        maps = [a for a in record(model, images, backward=False).attention() if a.shape[-1] == a.shape[-2]]
+    if len({tuple(a.shape) for a in maps}) != 1 or maps[0].shape[0] != len(images):
+        shapes = sorted({"×".join(map(str, a.shape[1:])) for a in maps})
+        raise UnfitError(f"its attention is not global and alike in every layer (heads×queries×keys: {shapes})")
+    return torch.stack([a.detach() for a in maps])
+
+
+def rollout(
+    attention: Sequence[Tensor] | Tensor,
+    *,
+    head_fusion: HeadFusion = "mean",
+    discard_ratio: float = 0.0,
+    start_layer: int = 0,
+) -> Tensor:
+    """Attention Rollout: (B, N, N), from attention (L, B, H, N, N): Π_l rownorm(½ (fused A_l + I)), last layer leftmost.
+
+    Rows sum to 1. `discard_ratio` sets that share of each fused matrix to 0, smallest entries first (never the class
+    token's attention to itself); `start_layer` leaves out the layers before it. Class-agnostic by construction.
+    """
+    if not 0 <= discard_ratio < 1:
+        raise ValueError(f"discard_ratio: got {discard_ratio}, allowed: 0 up to, but not including, 1")
+
+    def with_residual(matrix: Tensor) -> Tensor:
+        matrix = (matrix + eye_like(matrix)) / 2
+        return matrix / matrix.sum(-1, keepdim=True)
+
+    layers = [_discard(fuse_heads(a, head_fusion), discard_ratio) for a in attention]
+    return chain(layers, with_residual, start_layer)
+
+
+def _discard(matrix: Tensor, share: float) -> Tensor:
+    """`matrix` (B, Q, K) with its smallest entries 0."""
+    flat = matrix.flatten(1)
+    count = int(flat.shape[1] * share)
+    if not count:
+        return matrix
+    dropped = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, flat.topk(count, largest=False).indices, True)
+    dropped[:, 0] = False
+    return flat.masked_fill(dropped, 0).view_as(matrix)
+
+
+def rollout_map(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    head_fusion: HeadFusion = "mean",
+    discard_ratio: float = 0.0,
+    start_layer: int = 0,
+) -> Tensor:
+    """Attention Rollout from what the classifier reads to the patches: (B, gh, gw), for images (B, 3, H, W).
+
+    What the classifier reads is measured: the class token's row, or the mean of the rows of all pooled tokens.
+    """
+    model = unwrapped(model)
+    with prepared(model):
+        recording = record(model, images, backward=False)
+        attention = [a.detach() for a in recording.attention()]
+        joint = rollout(attention, head_fusion=head_fusion, discard_ratio=discard_ratio, start_layer=start_layer)
+        read = read_tokens(recording, joint.shape[-2]).to(joint.dtype)  # (B, N)
+    weights = torch.einsum("bn,bnm->bm", read / read.sum(-1, keepdim=True), joint)
+    return to_grid(weights, patch_grid(model, images)).detach()
+
+
+def read_tokens(recording: Recording, count: int) -> Tensor:
+    """Which of the last layer's `count` tokens the logits depend on, (B, count) bool: the class token, or the pooled."""
+    tokens, logits = recording.tokens, recording.logits
+    if tokens is None or tokens.shape[1] != count or not logits.requires_grad:
+        first = torch.zeros(len(logits), count, dtype=torch.bool, device=logits.device)
+        first[:, 0] = True
+        return first
+    # Random weights: the sum of all logits may not depend on a token where the classifier's rows cancel.
+    generator = torch.Generator().manual_seed(0)
+    cotangent = torch.rand(logits.shape, generator=generator).to(logits)
+    (gradient,) = recording.pull("gradient", cotangent, [tokens])
+    assert gradient is not None
+    return (gradient != 0).any(-1)

@@ -1,0 +1,77 @@
+"""What a Vision Transformer has learned of place: position embeddings, patch filters, attention distance."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitlab.explain.recording import UnfitError, unwrapped
+
+
+def position_similarity(model: nn.Module) -> Tensor:
+    """Cosine similarity of every two patches' position embeddings, (gh, gw, gh, gw) in [-1, 1].
+
+    Prefix tokens (class, distillation, registers) are dropped; the grid is the model's own. Raises UnfitError for a
+    model without learned absolute position embeddings.
+    """
+    embedding, grid = position_embedding(unwrapped(model))
+    unit = F.normalize(embedding.flatten(0, 1), dim=-1)
+    return (unit @ unit.T).clamp(-1, 1).view(*grid, *grid)
+
+
+def position_embedding(model: nn.Module) -> tuple[Tensor, tuple[int, int]]:
+    """The patches' position embeddings (gh, gw, D) and their grid. Raises UnfitError where there are none."""
+    holder = model if hasattr(model, "pos_embed") else getattr(model, "embeds", model)
+    embedding = getattr(holder, "pos_embed", None)
+    if not isinstance(embedding, Tensor):
+        raise UnfitError(
+            "the model has no position embedding of its own (it uses rotary or relative positions, or none); "
+            "explain=rollout and explain=relevance work on it"
+        )
+    embedding = embedding.detach().float()
+    if embedding.ndim == 4:  # (1, gh, gw, D)
+        return embedding[0], (embedding.shape[1], embedding.shape[2])
+    rows, columns = (int(n) for n in model.patch_embed.grid_size)  # pyright: ignore
+    if embedding.shape[1] < rows * columns:
+        raise UnfitError(f"{embedding.shape[1]} position embeddings do not make the model's grid, {rows} by {columns}")
+    return embedding[0, -rows * columns :].view(rows, columns, -1), (rows, columns)
+
+
+def attention_distance(
+    attention: Tensor, grid: tuple[int, int], patch_size: tuple[int, int] | int = 16
+) -> Tensor:
+    """Mean distance in pixels between a query patch and what it attends to: (L, H), from attention (L, B, H, N, N).
+
+    Prefix tokens are dropped and rows sum to 1 again (ViT paper, figure 11). Uniform attention over 14 x 14 patches
+    of 16 pixels gives 116.49 px.
+    """
+    vertical, horizontal = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    count = grid[0] * grid[1]
+    if attention.shape[-1] < count:
+        raise UnfitError(f"the attention has {attention.shape[-1]} tokens for {count} patches: they are merged on the way")
+    among = attention[..., -count:, -count:].float()
+    among = among / among.sum(-1, keepdim=True)
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    places = torch.stack([rows.flatten() * vertical, columns.flatten() * horizontal], 1).float()  # (gh gw, 2)
+    distance = torch.cdist(places, places).to(among.device)
+    return (among * distance).sum(-1).mean((1, 3))
+
+
+def rgb_filters(model: nn.Module, count: int = 28) -> Tensor:
+    """The first principal components of the patch embedding's filters, (count, 3, p, p) scaled to [0, 1] each.
+
+    ViT paper, figure 7, left. Fewer where there are fewer. Raises UnfitError for a model whose patches are not
+    embedded by one convolution of RGB.
+    """
+    projection = getattr(getattr(unwrapped(model), "patch_embed", None), "proj", None)
+    weight = getattr(projection, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 4 or weight.shape[1] != 3:
+        raise UnfitError("the model does not embed RGB patches by one convolution, so there are no filters to show")
+    flat = weight.detach().double().flatten(1)
+    _, _, components = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    filters = components[:count].view(-1, *weight.shape[1:])
+    signs = filters.flatten(1).gather(1, filters.flatten(1).abs().argmax(1, keepdim=True)).sign()
+    filters = filters * signs.view(-1, 1, 1, 1)  # a component's sign is arbitrary: its largest entry is positive
+    low, high = (f(filters.flatten(1), 1).values.view(-1, 1, 1, 1) for f in (torch.min, torch.max))
+    return ((filters - low) / (high - low).clamp_min(1e-12)).float()
