@@ -83,7 +83,6 @@ def test_pictures_follow_the_definition(published, number):
     assert_follows_the_definition(published[number])
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize(("number", "growth"), [(0, 1.6), (2, 1.4), (5, 1.6), (1, 1.8)])
 def test_pictures_that_run_away_follow_the_definition(published, number, growth):
     category = published[number] * np.array([growth] * 4 + [1.0] * 3)

@@ -124,7 +124,7 @@ def test_what_is_in_the_way_is_left_alone(source, cache, tmp_path):
 def test_a_disk_too_small(source, tmp_path, monkeypatch):
     usage = fractal_files.shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(fractal_files.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match="GB are needed"):
+    with pytest.raises(ValueError, match="MB are needed"):
         export(source, tmp_path / "x")
 
 

@@ -112,9 +112,10 @@ def _measure_chains(
     maps[-1] = np.array([1.0, 0, 0, 1, 0, 0])[:, None]  # past the last map: stay where you are
     extents = np.zeros((4, len(weights)))
     ends = _measure(choices, maps, extents)
-    reach = np.stack([extents[1] - extents[0], extents[3] - extents[2]])
-    finite = np.isfinite(ends).all(0) & np.isfinite(reach).all(0) & (reach > 0).all(0)
-    return choices, maps, extents, finite
+    with np.errstate(over="ignore"):
+        reach = extents[1::2] - extents[::2]
+    finite = np.isfinite(np.concatenate([ends, reach])).all(axis=0) & (reach > 0).all(axis=0)
+    return choices, maps, extents, np.asarray(finite)
 
 
 @lru_cache(maxsize=2)
