@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,20 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state saved at `path`, on the CPU, or None where there is none. Raises ValueError for a newer schema."""
+    """The state saved at `path`, on the CPU, or None where there is none. Raises ValueError for a newer schema
+    or another program's file."""
     if not path.exists():
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state.get("schema_version", 0) > SCHEMA_VERSION:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        state = {}
+    if "schema_version" not in state:
+        raise ValueError(
+            f"{path}: not of vitlab. Checkpoints of other programs can be evaluated (task=evaluate), explained and "
+            f"fine-tuned, but cannot be resumed; to start from its weights: pretrain=checkpoint pretrain.path={path}"
+        )
+    if state["schema_version"] > SCHEMA_VERSION:
         raise ValueError(
             f"{path}: written by a newer vitlab (schema {state['schema_version']}, this one reads {SCHEMA_VERSION})"
         )
