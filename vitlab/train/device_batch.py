@@ -37,6 +37,7 @@ def _fits(model: nn.Module, cell: CellConfig, size: int, device: torch.device) -
     """Whether a training pass over `size` samples leaves a tenth of the device's memory free."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
+    model.eval()  # stochastic depth has no masks yet; it needs no memory to speak of
     try:
         images = torch.zeros(size, 3, cell.model.image_size, cell.model.image_size, device=device)
         with autocast(device, cell.recipe.precision):
