@@ -1,0 +1,165 @@
+"""Batches: the same on any number of workers, ranks and micro-batches; bad files named or left out."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitlab.config import ConfigError, RecipeConfig, choice
+from vitlab.data.class_list import resolve_class_list
+from vitlab.data.loader import EvalLoader, TrainLoader
+from vitlab.data.sources import build_source
+
+RECIPE = RecipeConfig(epochs=1, batch_size=8, lr=1e-3)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tree") / "data"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 7)):
+        for c in "ab":
+            folder = root / split / c
+            folder.mkdir(parents=True)
+            for i in range(count):
+                size = (int(rng.integers(30, 90)), int(rng.integers(30, 90)), 3)
+                Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{i:02}.jpg", quality=90)
+    return root
+
+
+def dataset_of(tree, **changes):
+    dataset = dataclasses.replace(choice("dataset", "folder"), root=str(tree), **changes)
+    return resolve_class_list(dataset, str(tree.parent / "runs"))
+
+
+def train_loader(dataset, recipe=RECIPE, **changes):
+    options = {
+        "image_size": 32,
+        "seed": 3,
+        "rank": 0,
+        "world": 1,
+        "workers": 0,
+        "micro_batch": 8,
+        "device": CPU,
+    } | changes
+    return TrainLoader(build_source(dataset, "train"), dataset, choice("augment", "none"), recipe, **options)
+
+
+def eval_loader(dataset, **changes):
+    options = {"image_size": 32, "rank": 0, "world": 1, "workers": 0, "batch": 4, "device": CPU} | changes
+    return EvalLoader(build_source(dataset, "eval"), dataset, **options)
+
+
+def flat(steps):
+    """Every batch of an epoch, joined."""
+    batches = [b for step in steps for b in step]
+    arrays = (np.concatenate([getattr(b, n) for b in batches]) for n in ("index", "repetition", "position"))
+    return torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches]), *arrays
+
+
+def same(a, b):
+    return all(
+        torch.equal(x, y) if isinstance(x, torch.Tensor) else np.array_equal(x, y) for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(tree, workers):
+    dataset = dataset_of(tree)
+    alone, helped = train_loader(dataset), train_loader(dataset, workers=workers)
+    for epoch in range(2):
+        assert same(flat(alone.epoch(epoch)), flat(helped.epoch(epoch)))
+    assert same(flat([list(eval_loader(dataset))]), flat([list(eval_loader(dataset, workers=workers))]))
+
+
+@pytest.mark.parametrize("kind", ["folder", "digits"])
+def test_ranks_and_micro_batches_divide_the_global_batch(tree, kind):
+    dataset = (
+        dataset_of(tree) if kind == "folder" else dataclasses.replace(choice("dataset", "digits"), train_per_class=4)
+    )
+    recipe = dataclasses.replace(RECIPE, repeated_augmentation=3)
+    whole = list(train_loader(dataset, recipe).epoch(1))
+    ranks = [list(train_loader(dataset, recipe, rank=r, world=2, micro_batch=2).epoch(1)) for r in range(2)]
+    for step, (one, *shares) in enumerate(zip(whole, *ranks, strict=True)):
+        assert [len(s) for s in shares] == [2, 2], step
+        assert same(flat([one]), flat(shares))
+
+
+@pytest.mark.parametrize("kind", ["folder", "digits"])
+def test_an_epoch_continues_anywhere(tree, kind):
+    dataset = (
+        dataset_of(tree) if kind == "folder" else dataclasses.replace(choice("dataset", "digits"), train_per_class=4)
+    )
+    whole, rest = list(train_loader(dataset).epoch(0)), list(train_loader(dataset).epoch(0, start_step=2))
+    assert len(rest) == len(whole) - 2
+    assert same(flat(whole[2:]), flat(rest))
+
+
+def test_evaluation_takes_every_image_once_however_many_share(tree):
+    dataset = dataset_of(tree)
+    shares = [flat([list(eval_loader(dataset, rank=r, world=3))]) for r in range(3)]
+    index = np.concatenate([s[2] for s in shares])
+    assert sorted(index) == list(range(14))
+
+
+def test_crops_differ_by_epoch_and_seed(tree):
+    dataset = dataset_of(tree)
+    first = flat(train_loader(dataset).epoch(0))
+    assert not same(first, flat(train_loader(dataset).epoch(1)))
+    assert not torch.equal(first[0], flat(train_loader(dataset, seed=4).epoch(0))[0])
+
+
+def test_pad_crop_is_the_books_cifar_treatment():
+    """Black borders appear, and the native size is kept before the resize."""
+    dataset = dataclasses.replace(choice("dataset", "digits"), train_crop="pad", pad=4, train_per_class=8)
+    images = flat(train_loader(dataset, image_size=8).epoch(0))[0]
+    source = build_source(dataset, "train")
+    originals = {source.image(i).tobytes() for i in range(len(source))}
+    assert sum(image.permute(1, 2, 0).numpy().tobytes() in originals for image in images) < len(images) / 4
+    assert images.shape[1:] == (3, 8, 8)
+
+
+def damaged(tree, tmp_path):
+    """A copy of the tree with one truncated JPEG and one file that is no image."""
+    import shutil
+
+    root = tmp_path / "data"
+    shutil.copytree(tree, root)
+    for split in ("train", "val"):
+        file = root / split / "a" / "03.jpg"
+        file.write_bytes(file.read_bytes()[:400])
+    (root / "train" / "b" / "05.jpg").write_text("not an image")
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_is_named(tree, tmp_path, workers):
+    dataset = dataset_of(damaged(tree, tmp_path))
+    with pytest.raises(ValueError, match=r"(03|05)\.jpg.*dataset\.bad_images=skip"):
+        list(train_loader(dataset, workers=workers).epoch(0))
+    with pytest.raises(ValueError, match=r"val/a/03\.jpg"):
+        list(eval_loader(dataset, workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_can_be_left_out_and_are_counted(tree, tmp_path, workers):
+    dataset = dataset_of(damaged(tree, tmp_path), bad_images="skip")
+    loader = train_loader(dataset, workers=workers)
+    assert len(flat(loader.epoch(0))[0]) == 40
+    assert {str(r).split(":")[0][-8:] for r in loader.reader.bad.values()} == {"a/03.jpg", "b/05.jpg"}
+    held = eval_loader(dataset, workers=workers)
+    assert len(flat([list(held)])[0]) == 13
+
+
+def test_a_batch_that_no_epoch_fills_is_refused(tree):
+    recipe = dataclasses.replace(RECIPE, batch_size=64)
+    with pytest.raises(ValueError, match=r"recipe\.batch_size: 64"):
+        train_loader(dataset_of(tree), recipe)
+
+
+def test_a_missing_root_is_the_users_mistake(tmp_path):
+    with pytest.raises(ConfigError, match=r"dataset\.root"):
+        dataset_of(tmp_path / "nowhere")
