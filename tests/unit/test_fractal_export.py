@@ -10,9 +10,10 @@ from PIL import Image
 
 from vitlab.config import ConfigError, FractalConfig
 from vitlab.data import fractal_export, fractal_files
-from vitlab.data.fractal_export import contact_sheet, encode_png, export, run_fractaldb_task
+from vitlab.data.fractal_export import contact_sheet, encode_png, export
 from vitlab.data.fractal_render import instance
 from vitlab.data.fractal_source import FractalSource
+from vitlab.data.fractal_task import run_fractaldb_task
 
 SPEC = FractalConfig(categories=3, instances=30, image_size=41, num_points=3000)
 

@@ -46,6 +46,11 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitlab"
 
 
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def check_spec(spec: FractalConfig) -> None:
     """Raise ConfigError for what no FractalDB can be made of."""
     ranges = {
@@ -101,7 +106,7 @@ class GeometryCache:
 
         Raises ConfigError where the categories cannot be found, ValueError where the cache cannot be written.
         """
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or available_cores()
         with writing(self.folder):
             missing = self._missing(range(self.spec.categories), threads)
             if not missing:

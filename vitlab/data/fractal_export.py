@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitlab.config import ConfigError, FractalConfig
+from vitlab.config import ConfigError
 from vitlab.data.fractal import GREY
 from vitlab.data.fractal_cache import VERSION
 from vitlab.data.fractal_files import locked, progress, require_space, writing
@@ -26,31 +26,6 @@ Format = Literal["png", "npy"]
 MANIFEST = "fractaldb.json"
 _PNG_SHARE = 0.08
 """Bytes per pixel of an average exported PNG, for the question whether the disk will do."""
-
-
-def run_fractaldb_task(
-    spec: FractalConfig,
-    cache_dir: Path,
-    export_to: Path | None,
-    layout: Layout = "train",
-    format: Format = "png",
-    preview: Path | None = None,
-    threads: int = 1,
-) -> list[str]:
-    """Make the geometry, and what else was asked for: an export, a contact sheet. Returns the lines to print."""
-    source = FractalSource(spec, cache_dir, threads=threads)
-    lines = [f"geometry of {spec.categories} categories in {source.folder}"]
-    if export_to is not None:
-        tree = export(source, export_to, layout=layout, format=format, threads=threads)
-        lines.append(f"{len(source)} images of {spec.categories} classes in {tree}")
-        if layout == "train" and format == "png":
-            lines.append(f"train on them: python run.py dataset=fractaldb1k dataset.root={export_to}")
-    if preview is not None:
-        contact_sheet(source, preview)
-        lines.append(f"contact sheet in {preview}")
-    if export_to is None:
-        lines.append("nothing more is needed to train: python run.py dataset=fractaldb1k")
-    return lines
 
 
 def export(
