@@ -1,0 +1,70 @@
+"""Identities: equal for equal experiments, different for any difference that matters."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+
+from vitlab.config import choice
+from vitlab.study import identity as module
+from vitlab.study.identity import differences, identity
+
+
+def test_hardware_paths_and_labels_do_not_enter(compose_config):
+    base = compose_config("augment=mixup")
+    same = compose_config(
+        "augment=none", "augment.mixup=0.8", "devices=1", "workers=7", "threads=2", "output_dir=elsewhere", "device=cpu",
+        "device_batch=32", "wandb.project=other", "study.name=x", "recipe.compile=true", "recipe.keep_every=2",
+        "model.grad_checkpointing=true", "dataset.root=/data",
+    )  # fmt: skip
+    assert identity(base.cell) == identity(same.cell)
+    assert identity(base.cell)[0] == "c" and len(identity(base.cell)) == 12
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "model.depth=2", "augment.mixup=0.7", "augment.mix_group=16", "recipe.precision=bf16", "recipe.eps=1e-7",
+     "dataset.version='2'", "dataset.hflip=0.5", "dataset.val_fraction=0.1", "pretrain.keep_head=true"],
+)  # fmt: skip
+def test_anything_that_matters_enters(compose_config, override):
+    assert identity(compose_config("augment=mixup").cell) != identity(compose_config("augment=mixup", override).cell)
+
+
+def test_a_raised_semantics_number_is_another_cell(compose_config, monkeypatch):
+    cell = compose_config().cell
+    before = identity(cell)
+    monkeypatch.setattr(module, "SEMANTICS", module.SEMANTICS + 1)
+    assert identity(cell) != before
+
+
+def test_a_hundred_thousand_cells_do_not_collide(compose_config, monkeypatch):
+    """10^5 distinct configurations; the experiment is hashed as in identity, built here without parsing each."""
+    content = module.experiment(compose_config().cell)
+    seen = set()
+    grid = itertools.product(range(100), range(100), range(10))
+    monkeypatch.setattr(module, "experiment", lambda cell: cell)
+    for seed, mixup, smoothing in grid:
+        content["seed"] = seed
+        content["augment"] = {**content["augment"], "mixup": mixup / 100, "smoothing": smoothing / 100}
+        seen.add(identity(content))
+    assert len(seen) == 100_000
+
+
+def test_the_pretraining_is_part_of_the_identity(compose_config):
+    cell = compose_config("pretrain=fractaldb").cell
+    assert cell.pretraining is not None
+    changed = dataclasses.replace(cell.pretrain, seed=1)
+    assert identity(dataclasses.replace(cell, pretrain=changed)) != identity(cell)
+    assert identity(cell.pretraining) != identity(cell)
+    assert json.dumps(module.experiment(cell.pretraining)) == json.dumps(module.experiment(cell.pretraining))
+
+
+def test_differences_name_keys():
+    old, new = ({"recipe": {"lr": v, "epochs": 3}, "augment": a} for v, a in ((1e-3, {"mixup": 0}), (2e-3, None)))
+    assert differences(old, new) == ["recipe.lr: 0.001 → 0.002", "augment: {'mixup': 0} → off"]
+    assert differences(old, old) == []
+
+
+def test_a_changed_choice_changes_a_dataclass():
+    assert choice("augment", "deit") == choice("augment", "deit_no_jitter") != choice("augment", "deit_no_mixup")

@@ -1,0 +1,98 @@
+"""Records: states, atomicity, locks, damage."""
+
+import json
+import multiprocessing as mp
+import os
+
+import pytest
+
+from vitlab.study.record import Record, read_study, records, write_study
+
+
+def test_states(tmp_path):
+    record = Record(tmp_path / "c1")
+    assert record.state() == "missing"
+    with record.locked() as held:
+        assert held
+        record.write("config.yaml", {"schema_version": 1})
+        assert Record(tmp_path / "c1").state() == "running"
+    assert record.state() == "interrupted"
+    record.write("failure.json", {"type": "E"})
+    assert record.state() == "failed"
+    record.write("result.json", {"schema_version": 1})
+    assert record.state() == "finished"
+    assert [r.id for r in records(tmp_path)] == ["c1"]
+
+
+def _hold(folder, ready, release):
+    with Record(folder).locked():
+        ready.set()
+        release.wait()
+
+
+def test_a_lock_excludes_and_dies_with_its_holder(tmp_path):
+    context = mp.get_context("spawn")
+    ready, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "c1", ready, release))
+    process.start()
+    assert ready.wait(60)
+    record = Record(tmp_path / "c1")
+    with record.locked() as held:
+        assert not held
+    assert record.is_locked()
+    process.kill()
+    process.join()
+    assert not record.is_locked()
+    with record.locked() as held:
+        assert held
+
+
+def test_rows_survive_a_torn_last_line(tmp_path):
+    record = Record(tmp_path)
+    for epoch in (1, 2, 3):
+        record.append_row({"epoch": epoch})
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"epoch": 4, "tr')
+    assert [r["epoch"] for r in record.rows()] == [1, 2, 3]
+    record.keep_rows(2)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "damaged"), ("[1]", "no mapping"), ('{"schema_version": 99}', "newer vitlab.*schema 99")],
+)
+def test_a_damaged_or_newer_file_is_named(tmp_path, text, message):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"result\.json: .*{message}"):
+        Record(tmp_path).read("result.json")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    record = Record(tmp_path)
+    record.write("result.json", {"a": 1})
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"could not write .*result\.json.*No space left"):
+        record.write("result.json", {"a": 2})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"a": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_archiving_moves_all_but_the_lock(tmp_path):
+    record = Record(tmp_path / "c1")
+    record.write("config.yaml", {})
+    record.write("result.json", {})
+    target = record.archive()
+    assert record.state() == "missing" and {p.name for p in target.iterdir()} == {"config.yaml", "result.json"}
+
+
+def test_the_last_study_is_the_one_written_last(tmp_path):
+    assert read_study(tmp_path) is None
+    write_study(tmp_path, "one", {"cells": []})
+    path = write_study(tmp_path, "two", {"cells": []})
+    os.utime(path, ns=(1, 1))
+    assert read_study(tmp_path)["name"] == "one" and read_study(tmp_path, "two")["name"] == "two"
