@@ -1,6 +1,6 @@
 """The augmentation engine beside timm's and Pillow's: every operation, every condition, and from JPEG to tensor.
 
-python benchmarks/bench_augment.py [--device cuda] [--images 64] [--batch 32] [--rounds 5]
+python -m benchmarks.bench_augment [--device cuda] [--images 64] [--batch 32] [--rounds 5]
 
 One core on either side; ours and theirs take turns in the same run, and the best of the rounds counts. With a GPU the
 conditions are timed there too, as images per second.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,10 +24,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from timm.data import auto_augment as timm_aa
 from timm.data import create_transform
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-
-from images import make_tree
-
+from benchmarks.images import make_tree
 from vitlab.config import AugmentConfig, choice
 from vitlab.data.augment import Augment
 from vitlab.data.augment.operations import build_operations
@@ -89,9 +85,7 @@ def engine(augment: AugmentConfig) -> Augment:
 
 
 def operations(batch: torch.Tensor, rounds: int) -> None:
-    print(
-        f"\n## Operations, {SIZE} pixels, ms per image on one core\n\n| operation | Pillow | ours | ratio |\n|---|---|---|---|"
-    )
+    heading(f"Operations, {SIZE} pixels, ms per image on one core", "operation", "Pillow", "ours", "ratio")
     images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in batch]
     table = build_operations(FILL, "bicubic")
     sums = np.zeros(2)
@@ -108,9 +102,7 @@ def operations(batch: torch.Tensor, rounds: int) -> None:
 
 
 def from_jpeg(files: list[Path], batch_size: int, rounds: int) -> None:
-    print(
-        "\n## JPEG file → normalised tensor, ms per image on one core\n\n| condition | timm | ours | ratio |\n|---|---|---|---|"
-    )
+    heading("JPEG file → normalised tensor, ms per image on one core", "condition", "timm", "ours", "ratio")
     for name in CONDITIONS:
         augment = choice("augment", name)
         theirs, augmenting = timms_transform(augment), engine(augment)
@@ -135,9 +127,7 @@ def from_jpeg(files: list[Path], batch_size: int, rounds: int) -> None:
 
 
 def engine_alone(batch: torch.Tensor, rounds: int) -> None:
-    print(
-        "\n## Engine alone on the CPU, ms per image (uint8 crops → normalised tensors)\n\n| condition | ours |\n|---|---|"
-    )
+    heading("Engine alone on the CPU (uint8 crops → normalised tensors), ms per image", "condition", "ours")
     draws = Draws(0, 0, np.arange(len(batch)))
     for name in (*CONDITIONS, "deit"):
         augmenting = engine(choice("augment", name))
@@ -146,9 +136,7 @@ def engine_alone(batch: torch.Tensor, rounds: int) -> None:
 
 
 def on_gpu(batch: torch.Tensor, device: torch.device) -> None:
-    print(
-        f"\n## Engine on {torch.cuda.get_device_name(device)}, batch 1024\n\n| condition | images per second |\n|---|---|"
-    )
+    heading(f"Engine on {torch.cuda.get_device_name(device)}, batch 1024", "condition", "images per second")
     images = batch.repeat(-(-1024 // len(batch)), 1, 1, 1)[:1024].to(device)
     for name in (*CONDITIONS, "deit"):
         augmenting = engine(choice("augment", name))
@@ -160,6 +148,10 @@ def on_gpu(batch: torch.Tensor, device: torch.device) -> None:
             augmenting(images, Draws(1, epoch, np.arange(1024)))
         torch.cuda.synchronize(device)
         print(f"| {name} | {20 * 1024 / (time.perf_counter() - began):,.0f} |")
+
+
+def heading(title: str, *columns: str) -> None:
+    print(f"\n## {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
 
 
 def row(name: str, theirs: float, ours: float) -> None:

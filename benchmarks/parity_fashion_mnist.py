@@ -1,0 +1,118 @@
+"""Does a model care which engine augments? RandAugment by Pillow and timm, and by vitlab, on Fashion-MNIST.
+
+python -m benchmarks.parity_fashion_mnist [--seeds 3] [--epochs 10] [--per-class 1000] [--model vit_tiny_28]
+
+Everything else is equal: data, order, crops (Pillow's to the bit), flips' probability, model, initial weights,
+schedule. The two engines draw different random numbers of the same distribution, so equality is to seed noise: the
+table gives every seed's top-1 and a 95 % interval of the difference of the means (Welch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL
+import timm
+import torch
+from PIL import Image
+from scipy import stats
+from timm.data import auto_augment as timm_aa
+from torch import Tensor
+
+from vitlab.config import AugmentConfig, CellConfig, Config, DatasetConfig, PretrainConfig, choice
+from vitlab.data.augment import Augment
+from vitlab.draws import Draws
+from vitlab.train import fit as loop
+
+
+class PillowAugment:
+    """The reference: flip and timm's RandAugment on one Pillow image after another, with Python's random numbers."""
+
+    def __init__(self, augment: AugmentConfig, dataset: DatasetConfig) -> None:
+        self.normalise = Augment(augment, dataset).normalise
+        self.hflip = dataset.hflip
+        resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[augment.interpolation]
+        fill = tuple(min(255, round(255 * m)) for m in dataset.mean)
+        assert augment.auto_augment and augment.auto_augment.startswith("rand")
+        self.transform = timm_aa.rand_augment_transform(
+            augment.auto_augment, {"img_mean": fill, "interpolation": resample}
+        )
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """uint8 (B, 3, S, S) → normalised float32; `draws` are not used."""
+        return self.normalise(torch.stack([self.one(image) for image in images]))
+
+    def one(self, image: Tensor) -> Tensor:
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        if random.random() < self.hflip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return torch.from_numpy(np.array(self.transform(picture))).permute(2, 0, 1)
+
+
+def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """timm's, with the black image that 0 bits gave before Pillow 13 made them an error."""
+    return image.point([0] * 768) if bits == 0 else plain_posterize(image, bits)
+
+
+plain_posterize = timm_aa.posterize
+timm_aa.NAME_TO_OP["PosterizeIncreasing"] = posterize
+
+
+def top1(cell: CellConfig, engine: type) -> float:
+    """Train `cell` with `engine` in the place of the augmentation; the last epoch's top-1 in percent."""
+    random.seed(cell.seed)
+    np.random.seed(cell.seed)
+    loop.Augment = engine
+    config = Config(task="train", cell=cell, device="cpu", device_batch=cell.recipe.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = loop.fit(config, cell, Path(folder))
+        try:
+            while True:
+                next(steps)
+        except StopIteration as end:
+            return end.value["last"]["top1"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("seeds", 3), ("epochs", 10), ("per-class", 1000)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--model", default="vit_tiny_28")
+    options = parser.parse_args()
+    recipe = dataclasses.replace(
+        choice("recipe", "quick"), epochs=options.epochs, batch_size=128, eval_every=options.epochs, lr=1e-3
+    )
+    dataset = dataclasses.replace(choice("dataset", "fashion_mnist"), train_per_class=options.per_class)
+    model = dataclasses.replace(choice("model", options.model), image_size=28)
+    print(
+        f"torch {torch.__version__}, timm {timm.__version__}, Pillow {PIL.__version__}; {options.model}, "
+        f"{options.per_class} images per class, {options.epochs} epochs, {choice('augment', 'randaug').auto_augment}",
+        flush=True,
+    )
+    found: dict[str, list[float]] = {"Pillow and timm": [], "vitlab": []}
+    for seed in range(options.seeds):
+        cell = CellConfig(model, dataset, choice("augment", "randaug"), PretrainConfig(), recipe, seed)
+        for name, engine in (("Pillow and timm", PillowAugment), ("vitlab", Augment)):
+            began = time.perf_counter()
+            found[name].append(top1(cell, engine))
+            print(f"seed {seed}, {name}: {found[name][-1]:.2f} in {time.perf_counter() - began:.0f} s", flush=True)
+    print("\n| engine | top-1 of every seed | mean | sd |\n|---|---|---|---|")
+    for name, values in found.items():
+        every = ", ".join(f"{value:.2f}" for value in values)
+        print(f"| {name} | {every} | {np.mean(values):.2f} | {np.std(values, ddof=1):.2f} |")
+    theirs, ours = found.values()
+    test = stats.ttest_ind(ours, theirs, equal_var=False)
+    interval = test.confidence_interval(0.95)
+    print(
+        f"\ndifference {np.mean(ours) - np.mean(theirs):+.2f} points, 95 % [{interval.low:+.2f}, {interval.high:+.2f}]"
+    )
+
+
+if __name__ == "__main__":
+    main()
