@@ -75,8 +75,9 @@ def load_pictures(dataset: DatasetConfig, count: int) -> tuple[list[str], list[n
     if not count:
         return ["temple", "flower"], photographs
     source = build_source(dataset, "train")
-    firsts = np.unique(source.labels, return_index=True)[1]
-    chosen = [int(firsts[i % len(firsts)]) + i // len(firsts) for i in range(count)]
+    classes = np.unique(source.labels)
+    places = [np.flatnonzero(source.labels == classes[i % len(classes)]) for i in range(count)]
+    chosen = [int(rows[i // len(classes) % len(rows)]) for i, rows in enumerate(places)]
     names = [source.classes[source.labels[i]] for i in chosen]
     return ["temple", "flower", *names], [*photographs, *(source.image(i).copy() for i in chosen)]
 

@@ -66,7 +66,9 @@ def _evaluate_all(config: Config, names: list[str]) -> list[str]:
 
 def evaluate_restored(config: Config, restored: Restored, device: torch.device) -> Evaluation | None:
     """The figures of a restored model on its data set's evaluation images; None on every rank but 0."""
-    dataset = resolve_class_list(restored.dataset, config.output_dir)
+    dataset = restored.dataset
+    if dataset.num_eval != 0:
+        dataset = resolve_class_list(dataset, config.output_dir)
     if dataset.num_eval == 0 and dataset.val_fraction == 0:
         raise ConfigError(f"dataset: {dataset.name} has no images to evaluate on; name another: dataset=NAME")
     source = build_source(dataset, "eval")

@@ -1,0 +1,46 @@
+"""The book's names and flags, typed where ours are expected."""
+
+import pytest
+
+from vitlab.config import options
+from vitlab.config.hints import NAMES, hint_for, hint_for_flag, hints_for_words
+
+
+def test_every_hint_names_a_choice_that_exists():
+    for group, names in NAMES.items():
+        assert set(names.values()) <= set(options(group)), group
+        assert not set(names) & set(options(group)), f"a choice of {group} is taken for a mistake"
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "ours"),
+    [
+        ("dataset", "ImageNet", "imagenet1k"),
+        ("dataset", "CIFAR10", "cifar10"),
+        ("dataset", "FractalDB-1k", "fractaldb1k"),
+        ("dataset", "imagenet-1k", "imagenet1k"),
+        ("model", "vit_tiny_patch16_224", "vit_tiny_16_224"),
+        ("augment", "original", "autoaug"),
+    ],
+)
+def test_the_books_names(group, name, ours):
+    hint = hint_for(group, name)
+    assert hint and f"{group}={ours}" in hint and "docs/from_the_book.md" in hint
+
+
+def test_our_own_names_need_no_hint():
+    words = ["-m", "model=vit_tiny_16_224", "dataset=cifar10,imagenet1k", "augment=none,autoaug", "pretrain=scratch"]
+    assert hints_for_words([*words, "recipe.lr=0.1", "seed=0,1,2", "--cfg", "job", "--multirun"]) == []
+    assert hint_for("dataset", "mine") is None and hint_for_flag("--help") is None
+
+
+def test_a_whole_command_of_the_book():
+    command = (
+        "--batch-size 512 --data-path /d --data-set ImageNet --model vit_tiny_16_224 --no-aug --mixup=0 --cutmix 0"
+    )
+    hints = hints_for_words(command.split())
+    assert [hint.split(":")[0] for hint in hints] == [
+        "--batch-size", "--data-path", "--data-set", "--model", "--no-aug", "--mixup", "--cutmix",
+    ]  # fmt: skip
+    assert hints_for_words(["-m", "dataset=ImageNet,digits", "dataset=ImageNet"]) == [hint_for("dataset", "ImageNet")]
+    assert hints_for_words(["--config-dir=mine", "dataset=ImageNet"]) == []

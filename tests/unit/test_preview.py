@@ -1,0 +1,84 @@
+"""Sheets of augmented pictures."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitlab.config import AugmentConfig, ConfigError, choice
+from vitlab.data.augment import Augment
+from vitlab.data.preview import load_pictures, run_preview, see
+from vitlab.draws import Draws
+
+SMALL = ["task=preview", "preview.size=32", "preview.columns=4"]
+
+
+@pytest.fixture(scope="module")
+def digits(compose_config):
+    return compose_config().cell.dataset
+
+
+def test_the_pictures_are_photographs_and_images_of_several_classes(digits):
+    names, pictures = load_pictures(digits, 12)
+    assert names[:2] == ["temple", "flower"] and pictures[0].shape == (427, 640, 3)
+    assert names[2:] == [*"0123456789", "0", "1"] and all(p.shape == (8, 8, 3) for p in pictures[2:])
+    assert not np.array_equal(pictures[2], pictures[12])
+    square = dataclasses.replace(digits, train_crop="pad", image_size=8)
+    assert [p.shape for p in load_pictures(square, 0)[1]] == [(427, 427, 3)] * 2
+
+
+def test_it_shows_what_training_sees(digits):
+    """The same crops, policies and erasing as a training batch of the same seed, epoch and samples."""
+    _, pictures = load_pictures(digits, 2)
+    augment = dataclasses.replace(choice("augment", "randaug"), erase=1.0)
+    seen = see(augment, digits, pictures, size=24, seed=4, epoch=2)
+    crops = see(AugmentConfig(), digits, pictures, size=24, seed=4, epoch=2)
+    function = Augment(augment, digits)
+    trained = function(crops, Draws(4, 2, np.arange(4))) * function.std + function.mean
+    assert torch.equal(seen, trained.round().clamp(0, 255).byte())
+    assert not torch.equal(crops, see(AugmentConfig(), digits, pictures, size=24, seed=4, epoch=3))
+
+
+def test_mixing_pairs_neighbours(digits):
+    black, white = np.zeros((40, 40, 3), np.uint8), np.full((40, 40, 3), 255, np.uint8)
+    seen = see(choice("augment", "mixup"), digits, [black, white, white, white], size=16, seed=0, epoch=0)
+    assert torch.all((seen[0].int() + seen[1].int() - 255).abs() <= 1) and 0 < seen[0].float().mean() < 255
+    assert torch.all(seen[2:] == 255)
+
+
+def test_one_condition_is_a_sheet(compose_config, tmp_path):
+    config = compose_config(*SMALL, "augment=randaug", f"output_dir={tmp_path}")
+    (line,) = run_preview(config)
+    with Image.open(tmp_path / "preview" / "randaug.png") as sheet:
+        assert sheet.size == (132 + 4 * 36, 20 + 6 * 36)
+        first = np.asarray(sheet)
+    assert "randaug.png" in line and first[20:52, 132:164].std() > 20
+    run_preview(config)
+    assert np.array_equal(first, np.asarray(Image.open(tmp_path / "preview" / "randaug.png"))), "the same every time"
+
+
+def test_several_conditions_share_their_random_numbers(compose_config, tmp_path):
+    conditions = "preview.conditions=[none,none,erase]"
+    run_preview(compose_config(*SMALL, conditions, "preview.pictures=0", f"preview.file={tmp_path}/sheet.png"))
+    rows = np.asarray(Image.open(tmp_path / "sheet.png"))[:, 132:]
+    assert rows.shape[0] == 2 * 36, "one row per name"
+    run_preview(compose_config(*SMALL, "preview.conditions=[jitter,none]", f"preview.file={tmp_path}/other.png"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["preview.conditions=[none,mixupp]"], "augment: 'mixupp'.*mixup"),
+        (["preview.conditions=[none]", "preview.columns=3"], "preview.columns: got 3"),
+        (["preview.pictures=3"], "preview.pictures: got 3"),
+        (["preview.size=2"], "preview.size: got 2"),
+        (["preview.sizes=2"], "sizes"),
+        (["dataset=imagenet1k"], "dataset.root"),
+    ],
+)
+def test_a_mistake_is_named(compose_config, tmp_path, words, message):
+    words = [w if w != "preview.sizes=2" else "+preview.sizes=2" for w in words]
+    with pytest.raises(ConfigError, match=message):
+        run_preview(compose_config("task=preview", *words, f"output_dir={tmp_path}"))
