@@ -81,7 +81,7 @@ def test_linear_learning_rate_rule():
         (["dataset.mean=[0.5,0.5]"], ["dataset.mean", "2 values", "3"]),
         (["dataset.crop_scale=[0.9,0.2]"], ["dataset.crop_scale"]),
         (["recipe.batch_size=2000"], ["recipe.batch_size", "2000", "1437"]),
-        (["recipe.warmup_epochs=99"], ["recipe.warmup_epochs", "99", "15"]),
+        (["recipe.warmup_epochs=99"], ["recipe.warmup_epochs", "99", "18"]),
         (["model.patch_size=5"], ["model.patch_size", "16"]),
         (["pretrain=checkpoint"], ["pretrain.path"]),
         (["pretrain=checkpoint", "pretrain.path=/nowhere.pt"], ["pretrain.path", "/nowhere.pt"]),

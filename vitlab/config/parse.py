@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitlab.config.check import check_cell, check_run
-from vitlab.config.schema import GROUPS, CellConfig, Config, ConfigError, FractalConfig, StudyConfig, WandbConfig
+from vitlab.config.schema import (
+    GROUPS,
+    CellConfig,
+    Config,
+    ConfigError,
+    DatasetConfig,
+    FractalConfig,
+    StudyConfig,
+    WandbConfig,
+)
 
 
 def register_schemas() -> None:
@@ -173,7 +182,17 @@ def _with_digests(cell: CellConfig) -> CellConfig:
         if not manifest.is_file():
             raise ConfigError(f"dataset.pack: no manifest.json in {data.pack!r}; make a pack with task=pack")
         data = dataclasses.replace(data, pack_id=json.loads(manifest.read_text())["fingerprint"])
-    return dataclasses.replace(cell, pretrain=start, dataset=data)
+    start = dataclasses.replace(start, dataset=start.dataset and _with_counts(start.dataset))
+    return dataclasses.replace(cell, pretrain=start, dataset=_with_counts(data))
+
+
+def _with_counts(dataset: DatasetConfig) -> DatasetConfig:
+    """A FractalDB's class and image counts, which follow from how it is generated."""
+    fractal = dataset.fractal
+    if fractal is None:
+        return dataset
+    images = fractal.categories * fractal.instances
+    return dataclasses.replace(dataset, num_classes=fractal.categories, num_train=images, num_eval=0)
 
 
 @functools.lru_cache(maxsize=64)

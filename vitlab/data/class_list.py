@@ -17,6 +17,10 @@ def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig
     else from the folder, and are then recorded there. Raises ConfigError where nothing tells, or where the record
     and the folder disagree.
     """
+    if dataset.kind == "fractal" and dataset.root:  # files made elsewhere: another data set than the one we render
+        dataset = dataclasses.replace(
+            dataset, kind="folder", name=f"{dataset.name}_files", fractal=None, num_classes=None, num_train=None
+        )
     if dataset.kind != "folder" or None not in (dataset.num_classes, dataset.num_train, dataset.num_eval):
         return dataset
     recorded = Path(output_dir) / "datasets" / f"{dataset.name}.json"
@@ -61,16 +65,16 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _scan(dataset: DatasetConfig) -> dict[str, Any]:
-    from vitlab.data.folder import class_folders, find_root, list_images
+    from vitlab.data.folder import class_folders, find_root, list_images, train_folder
 
     root = find_root(dataset)
-    classes = class_folders(root / "train")
-    counts = {
-        split: sum(len(list_images(root / split / name)) for name in class_folders(root / split))
-        for split in ("train", "val")
-        if (root / split).is_dir()
+    train, val = train_folder(dataset, root), root / "val"
+    held = class_folders(val) if val.is_dir() and dataset.num_eval != 0 else []
+    return {
+        "classes": class_folders(train),
+        "num_train": sum(len(list_images(train / name)) for name in class_folders(train)),
+        "num_eval": sum(len(list_images(val / name)) for name in held),
     }
-    return {"classes": classes, "num_train": counts["train"], "num_eval": counts.get("val", 0)}
 
 
 def _describe(content: dict[str, Any]) -> str:

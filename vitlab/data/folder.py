@@ -44,22 +44,23 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
     Raises ConfigError where the tree is missing, empty, or does not have the classes it should.
     """
     root = find_root(dataset)
-    train = class_folders(root / "train")
-    folder = root / ("train" if split == "train" else "val")
+    trained_on = train_folder(dataset, root)
+    train = class_folders(trained_on)
+    folder = trained_on if split == "train" else root / "val"
     names = train if split == "train" else class_folders(folder)
     if unknown := sorted(set(names) - set(train)):
-        raise ConfigError(f"dataset.root: {folder} has class {unknown[0]!r}, which {root / 'train'} lacks")
+        raise ConfigError(f"dataset.root: {folder} has class {unknown[0]!r}, which {trained_on} lacks")
     if dataset.num_classes is not None and len(train) != dataset.num_classes:
         raise ConfigError(
             f"dataset.num_classes: {dataset.num_classes} expected for {dataset.name}, "
-            f"{root / 'train'} has {len(train)} class folders"
+            f"{trained_on} has {len(train)} class folders"
         )
     files, labels = [], []
     for name in names:
         found = list_images(folder / name)
         if not found and split == "train":
             raise ConfigError(f"dataset.root: class folder {folder / name} holds no image ({', '.join(EXTENSIONS)})")
-        files += [f"{folder.name}/{name}/{file}" for file in found]
+        files += [str((folder / name / file).relative_to(root)) for file in found]
         labels += [train.index(name)] * len(found)
     expected = dataset.num_train if split == "train" else dataset.num_eval
     if expected is not None and len(files) != expected:
@@ -80,7 +81,7 @@ def find_root(dataset: DatasetConfig) -> Path:
         raise ConfigError(
             f"dataset.root: there is no folder {dataset.root!r}; {name} needs one that holds train/ and val/"
         )
-    if not (root / "train").is_dir():
+    if not train_folder(dataset, root).is_dir():
         below = [root / n for n in (KNOWN_NAMES.get(name, name), name) if (root / n / "train").is_dir()]
         if not below:
             below = [child for child in sorted(root.iterdir()) if (child / "train").is_dir()]
@@ -95,6 +96,12 @@ def find_root(dataset: DatasetConfig) -> Path:
     if dataset.num_eval != 0 and dataset.val_fraction == 0:
         _check_val(root)
     return root
+
+
+def train_folder(dataset: DatasetConfig, root: Path) -> Path:
+    """Where the training classes are: train/, or the root itself for a tree that has nothing else (FractalDB's)."""
+    bare = dataset.num_eval == 0 and dataset.val_fraction == 0 and not (root / "train").is_dir()
+    return root if bare else root / "train"
 
 
 def _check_val(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,6 +135,8 @@ class _Chunks(Dataset):
     ) -> tuple[Tensor | str, np.ndarray, dict[int, str]]:
         """Images (b, 3, S, S), their indices, and the bad ones; in place of the images, the words of an error."""
         epoch, index, repetition = request
+        if hasattr(self.source, "crop"):
+            return self._render(epoch, index, repetition), index, {}
         bad: dict[int, str] = {}
         pixels, kept = [], []
         for i in index:
@@ -155,6 +158,19 @@ class _Chunks(Dataset):
         if not squares:
             return torch.empty(0, 3, cropping.image_size, cropping.image_size, dtype=torch.uint8), taken, bad
         return torch.stack(squares), taken, bad
+
+    def _render(self, epoch: int, index: np.ndarray, repetition: np.ndarray) -> Tensor:
+        """Images of a source that draws only the part that is wanted (FractalDB): grey, so resized once."""
+        source: Any = self.source
+        sizes = np.full((len(index), 2), source.image_size)
+        boxes = np.rint(self.cropping.boxes(sizes, epoch, index, repetition)).astype(np.int64)
+        size = (self.cropping.image_size, self.cropping.image_size)
+        squares = []
+        for i, box in zip(index, boxes, strict=True):
+            grey = source.crop(int(i), box, epoch)[..., None]
+            whole = np.array([0, 0, *grey.shape[:2]])
+            squares.append(resize_box(grey, whole, size, self.cropping.interpolation).expand(3, -1, -1))
+        return torch.stack(squares)
 
     def _good_image(self, index: int, bad: dict[int, str]) -> tuple[np.ndarray | None, int]:
         """The image at `index`; where it is bad and may be skipped, the next good one (training) or None."""

@@ -33,12 +33,22 @@ class Source(Protocol):
         ...
 
 
+def _load_fractal(dataset: DatasetConfig, split: str) -> Source:
+    """FractalDB, rendered when it is asked for; it has no evaluation split."""
+    from vitlab.data.fractal_cache import default_cache_dir
+    from vitlab.data.fractal_source import FractalSource
+
+    assert dataset.fractal is not None, "checked by check_cell"
+    return FractalSource(dataset.fractal, default_cache_dir())
+
+
 _LOADERS: dict[str, Callable[[DatasetConfig, str], Source]] = {
     "digits": memory.load_digits,
     "fashion_mnist": memory.load_fashion_mnist,
     "cifar10": memory.load_cifar,
     "cifar100": memory.load_cifar,
     "folder": load_folder,
+    "fractal": _load_fractal,
 }
 
 
