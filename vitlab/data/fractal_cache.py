@@ -133,7 +133,9 @@ class GeometryCache:
                 codes = build_geometry(category, image_size=size, num_points=points)
             write_sealed(self._file(number), self._about(number), pack(codes))
 
-        with ThreadPoolExecutor(threads) as pool, progress("FractalDB: geometry", len(missing)) as advance:
+        size = len(missing) * int(np.prod(self._shape)) / 1e6
+        label = f"FractalDB: geometry ({size:,.0f} MB in {self.folder})"
+        with ThreadPoolExecutor(threads) as pool, progress(label, len(missing)) as advance:
             try:
                 for _ in pool.map(compute, missing):
                     advance()
