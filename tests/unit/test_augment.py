@@ -209,3 +209,32 @@ def test_targets_say_which_loss():
     assert plain[1] is labels
     smoothed = smooth(labels, 3, 0.3)
     assert torch.allclose(smoothed, torch.tensor([[0.1, 0.8, 0.1], [0.8, 0.1, 0.1]]))
+
+
+@pytest.mark.parametrize("size", [(19, 37), (28, 28), (61, 53)])
+def test_no_split_changes_a_bit_at_odd_sizes(size):
+    """Vector units treat the end of an array apart from its body; where a sample lies must not matter all the same."""
+    images = torch.randint(0, 256, (40, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    draws = Draws(1, 0, np.arange(40))
+    engine = Augment(ALL_ON, DATASET)
+    whole = engine(images, draws)
+    shuffled = np.random.default_rng(0).permutation(40)
+    assert torch.equal(whole[shuffled], engine(images[shuffled], draws.select(shuffled)))
+    singles = [engine(images[i : i + 1], draws.select(slice(i, i + 1))) for i in range(40)]
+    assert torch.equal(whole, torch.cat(singles))
+
+
+def test_images_are_left_as_they_were():
+    images = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
+    before = images.clone()
+    Augment(ALL_ON, DATASET)(images, Draws(0, 0, np.arange(12)))
+    assert torch.equal(images, before)
+
+
+def test_an_odd_group_is_refused():
+    augment = AugmentConfig(mixup=0.8, mix_group=3)
+    with pytest.raises(ValueError, match="even divisor"):
+        mix(
+            augment, torch.zeros(6, 3, 4, 4), torch.zeros(6, dtype=torch.long), num_classes=2,
+            draws_of_groups=Draws(0, 0, np.arange(2)),
+        )  # fmt: skip

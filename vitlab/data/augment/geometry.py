@@ -11,6 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-4
+"""More than float32's error of an interpolated level: in a flat region the level itself must not be cut to the next."""
+
 
 def _linear_weights(d: Tensor) -> tuple[Tensor, ...]:
     """Weights of the two pixels around a position that is `d` (0 to 1) beyond the first."""
@@ -103,7 +106,7 @@ class Geometry:
         if self.fill.device != value.device:
             self.fill = self.fill.to(value.device)
         inside = margin.sign_().clamp_min_(0)
-        levels = value.clamp_(0, 255).floor_()
+        levels = value.add_(ROUNDING).clamp_(0, 255).floor_()
         return levels.sub_(self.fill).mul_(inside).add_(self.fill).to(torch.int32).to(torch.uint8)
 
 
