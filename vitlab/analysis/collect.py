@@ -79,7 +79,7 @@ def result_columns(result: Mapping[str, Any]) -> dict[str, Any]:
             value = (node or {}).get(figure)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(
-                    f"{result['id']}: {part}.{figure} is {value}; the record is damaged, train the cell anew"
+                    f"{result.get('id')}: {part}.{figure} is {value}; the record is damaged, train the cell anew"
                 )
             row[f"{part}.{figure}"] = value
     row |= {key: result.get(key) for key in ("num_eval", "num_train", "num_parameters", "epochs", "images_per_second")}

@@ -35,7 +35,7 @@ def collect_logs(places: Sequence[Path]) -> pd.DataFrame:
             "name": name,
             "state": "finished",
             "seed": 0,
-            "label.augment": name,
+            "label.model": name,
             "model.name": name,
             "dataset.name": "as logged",
             "recipe.epochs": epochs[-1]["epoch"],

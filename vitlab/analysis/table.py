@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,6 +217,7 @@ def _dataset_label(frame: pd.DataFrame, i: int) -> str:
 def _entries(frame: pd.DataFrame, conditions: Sequence[_Condition], dataset: str) -> list[Entry]:
     members = [[i for i in c.members if _dataset_label(frame, i) == dataset] for c in conditions]
     done = [[i for i in m if _figure(frame, i, "last.top1") is not None] for m in members]
+    done = [sorted(d, key=lambda i: int(frame.at[i, "seed"])) for d in done]
     groups = [[float(frame.at[i, "last.top1"]) for i in d] for d in done]
     compared, best = dunnett(groups, 0), indistinguishable_from_best(groups)
     entries = []
@@ -257,18 +260,27 @@ def _in_words(frame: pd.DataFrame, i: int) -> str:
 
 def _checkpoints(frame: pd.DataFrame, baseline: Sequence[int], other: Sequence[int]) -> CheckpointComparison | None:
     """For single seeds with stored predictions: these two checkpoints beside one another."""
-    if len(baseline) != 1 or len(other) != 1 or "folder" not in frame:
+    if len(baseline) != 1 or len(other) != 1:
         return None
-    right = []
-    for i in (baseline[0], other[0]):
-        file = Path(str(frame.at[i, "folder"])) / "predictions.npz"
-        if not file.is_file():
-            return None
-        with np.load(file) as content:
-            right.append((content["index"], content["label"] == content["top5"][:, 0]))
-    if not np.array_equal(right[0][0], right[1][0]):
+    first, second = (_hits(frame, i) for i in (baseline[0], other[0]))
+    if first is None or second is None or len(first) != len(second):
         return None
-    return compare_checkpoints(right[0][1], right[1][1])
+    return compare_checkpoints(first, second)
+
+
+def _hits(frame: pd.DataFrame, i: int) -> np.ndarray | None:
+    """Which evaluation images the cell's last model gets right (N,) bool; from its folder, or from W&B's summary."""
+    packed = frame.at[i, "hits"] if "hits" in frame else None
+    if isinstance(packed, str):
+        count, _, data = packed.partition(":")
+        return np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(data)), np.uint8))[: int(count)].astype(
+            bool
+        )
+    file = Path(str(frame.at[i, "folder"])) / "predictions.npz" if "folder" in frame else None
+    if file is None or not file.is_file():
+        return None
+    with np.load(file) as content:
+        return content["label"] == content["top5"][:, 0]
 
 
 def _tick(frame: pd.DataFrame, condition: _Condition, baseline: _Condition, key: str) -> tuple[bool, bool]:

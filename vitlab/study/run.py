@@ -13,7 +13,7 @@ from typing import Any
 
 from vitlab.config import CellConfig, Config, ConfigError, experiment, plain
 from vitlab.study.identity import SEMANTICS, identity
-from vitlab.study.mirror import Mirror, flat_summary
+from vitlab.study.mirror import Mirror, flat_summary, packed_hits
 from vitlab.study.provenance import code_patch, code_version, provenance
 from vitlab.study.record import SCHEMA_VERSION, Record
 
@@ -99,9 +99,10 @@ def _record(
     _write_config(config, cell, record, name)
     origin = provenance(device_name(config.device))
     patch = code_patch()
-    mirror = Mirror(
-        config.wandb, identity=record.id, name=name, study=study, folder=record.folder, config=experiment(cell)
-    )
+    about = {"name": name, "study": study, "labels": dict(config.labels), "devices": config.devices}
+    about |= {key: origin[key] for key in ("commit", "dirty", "device_name")}
+    shown = experiment(cell) | {"vitlab": about}
+    mirror = Mirror(config.wandb, identity=record.id, name=name, study=study, folder=record.folder, config=shown)
     try:
         result: dict[str, Any] | None = None
         events = fit(config, cell, record.folder, start=start_of(cell, config.output_dir), stop=stop)
@@ -125,7 +126,7 @@ def _record(
             "result.json",
             {"schema_version": SCHEMA_VERSION, "id": record.id} | result | {"finished_at": _now()},
         )
-        mirror.finish(flat_summary(result))
+        mirror.finish(flat_summary(result) | {"hits": packed_hits(record.folder)})
         return "finished"
     except Interrupted:
         mirror.finish(None)

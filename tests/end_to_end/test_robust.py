@@ -1,0 +1,162 @@
+"""Studies under fire: killed controllers and cells, failures, hangs, two controllers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+STUDY = [
+    "-m", "augment=none,mixup,deit", "seed=0,1", "augment.mix_group=8", "recipe.epochs=4", "recipe.warmup_epochs=1",
+    "recipe.drop_path=0.1", "recipe.ema_decay=0.9", "dataset.train_per_class=64", "wandb.mode=disabled",
+]  # fmt: skip
+
+
+def command(*words):
+    return [sys.executable, str(ROOT / "run.py"), *words]
+
+
+def run(*words, cwd):
+    return subprocess.run(command(*words), cwd=cwd, capture_output=True, text=True, timeout=500)
+
+
+def outcomes(folder):
+    """Every finished cell's rows and figures, without clock readings, by identity."""
+    timings = ("images_per_second", "seconds", "wall_seconds", "device_seconds", "finished_at")
+    found = {}
+    for file in folder.glob("c*/result.json"):
+        rows = [json.loads(line) for line in (file.parent / "metrics.jsonl").read_text().splitlines()]
+        result = json.loads(file.read_text())
+        found[file.parent.name] = [{k: v for k, v in d.items() if k not in timings} for d in (*rows, result)]
+    return found
+
+
+def cell_processes(controller):
+    """The live processes below a controller that train a cell."""
+    import psutil
+
+    try:
+        return [p for p in psutil.Process(controller).children(recursive=True) if "forkserver" in " ".join(p.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_twenty_kills_change_nothing(tmp_path):
+    """The controller or one of its processes is killed at random points until the study is finished.
+
+    No finished cell is trained again, no record is corrupt, and every metric is that of an undisturbed study.
+    """
+    calm = run(*STUDY, "output_dir=calm", "study.cells_at_once=2", cwd=tmp_path)
+    assert calm.returncode == 0, calm.stdout + calm.stderr
+    rng, kills, finished = random.Random(0), 0, {}
+    folder = tmp_path / "fire"
+    for _attempt in range(60):
+        # until twenty kills have hit, each attempt is cut short
+        words = [*STUDY, "output_dir=fire", "study.cells_at_once=2", "study.retry_failed=true"]
+        process = subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
+        if kills < 20:
+            deadline = time.monotonic() + rng.uniform(4.5, 9.0)
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+                children = cell_processes(process.pid)
+                if len(children) > 1 and rng.random() < 0.01:
+                    os.kill(rng.choice(children[1:]).pid, signal.SIGKILL)
+                    kills += 1
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+        process.wait(timeout=300)
+        wait_until_quiet(folder)
+        for name, mtime in finished.items():
+            assert (folder / name / "result.json").stat().st_mtime_ns == mtime, f"{name} was trained again"
+        finished = {f.parent.name: f.stat().st_mtime_ns for f in folder.glob("c*/result.json")}
+        if len(finished) == 6 and process.returncode == 0:
+            break
+    print(f"{kills} kills in {_attempt + 1} attempts")
+    assert len(finished) == 6
+    assert outcomes(folder) == outcomes(tmp_path / "calm")
+
+
+def wait_until_quiet(folder):
+    """Until orphaned cells have noticed that their controller is gone, saved and ended."""
+    from vitlab.study.record import Record
+
+    deadline = time.monotonic() + 60
+    while any(Record(p.parent).is_locked() for p in folder.glob("c*/lock")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A study in which one cell diverges, one hangs, one pre-training fails and the rest is well."""
+    folder = tmp_path_factory.mktemp("mixed")
+    cells = [
+        "recipe.epochs=2",
+        "recipe.optimizer=sgd recipe.lr=1e18 recipe.epochs=2",
+        "pretrain=fractaldb_small pretrain.dataset.fractal.image_size=1 recipe.epochs=2",
+        "recipe.epochs=2 augment=erase",
+    ]
+    listed = ",".join(f'"{c}"' for c in cells)
+    words = ["-m", f"study.cells=[{listed}]", "recipe.warmup_epochs=0", "wandb.mode=disabled", "study.name=mixed"]
+    return folder, words, run(*words, cwd=folder)
+
+
+def test_a_failure_takes_nothing_else_down(mixed):
+    folder, _, done = mixed
+    assert done.returncode == 1, done.stdout + done.stderr
+    study = json.loads((folder / "runs/studies/mixed.json").read_text())
+    states = {}
+    for cell in study["cells"]:
+        record = folder / "runs" / cell["id"]
+        states[cell["name"]] = (
+            "finished" if (record / "result.json").exists() else "failed" if (record / "failure.json").exists() else "—"
+        )
+    assert sorted(states.values()) == ["failed", "failed", "finished", "finished", "—"]
+    assert "not finite since step" in done.stdout and "blocked" in done.stdout and "log.txt" in done.stdout
+    assert "did not finish" in done.stdout and "study.retry_failed=true" in done.stdout
+
+
+def test_failed_cells_wait_to_be_retried_and_rerun_archives(mixed):
+    folder, words, _ = mixed
+    again = run(*words, cwd=folder)
+    assert again.returncode == 1 and "not finite" in again.stdout
+    study = json.loads((folder / "runs/studies/mixed.json").read_text())
+    good = next(
+        c["id"]
+        for c in study["cells"]
+        if c["name"].startswith("none/") and (folder / "runs" / c["id"] / "result.json").exists()
+    )
+    before = outcomes(folder / "runs")
+    redone = run(*words, f"study.rerun=[{good}]", cwd=folder)
+    assert f"archived runs/{good}/archive/" in redone.stdout
+    assert len(list((folder / "runs" / good / "archive").glob("*/result.json"))) == 1
+    assert outcomes(folder / "runs")[good] == before[good], "trained anew to the same numbers"
+
+
+def test_a_hung_cell_is_ended(tmp_path):
+    done = run("recipe.epochs=400", "wandb.mode=disabled", "study.cell_minutes=0.1", cwd=tmp_path)
+    assert done.returncode == 1 and "hung: over study.cell_minutes=0.1" in done.stdout
+
+
+def test_two_controllers_never_train_a_cell_twice(tmp_path):
+    words = [*STUDY[:2], "recipe.epochs=2", "recipe.warmup_epochs=0", "augment.mix_group=8", "wandb.mode=disabled"]
+    both = [subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    texts = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], texts
+    trained = [line.split(":")[0] for text in texts for line in text.splitlines() if ": epoch 2/2" in line]
+    assert sorted(trained) == ["deit/s0", "mixup/s0", "none/s0"], texts
+
+
+def test_a_read_only_folder_is_said(tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    done = run("recipe.epochs=1", "recipe.warmup_epochs=0", "wandb.mode=disabled", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "runs" in done.stderr
