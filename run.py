@@ -7,6 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config import parse, register_schemas
 from vitlab.config.hints import hints_for_words
+from vitlab.study.tasks import TASKS
+
+TASKS["explain"] = "vitlab.explain.task:run_explain"  # only here: studies know nothing of explanations
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

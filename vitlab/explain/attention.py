@@ -33,7 +33,7 @@ def rollout(
     discard_ratio: float = 0.0,
     start_layer: int = 0,
 ) -> Tensor:
-    """Attention Rollout: (B, N, N), from attention (L, B, H, N, N): Π_l rownorm(½ (fused A_l + I)), last layer leftmost.
+    """Attention Rollout (B, N, N) from attention (L, B, H, N, N): Π_l rownorm(½ (fused A_l + I)), last layer leftmost.
 
     Rows sum to 1. `discard_ratio` sets that share of each fused matrix to 0, smallest entries first (never the class
     token's attention to itself); `start_layer` leaves out the layers before it. Class-agnostic by construction.
@@ -83,7 +83,7 @@ def rollout_map(
 
 
 def read_tokens(recording: Recording, count: int) -> Tensor:
-    """Which of the last layer's `count` tokens the logits depend on, (B, count) bool: the class token, or the pooled."""
+    """Which of the last layer's `count` tokens the logits depend on, (B, count) bool: class token, or pooled ones."""
     tokens, logits = recording.tokens, recording.logits
     if tokens is None or tokens.shape[1] != count or not logits.requires_grad:
         first = torch.zeros(len(logits), count, dtype=torch.bool, device=logits.device)

@@ -43,7 +43,9 @@ def chain(layers: Sequence[Tensor], with_residual: Callable[[Tensor], Tensor], s
                 class_joined, tokens = True, keys
             matrix = F.pad(matrix, (0, 0, 0, keys - 1))  # only the class token attends
             queries = keys
-        if joint is not None and (matrix.shape[0] != joint.shape[0] or keys > tokens or (keys < tokens and queries > 1)):
+        if joint is not None and (
+            matrix.shape[0] != joint.shape[0] or keys > tokens or (keys < tokens and queries > 1)
+        ):
             raise _not_global(queries, keys, tokens)
         if queries == keys:
             matrix = with_residual(matrix)
@@ -70,12 +72,15 @@ def patch_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """The patches' rows and columns for `images` (B, 3, H, W). Raises UnfitError for a model without patches."""
     embed = getattr(model, "patch_embed", None) or getattr(model, "embeds", None)
     height, width = images.shape[-2:]
-    if hasattr(embed, "dynamic_feat_size"):
-        rows, columns = embed.dynamic_feat_size((height, width))
+    feature_size = getattr(embed, "dynamic_feat_size", None)
+    if feature_size is not None:
+        rows, columns = feature_size((height, width))
         return int(rows), int(columns)
     patch = getattr(embed, "patch_size", None)
     if patch is None:
-        raise UnfitError("the model has no patch embedding, so there is no grid of patches to map to; method=attnlrp works on it")
+        raise UnfitError(
+            "the model has no patch embedding, so there is no grid of patches to map to; method=attnlrp works on it"
+        )
     vertical, horizontal = (patch, patch) if isinstance(patch, int) else patch
     return height // vertical, width // horizontal
 

@@ -38,9 +38,7 @@ def position_embedding(model: nn.Module) -> tuple[Tensor, tuple[int, int]]:
     return embedding[0, -rows * columns :].view(rows, columns, -1), (rows, columns)
 
 
-def attention_distance(
-    attention: Tensor, grid: tuple[int, int], patch_size: tuple[int, int] | int = 16
-) -> Tensor:
+def attention_distance(attention: Tensor, grid: tuple[int, int], patch_size: tuple[int, int] | int = 16) -> Tensor:
     """Mean distance in pixels between a query patch and what it attends to: (L, H), from attention (L, B, H, N, N).
 
     Prefix tokens are dropped and rows sum to 1 again (ViT paper, figure 11). Uniform attention over 14 x 14 patches
@@ -49,7 +47,9 @@ def attention_distance(
     vertical, horizontal = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
     count = grid[0] * grid[1]
     if attention.shape[-1] < count:
-        raise UnfitError(f"the attention has {attention.shape[-1]} tokens for {count} patches: they are merged on the way")
+        raise UnfitError(
+            f"the attention has {attention.shape[-1]} tokens for {count} patches: they are merged on the way"
+        )
     among = attention[..., -count:, -count:].float()
     among = among / among.sum(-1, keepdim=True)
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")

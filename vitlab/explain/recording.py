@@ -71,7 +71,7 @@ def prepared(model: nn.Module) -> Iterator[None]:
         for parameter, _ in frozen:
             parameter.requires_grad_(False)
         for module in checkpointing:
-            module.grad_checkpointing = False  # pyright: ignore[reportAttributeAccessIssue]
+            module.grad_checkpointing = False  # pyright: ignore[reportArgumentType]
         yield
     finally:
         for module, mode in modes:
@@ -79,7 +79,7 @@ def prepared(model: nn.Module) -> Iterator[None]:
         for parameter, required in frozen:
             parameter.requires_grad_(required)
         for module in checkpointing:
-            module.grad_checkpointing = True  # pyright: ignore[reportAttributeAccessIssue]
+            module.grad_checkpointing = True  # pyright: ignore[reportArgumentType]
 
 
 def record(model: nn.Module, images: Tensor, *, backward: bool = True) -> Recording:

@@ -81,10 +81,7 @@ def _chained(recording: Recording, one_hot: Tensor, method: str, start_layer: in
     attention = [a for a in recording.attention() if a.requires_grad]
     inputs = attention + ([tokens] if tokens is not None else [])
     gradients = recording.pull("gradient", one_hot, inputs)
-    if method == "lrp":
-        values = recording.pull("relevance", one_hot, inputs)
-    else:
-        values = [x.detach() for x in inputs]
+    values = recording.pull("relevance", one_hot, inputs) if method == "lrp" else [x.detach() for x in inputs]
     layers = [
         (g * v).clamp_min_(0).mean(1)
         for g, v in zip(gradients[: len(attention)], values, strict=False)

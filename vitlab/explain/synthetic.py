@@ -31,6 +31,9 @@ class Scenes:
     classes: Tensor
     patches: Tensor
 
+    def to(self, device: torch.device) -> Scenes:
+        return Scenes(self.images.to(device), self.classes.to(device), self.patches.to(device))
+
 
 def _textures(count: int, seed: int) -> Tensor:
     """Smooth random colour textures (count, 3, 16, 16)."""

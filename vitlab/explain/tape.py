@@ -115,11 +115,11 @@ class Tape(TorchFunctionMode):
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
             key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
         if is_causal:
             shape = query.shape[-2], key.shape[-2]
             attn_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
-        rule = rules.Scores(scale, attn_mask)
+        rule = rules.Scores(factor, attn_mask)
         if is_activation(query) and is_activation(key):
             scores = self._node(rule, query, key)
         elif is_activation(query) or is_activation(key):  # a learned query pools the tokens
@@ -151,7 +151,9 @@ class Tape(TorchFunctionMode):
             return NotImplemented
         return self._node(rules.LayerNorm(lambda t: F.layer_norm(t, shape, weight, bias, eps), weight, eps), x)
 
-    def _rms_norm(self, func: Any, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Any:
+    def _rms_norm(
+        self, func: Any, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
+    ) -> Any:
         if not is_activation(x):
             return NotImplemented
         eps = torch.finfo(x.dtype).eps if eps is None else eps
@@ -211,7 +213,7 @@ class Tape(TorchFunctionMode):
 _HANDLERS: dict[str, Callable[..., Any]] = {
     "linear": Tape._linear, "scaled_dot_product_attention": Tape._attend, "softmax": Tape._softmax,
     "layer_norm": Tape._layer_norm, "rms_norm": Tape._rms_norm, "group_norm": Tape._pass, "batch_norm": Tape._pass,
-    "normalize": Tape._pass, "sigmoid": Tape._pass, "softplus": Tape._pass, "hardsigmoid": Tape._pass, "neg": Tape._pass, "mean": Tape._share, "sum": Tape._share, "add": Tape._add,
-    "mul": Tape._multiply, "div": Tape._divide, "sub": Tape._subtract, "matmul": Tape._matmul,
-    "einsum": Tape._einsum,
+    "normalize": Tape._pass, "sigmoid": Tape._pass, "softplus": Tape._pass, "hardsigmoid": Tape._pass,
+    "neg": Tape._pass, "mean": Tape._share, "sum": Tape._share, "add": Tape._add, "mul": Tape._multiply,
+    "div": Tape._divide, "sub": Tape._subtract, "matmul": Tape._matmul, "einsum": Tape._einsum,
 }  # fmt: skip

@@ -1,0 +1,95 @@
+"""The keys of `explain`: one flat schema for its four kinds. Light: a mistake is reported before torch is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vitlab.config import ConfigError, build
+
+MethodName = Literal["rollout", "generic", "lrp", "attnlrp"]
+
+
+def _number(default: Any, low: float | None = None, high: float | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """What `task=explain` draws. conf/explain/base.yaml repeats these values; a test compares them."""
+
+    kind: Literal["position", "rollout", "relevance", "faithfulness"]
+    images: str | tuple[str, ...] | None = None
+    """Files, folders, patterns such as 'photos/*.jpg'; `eval` or `eval:N` or `eval:N-M` for images of the
+    checkpoint's evaluation set. Null: scikit-learn's two photographs (faithfulness: `eval`)."""
+    class_index: int | tuple[int, ...] | None = None
+    class_name: str | int | tuple[str | int, ...] | None = None
+    top_k: int | None = _number(None, low=1)
+    """A column for each of the k most probable classes. Without any class: the most probable one."""
+    method: Literal["lrp", "generic", "attnlrp"] = "lrp"
+    methods: tuple[MethodName, ...] = ("rollout", "generic", "lrp", "attnlrp")
+    """For `compare` and for faithfulness."""
+    head_fusion: Literal["mean", "max", "min"] = "mean"
+    discard_ratio: float = _number(0.0, low=0, high=0.999)
+    start_layer: int = _number(0, low=0)
+    labels: tuple[str | int, ...] | None = None
+    """What to call each checkpoint in the figure."""
+    compare: bool = False
+    """One figure side by side: all methods for one checkpoint, or one method for several checkpoints."""
+    num_images: int = _number(100, low=2)
+    """Images that faithfulness is measured on, spread evenly over the data."""
+    target: Literal["predicted", "label"] = "predicted"
+    """Whose class faithfulness asks about."""
+    synthetic: bool = False
+    """Faithfulness on scenes with two objects, by a small model trained on the spot; takes no checkpoint."""
+    synthetic_steps: int = _number(500, low=1)
+    batch: int = _number(8, low=1)
+    """Images at a time; a matter of memory, never of results."""
+    output: str | None = None
+    """Folder for the figures; null: output_dir/explain."""
+
+    @property
+    def chosen_classes(self) -> tuple[int | str, ...]:
+        """The classes asked for, whole numbers for indices and text for names; () where none was."""
+        if self.class_index is not None:
+            return (self.class_index,) if isinstance(self.class_index, int) else self.class_index
+        if self.class_name is not None:
+            names = self.class_name if isinstance(self.class_name, tuple) else (self.class_name,)
+            return tuple(str(name) for name in names)
+        return ()
+
+
+def parse_options(options: Mapping[str, Any], num_checkpoints: int = 1) -> ExplainConfig:
+    """The checked options. Raises ConfigError naming the key, for contradictions as well."""
+    parsed: ExplainConfig = build(ExplainConfig, options, "explain")
+    asked = [key for key in ("class_index", "class_name", "top_k") if getattr(parsed, key) is not None]
+    if len(asked) > 1:
+        raise ConfigError(
+            f"explain.{asked[1]}: give one of class_index, class_name and top_k, not {' and '.join(asked)}"
+        )
+    if asked and parsed.kind != "relevance":
+        why = (
+            "Attention Rollout knows no class" if parsed.kind == "rollout" else f"explain={parsed.kind} takes no class"
+        )
+        raise ConfigError(f"explain.{asked[0]}: {why}; to ask for one: explain=relevance explain.{asked[0]}=…")
+    if asked and parsed.compare and len(parsed.chosen_classes) > 1:
+        raise ConfigError(f"explain.{asked[0]}: compare=true shows one class, got {len(parsed.chosen_classes)}")
+    if parsed.compare and parsed.top_k is not None:
+        raise ConfigError("explain.top_k: compare=true shows one class; give class_index or class_name, or neither")
+    if any(isinstance(c, int) and c < 0 for c in parsed.chosen_classes):
+        raise ConfigError(f"explain.class_index: got {parsed.class_index}, allowed: 0 and above")
+    if parsed.start_layer and parsed.kind == "relevance" and parsed.method == "attnlrp" and not parsed.compare:
+        raise ConfigError("explain.start_layer: method=attnlrp goes down to the pixels and takes none")
+    if parsed.compare and parsed.kind not in ("relevance", "rollout"):
+        raise ConfigError(
+            f"explain.compare: explain={parsed.kind} has nothing to put side by side; use explain=relevance"
+        )
+    if parsed.synthetic and parsed.kind != "faithfulness":
+        raise ConfigError("explain.synthetic: only explain=faithfulness has a synthetic test")
+    if not parsed.methods or len(set(parsed.methods)) < len(parsed.methods):
+        raise ConfigError(f"explain.methods: got {list(parsed.methods)}, expected one or more, each once")
+    if parsed.labels is not None and len(parsed.labels) != num_checkpoints:
+        raise ConfigError(f"explain.labels: {len(parsed.labels)} labels for {num_checkpoints} checkpoints")
+    return parsed

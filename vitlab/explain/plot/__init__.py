@@ -1,0 +1,1 @@
+"""Figures of explanations. They take arrays and text; nothing here knows a model."""
