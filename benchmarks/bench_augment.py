@@ -26,7 +26,7 @@ from timm.data import create_transform
 
 from benchmarks.images import make_tree
 from vitlab.config import AugmentConfig, choice
-from vitlab.data.augment import Augment
+from vitlab.data.augment import Augment, mix
 from vitlab.data.augment.operations import build_operations
 from vitlab.data.crop import random_resized_boxes
 from vitlab.data.decode import decode, resize_box
@@ -135,19 +135,36 @@ def engine_alone(batch: torch.Tensor, rounds: int) -> None:
         print(f"| {name} | {mine / len(batch) * 1e3:.2f} |")
 
 
-def on_gpu(batch: torch.Tensor, device: torch.device) -> None:
-    heading(f"Engine on {torch.cuda.get_device_name(device)}, batch 1024", "condition", "images per second")
-    images = batch.repeat(-(-1024 // len(batch)), 1, 1, 1)[:1024].to(device)
-    for name in (*CONDITIONS, "deit"):
-        augmenting = engine(choice("augment", name))
+def on_gpu(batch: torch.Tensor, device: torch.device, size: int = 1024) -> None:
+    """Images per second of engine and mixing, an error if either waits for the GPU; and the CPU's result beside it."""
+    name = torch.cuda.get_device_name(device)
+    heading(f"Engine and mixing on {name}, batch {size}", "condition", "images per second", "pixels unlike the CPU's")
+    images = batch.repeat(-(-size // len(batch)), 1, 1, 1)[:size].to(device)
+    labels = torch.arange(size, device=device) % 1000
+
+    def step(augment: AugmentConfig, engine: Augment, epoch: int, pixels: torch.Tensor) -> torch.Tensor:
+        groups = Draws(0, epoch, np.arange(len(pixels) // augment.mix_group))
+        output = engine(pixels, Draws(0, epoch, np.arange(len(pixels))))
+        return mix(augment, output, labels[: len(pixels)].to(pixels.device), num_classes=1000, draws_of_groups=groups)[
+            0
+        ]
+
+    for condition in (*CONDITIONS, "deit"):
+        augment = choice("augment", condition)
+        augmenting = engine(augment)
         for epoch in range(3):
-            augmenting(images, Draws(0, epoch, np.arange(1024)))
+            step(augment, augmenting, epoch, images)
         torch.cuda.synchronize(device)
+        torch.cuda.set_sync_debug_mode("error")
         began = time.perf_counter()
         for epoch in range(20):
-            augmenting(images, Draws(1, epoch, np.arange(1024)))
+            step(augment, augmenting, epoch, images)
+        torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize(device)
-        print(f"| {name} | {20 * 1024 / (time.perf_counter() - began):,.0f} |")
+        rate = 20 * size / (time.perf_counter() - began)
+        there = step(augment, augmenting, 0, images[:64]).cpu()
+        here = step(augment, engine(augment), 0, images[:64].cpu())
+        print(f"| {condition} | {rate:,.0f} | {((there - here).abs() > 1e-3).float().mean():.1e} |", flush=True)
 
 
 def heading(title: str, *columns: str) -> None:

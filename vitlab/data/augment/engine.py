@@ -71,11 +71,9 @@ class Augment:
         if images.device.type == "cpu":
             at_once = max(1, CACHED_PIXELS // (images.shape[2] * images.shape[3]))
         for step, move, value in zip(steps, moves[:-1], values, strict=True):
-            parts = zip(
-                step.names, images.index_select(0, move).split(step.sizes), value.split(step.sizes), strict=True
-            )
-            images = torch.cat([done for part in parts for done in self._apply(*part, at_once)])
-        return images.index_select(0, moves[-1])
+            parts = zip(step.names, _reorder(images, move).split(step.sizes), value.split(step.sizes), strict=True)
+            images = _join([done for part in parts for done in self._apply(*part, at_once)])
+        return _reorder(images, moves[-1])
 
     def _apply(self, name: str, images: Tensor, values: Tensor, at_once: int) -> list[Tensor]:
         if not name:
@@ -87,4 +85,18 @@ class Augment:
         """Grey levels 0 to 255 → (value - mean) / std in float32."""
         if self.mean.device != images.device:
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        return images.float().sub_(self.mean).div_(self.std)
+        return (images - self.mean).div_(self.std)
+
+
+def _reorder(images: Tensor, order: Tensor) -> Tensor:
+    return _wide(images).index_select(0, order).view(torch.uint8).view(-1, *images.shape[1:])
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return torch.cat([_wide(part) for part in parts]).view(torch.uint8).view(-1, *parts[0].shape[1:])
+
+
+def _wide(images: Tensor) -> Tensor:
+    """(n, 3, H, W) bytes as (n, …) words of eight where they divide: a GPU moves them several times as fast."""
+    flat = images.contiguous().view(len(images), -1)
+    return flat.view(torch.int64) if flat.shape[1] % 8 == 0 else flat

@@ -21,8 +21,9 @@ LEVELS = 256
 
 
 def to_levels(value: Tensor) -> Tensor:
-    """Float grey levels, clipped in place, to uint8 as C casts them. (By way of int32, which is three times faster.)"""
-    return value.clamp_(0, 255).to(torch.int32).to(torch.uint8)
+    """Float grey levels, clipped in place, to uint8 as C casts them. (A CPU is three times faster by way of int32.)"""
+    value = value.clamp_(0, 255)
+    return (value if value.is_cuda else value.to(torch.int32)).to(torch.uint8)
 
 
 def _blend(base: Tensor, images: Tensor, factor: Tensor) -> Tensor:
