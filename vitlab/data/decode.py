@@ -58,7 +58,8 @@ def resize_box(image: np.ndarray, box: np.ndarray, size: tuple[int, int], interp
     if pads != ((0, 0), (0, 0)):
         image = np.pad(image, (*pads, (0, 0)))
         top, left = top + pads[0][0], left + pads[1][0]
-    crop = torch.from_numpy(np.ascontiguousarray(image[top : top + height, left : left + width]))
+    crop = np.ascontiguousarray(image[top : top + height, left : left + width])
+    crop = torch.from_numpy(crop if crop.flags.writeable else crop.copy())  # Pillow's arrays are read-only
     pixels = crop.permute(2, 0, 1).unsqueeze(0)  # (1, 3, h, w), channels last in memory
     if (height, width) == size:
         return pixels[0]

@@ -69,7 +69,7 @@ def load_pictures(dataset: DatasetConfig, count: int) -> tuple[list[str], list[n
     """Names and pixels (H, W, 3): scikit-learn's two photographs, and `count` training images of as many classes."""
     from sklearn.datasets import load_sample_images
 
-    photographs = [np.array(p) for p in load_sample_images().images]
+    photographs = [np.asarray(p) for p in load_sample_images().images]
     if dataset.train_crop != "random_resized":  # such data sets have square images, and are not cropped by much
         photographs = [p[:, (p.shape[1] - p.shape[0]) // 2 :][:, : p.shape[0]] for p in photographs]
     if not count:
@@ -79,7 +79,7 @@ def load_pictures(dataset: DatasetConfig, count: int) -> tuple[list[str], list[n
     places = [np.flatnonzero(source.labels == classes[i % len(classes)]) for i in range(count)]
     chosen = [int(rows[i // len(classes) % len(rows)]) for i, rows in enumerate(places)]
     names = [source.classes[source.labels[i]] for i in chosen]
-    return ["temple", "flower", *names], [*photographs, *(source.image(i).copy() for i in chosen)]
+    return ["temple", "flower", *names], [*photographs, *(source.image(i) for i in chosen)]
 
 
 def see(

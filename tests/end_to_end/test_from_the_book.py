@@ -1,0 +1,190 @@
+"""docs/from_the_book.md: every row of its tables is carried out at toy size, and both languages say the same."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from vitlab.config.hints import FLAGS, hints_for_words
+from vitlab.study.command import run_study
+from vitlab.study.plan import Request
+from vitlab.study.run import run_cell
+from vitlab.study.tasks import load_task
+
+ROOT = Path(__file__).parents[2]
+TOY = ["recipe.epochs=1", "recipe.warmup_epochs=0", "recipe.batch_size=8", "model.image_size=32", "devices=1",
+       "workers=0", "wandb.mode=disabled", "device=cpu"]  # fmt: skip
+TREE = ["dataset.num_classes=2", "dataset.num_train=16", "dataset.num_eval=8"]
+FRACTAL = ["categories=2", "instances=8", "image_size=32", "num_points=1000"]
+
+
+def tables() -> list[list[list[str]]]:
+    """The page's tables, as rows of cells without the header: three in English, the same three in Japanese."""
+    found: list[list[list[str]]] = []
+    before = ""
+    for line in (ROOT / "docs/from_the_book.md").read_text().splitlines():
+        if line.startswith("| --- "):
+            found.append([])
+        elif line.startswith("|") and before.startswith("|"):
+            found[-1].append([cell.strip() for cell in line.strip("|").split(" | ")])
+        before = line
+    return found
+
+
+def code(cell: str) -> list[str]:
+    """What stands between backquotes."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+COMMANDS, SETTINGS, HABITS = tables()[:3]
+SINGLE = [code(row[1])[0] for row in COMMANDS if " -m " not in row[1]]
+SWEEPS = [code(row[1])[0] for row in COMMANDS if " -m " in row[1]]
+OVERRIDES = [code(row[1])[0] for row in [*SETTINGS, *HABITS] if code(row[1]) and "=" in code(row[1])[0]]
+OVERRIDES += [code(row[2])[0] for row in HABITS if code(row[2])]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with what the page's commands name: an ImageNet of two classes, CIFAR, the book's checkpoints."""
+    folder = tmp_path_factory.mktemp("book")
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 40, 3), dtype=np.uint8)
+    for i in range(24):
+        split = "train" if i < 16 else "val"
+        file = folder / "imagenet" / split / f"n{i % 2}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[i]).save(file)
+    (folder / "ImageNet").symlink_to(folder / "imagenet")
+    flat = pixels[:20, :32, :32].transpose(0, 3, 1, 2).reshape(20, -1)
+    names = {"label_names": [str(i) for i in range(10)], "fine_label_names": [str(i) for i in range(100)]}
+    batch = {"data": flat, "labels": [i % 10 for i in range(20)], "fine_labels": list(range(20))}
+    for part in ("cifar-10-batches-py", "cifar-100-python"):
+        (folder / "data" / part).mkdir(parents=True)
+        for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "train", "test"):
+            (folder / "data" / part / name).write_bytes(pickle.dumps(batch))
+        for name in ("batches.meta", "meta"):
+            (folder / "data" / part / name).write_bytes(pickle.dumps(names))
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=32)
+    args = argparse.Namespace(model="vit_tiny_16_224", data_set="ImageNet", input_size=32)
+    for name in ("best_checkpoint.pth", "checkpoint.pth"):
+        torch.save({"model": model.state_dict(), "args": args, "epoch": 295}, folder / name)
+    return folder
+
+
+def toy(words: list[str]) -> list[str]:
+    """The command, with as little of everything as can be run."""
+    text = " ".join(words)
+    if "task=" in text:
+        return [*words, "device=cpu", "workers=0", "wandb.mode=disabled"]
+    small = list(TOY)
+    if "augment=deit" in text or "augment.mixup" in text or "augment.cutmix" in text:
+        small.append("augment.mix_group=4")
+    if "dataset=imagenet1k" in text:
+        small += TREE
+    elif "dataset=fractaldb1k" in text:
+        small += [f"dataset.fractal.{word}" for word in FRACTAL]
+    elif "dataset=cifar" in text:
+        small += ["dataset.num_train=100", "dataset.num_eval=20"]
+    else:
+        small += ["dataset.train_per_class=2"]
+    if "pretrain=fractaldb" in text:
+        small += [f"pretrain.dataset.fractal.{word}" for word in FRACTAL]
+        small += ["pretrain.recipe.epochs=1", "pretrain.recipe.warmup_epochs=0", "pretrain.recipe.batch_size=8"]
+    if "model=vit_tiny" not in text:
+        small = [word for word in small if not word.startswith("model.")]
+    return [*words, *small]
+
+
+@pytest.fixture
+def carry_out(place, compose_config, monkeypatch, capsys):
+    """Run a command's words in this process, in the folder; returns what it prints."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    importlib.import_module("run")  # knows of all tasks
+    from vitlab.study.tasks import TASKS
+
+    def of(words: list[str]) -> str:
+        here = [word.replace("=/data/", f"={place}/") for word in words]
+        config = compose_config(*toy(here))
+        if config.task != "train":
+            return "\n".join(load_task(TASKS[config.task])(config))
+
+        def cells(plan, _view):
+            return {c.id: run_cell(c.config, study=plan.study, name=c.name) for c in plan.todo}
+
+        assert run_study([Request(tuple(here), config)], cells) == 0
+        return capsys.readouterr().out
+
+    return of
+
+
+def test_both_languages_list_the_same():
+    english, japanese = tables()[:3], tables()[3:]
+    assert [[row[1] for row in table] for table in english[:2]] == [
+        [row[1].replace("同じコマンドをもう一度", "the same command again") for row in table] for table in japanese[:2]
+    ]
+    for ours, theirs in zip(english, japanese, strict=True):
+        assert len(ours) == len(theirs)
+        for row, other in zip(ours, theirs, strict=True):
+            flags = [set(re.findall(r"--[\w-]+", cell)) for cell in (row[0], other[0])]
+            assert flags[0] == flags[1]
+    assert len(SINGLE) >= 11 and len(SWEEPS) == 2 and len(OVERRIDES) >= 25
+
+
+@pytest.mark.parametrize("command", SINGLE)
+def test_a_command(carry_out, place, command):
+    assert command.startswith("python run.py ")
+    output = carry_out(command.split()[2:])
+    if "task=evaluate" in command:
+        assert "(book, epoch 295)" in output and "mean 0.485 0.456 0.406" in output and "n 8" in output
+    elif "task=explain" in command:
+        assert "wrote" in output
+    else:
+        assert "finished" in output
+    if "keep_head" in command and "pretrain=checkpoint" in command:
+        results = [json.loads(f.read_text()) for f in place.glob("runs/c*/result.json")]
+        loaded = [r["derived"]["pretrained"] for r in results if r["derived"]["pretrained"]]
+        assert any("152 tensors loaded" in line and "dropped" not in line for line in loaded)
+
+
+@pytest.mark.parametrize("overrides", sorted(set(OVERRIDES)))
+def test_a_flag(carry_out, overrides):
+    context = {"task=evaluate": "dataset.root=/data/imagenet", "pretrain=checkpoint": "model=vit_tiny_16_224"}
+    words = overrides.split()
+    carry_out([*words, *(more for word, more in context.items() if word in words)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SWEEPS)
+def test_a_sweep(place, command, tmp_path):
+    words = [word.replace("=/data/", f"={place}/") for word in command.split()[2:]]
+    small = [*TOY, *TREE, "augment.mix_group=4", "model.depth=1", "recipe.precision=fp32"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for script, arguments in (("run.py", [*words, *small]), ("analyze.py", [])):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "erase" in done.stdout
+
+
+def test_every_flag_of_the_page_is_answered_when_it_is_typed():
+    for row in SETTINGS:
+        for flag in re.findall(r"--[\w-]+", row[0]):
+            assert flag in FLAGS, flag
+            assert hints_for_words([flag])
