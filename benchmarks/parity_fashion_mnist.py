@@ -1,6 +1,7 @@
 """Does a model care which engine augments? RandAugment by Pillow and timm, and by vitlab, on Fashion-MNIST.
 
 python -m benchmarks.parity_fashion_mnist [--seeds 3] [--epochs 10] [--per-class 1000] [--model vit_tiny_28]
+       [--device cuda] [--root FOLDER] [--at-once 1]
 
 Everything else is equal: data, order, crops (Pillow's to the bit), flips' probability, model, initial weights,
 schedule. The two engines draw different random numbers of the same distribution, so equality is to seed noise: the
@@ -14,6 +15,8 @@ import dataclasses
 import random
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +49,7 @@ class PillowAugment:
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """uint8 (B, 3, S, S) → normalised float32; `draws` are not used."""
-        return self.normalise(torch.stack([self.one(image) for image in images]))
+        return self.normalise(torch.stack([self.one(image) for image in images.cpu()]).to(images.device))
 
     def one(self, image: Tensor) -> Tensor:
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
@@ -64,51 +67,58 @@ plain_posterize = timm_aa.posterize
 timm_aa.NAME_TO_OP["PosterizeIncreasing"] = posterize
 
 
-def top1(cell: CellConfig, engine: type) -> float:
-    """Train `cell` with `engine` in the place of the augmentation; the last epoch's top-1 in percent."""
+ENGINES = {"Pillow and timm": PillowAugment, "vitlab": Augment}
+
+
+def top1(cell: CellConfig, name: str, device: str) -> float:
+    """Train `cell` with the engine of that name in the augmentation's place; the last epoch's top-1 in percent."""
     random.seed(cell.seed)
     np.random.seed(cell.seed)
-    loop.Augment = engine
-    config = Config(task="train", cell=cell, device="cpu", device_batch=cell.recipe.batch_size)
+    loop.Augment = ENGINES[name]
+    config = Config(task="train", cell=cell, device=device, device_batch=cell.recipe.batch_size)
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         steps = loop.fit(config, cell, Path(folder))
         try:
             while True:
                 next(steps)
         except StopIteration as end:
-            return end.value["last"]["top1"]
+            figure = end.value["last"]["top1"]
+    print(f"seed {cell.seed}, {name}: {figure:.2f} in {time.perf_counter() - began:.0f} s", flush=True)
+    return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("seeds", 3), ("epochs", 10), ("per-class", 1000)):
+    for name, value in (("seeds", 3), ("epochs", 10), ("per-class", 1000), ("at-once", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--model", default="vit_tiny_28")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--root")
     options = parser.parse_args()
     recipe = dataclasses.replace(
         choice("recipe", "quick"), epochs=options.epochs, batch_size=128, eval_every=options.epochs, lr=1e-3
     )
-    dataset = dataclasses.replace(choice("dataset", "fashion_mnist"), train_per_class=options.per_class)
+    dataset = dataclasses.replace(
+        choice("dataset", "fashion_mnist"), train_per_class=options.per_class, root=options.root
+    )
     model = dataclasses.replace(choice("model", options.model), image_size=28)
+    randaug = choice("augment", "randaug")
+    cells = [CellConfig(model, dataset, randaug, PretrainConfig(), recipe, seed) for seed in range(options.seeds)]
     print(
-        f"torch {torch.__version__}, timm {timm.__version__}, Pillow {PIL.__version__}; {options.model}, "
-        f"{options.per_class} images per class, {options.epochs} epochs, {choice('augment', 'randaug').auto_augment}",
+        f"torch {torch.__version__}, timm {timm.__version__}, Pillow {PIL.__version__}, {options.device}; "
+        f"{options.model}, {options.per_class} images per class, {options.epochs} epochs, {randaug.auto_augment}",
         flush=True,
     )
-    found: dict[str, list[float]] = {"Pillow and timm": [], "vitlab": []}
-    for seed in range(options.seeds):
-        cell = CellConfig(model, dataset, choice("augment", "randaug"), PretrainConfig(), recipe, seed)
-        for name, engine in (("Pillow and timm", PillowAugment), ("vitlab", Augment)):
-            began = time.perf_counter()
-            found[name].append(top1(cell, engine))
-            print(f"seed {seed}, {name}: {found[name][-1]:.2f} in {time.perf_counter() - began:.0f} s", flush=True)
+    with ProcessPoolExecutor(options.at_once, mp_context=get_context("spawn")) as pool:
+        waiting = {name: [pool.submit(top1, cell, name, options.device) for cell in cells] for name in ENGINES}
+        found = {name: [future.result() for future in futures] for name, futures in waiting.items()}
     print("\n| engine | top-1 of every seed | mean | sd |\n|---|---|---|---|")
     for name, values in found.items():
         every = ", ".join(f"{value:.2f}" for value in values)
         print(f"| {name} | {every} | {np.mean(values):.2f} | {np.std(values, ddof=1):.2f} |")
     theirs, ours = found.values()
-    test = stats.ttest_ind(ours, theirs, equal_var=False)
-    interval = test.confidence_interval(0.95)
+    interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
     print(
         f"\ndifference {np.mean(ours) - np.mean(theirs):+.2f} points, 95 % [{interval.low:+.2f}, {interval.high:+.2f}]"
     )
