@@ -145,6 +145,13 @@ def test_erasing_touches_its_boxes_only():
     assert not images.any()
 
 
+def test_the_memory_layout_does_not_matter():
+    images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8)
+    draws = Draws(0, 0, np.arange(20))
+    engine = Augment(ALL_ON, DATASET)
+    assert torch.equal(engine(images, draws), engine(images.to(memory_format=torch.channels_last), draws))
+
+
 def test_counter_noise_is_normal_and_independent():
     keys, places = torch.arange(400).repeat_interleave(256), torch.arange(256).repeat(400)
     noise = counter_normal(keys, places).double()

@@ -47,11 +47,10 @@ def fill_with_noise(images: Tensor, boxes: np.ndarray, draws: Draws) -> None:
     top, left, box_height, box_width = boxes[rows].T
     counts = box_height * box_width
     keys = draws.select(rows).bits("erase_noise", 1)[:, 0].view(np.int64)
-    table = np.stack([rows, keys, np.cumsum(counts) - counts, box_width, top * width + left, counts], 1)
-    table = to_device(table, device)
+    table = to_device(np.stack([rows, keys, np.cumsum(counts) - counts, top, left, box_width, counts], 1), device)
     total = int(counts.sum())
-    row, key, start, across, corner, _ = table.repeat_interleave(table[:, 5], dim=0, output_size=total).unbind(1)
+    row, key, start, top, left, across, _ = table.repeat_interleave(table[:, -1], dim=0, output_size=total).unbind(1)
     place = torch.arange(total, device=device) - start
     down = torch.div(place, across, rounding_mode="floor")
-    pixel = corner + down * width + (place - down * across)
-    images.flatten(2).permute(0, 2, 1)[row, pixel] = counter_normal(key, pixel)
+    y, x = top + down, left + place - down * across
+    images.permute(0, 2, 3, 1)[row, y, x] = counter_normal(key, y * width + x)
