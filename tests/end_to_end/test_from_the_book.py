@@ -27,7 +27,7 @@ from vitlab.study.tasks import load_task
 ROOT = Path(__file__).parents[2]
 TOY = ["recipe.epochs=1", "recipe.warmup_epochs=0", "recipe.batch_size=8", "model.image_size=32", "devices=1",
        "workers=0", "wandb.mode=disabled", "device=cpu"]  # fmt: skip
-TREE = ["dataset.num_classes=2", "dataset.num_train=16", "dataset.num_eval=8"]
+TREE = ["dataset.num_classes=2", "dataset.num_train=32", "dataset.num_eval=8"]
 FRACTAL = ["categories=2", "instances=8", "image_size=32", "num_points=1000"]
 
 
@@ -61,8 +61,8 @@ def place(tmp_path_factory) -> Path:
     """A folder with what the page's commands name: an ImageNet of two classes, CIFAR, the book's checkpoints."""
     folder = tmp_path_factory.mktemp("book")
     pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 40, 3), dtype=np.uint8)
-    for i in range(24):
-        split = "train" if i < 16 else "val"
+    for i in range(40):
+        split = "train" if i < 32 else "val"
         file = folder / "imagenet" / split / f"n{i % 2}" / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[i]).save(file)
@@ -172,7 +172,7 @@ def test_a_flag(carry_out, overrides):
 @pytest.mark.parametrize("command", SWEEPS)
 def test_a_sweep(place, command, tmp_path):
     words = [word.replace("=/data/", f"={place}/") for word in command.split()[2:]]
-    small = [*TOY, *TREE, "augment.mix_group=4", "model.depth=1", "recipe.precision=fp32"]
+    small = [*TOY, *TREE, "recipe.batch_size=32", "model.depth=1", "recipe.precision=fp32"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for script, arguments in (("run.py", [*words, *small]), ("analyze.py", [])):
         done = subprocess.run(
