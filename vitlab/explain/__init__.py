@@ -1,0 +1,43 @@
+"""Looking inside Vision Transformers: tensors in, tensors out, on any unmodified model of timm's.
+
+    from vitlab.explain import attention_maps, relevance, rollout
+
+The functions are imported when they are first used: the command line checks its options before torch starts.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitlab.explain.attention import attention_maps, rollout, rollout_map
+    from vitlab.explain.faithfulness import perturbation_curves, random_maps
+    from vitlab.explain.patch_relevance import relevance
+    from vitlab.explain.position import attention_distance, position_similarity, rgb_filters
+    from vitlab.explain.recording import UnfitError
+
+_HOMES = {
+    "attention_maps": "attention", "rollout": "attention", "rollout_map": "attention", "relevance": "patch_relevance",
+    "position_similarity": "position", "attention_distance": "position", "rgb_filters": "position",
+    "perturbation_curves": "faithfulness", "random_maps": "faithfulness", "UnfitError": "recording",
+}  # fmt: skip
+
+__all__ = [
+    "UnfitError",
+    "attention_distance",
+    "attention_maps",
+    "perturbation_curves",
+    "position_similarity",
+    "random_maps",
+    "relevance",
+    "rgb_filters",
+    "rollout",
+    "rollout_map",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -13,9 +13,9 @@ from vitlab.explain.attention import rollout_map
 from vitlab.explain.faithfulness import Curves, perturbation_curves, random_maps, score_table
 from vitlab.explain.images import evaluation_pictures, load_pictures
 from vitlab.explain.options import ExplainConfig, MethodName
+from vitlab.explain.patch_relevance import relevance
 from vitlab.explain.plot.curves import draw_curves
 from vitlab.explain.plot.style import METHOD_TITLES, save
-from vitlab.explain.relevance import relevance
 from vitlab.explain.subject import Subject, pick_device
 
 PERTURBED_AT_ONCE = 64

@@ -61,7 +61,7 @@ def sample_photographs(dataset: DatasetConfig, image_size: int) -> list[Picture]
 
     bunch = load_sample_images()
     return [
-        Picture(Path(file).stem, resize_and_centre(np.asarray(image), image_size, dataset.eval_crop))
+        Picture(Path(file).stem, _cropped(image, dataset, image_size))
         for file, image in zip(bunch.filenames, bunch.images, strict=True)  # pyright: ignore[reportAttributeAccessIssue]
     ]
 
@@ -98,7 +98,7 @@ def _rows(match: re.Match[str], source: Source) -> list[int]:
 def _picture_of(source: Source, row: int, dataset: DatasetConfig, image_size: int) -> Picture:
     label = int(source.labels[row])
     try:
-        pixels = resize_and_centre(source.image(row), image_size, dataset.eval_crop)
+        pixels = _cropped(source.image(row), dataset, image_size)
     except BadImageError as error:
         raise ConfigError(f"explain.images: {error}") from error
     return Picture(f"eval-{row}", pixels, label)
@@ -120,6 +120,11 @@ def _files(name: str) -> list[Path]:
 
 def _read(file: Path, dataset: DatasetConfig, image_size: int) -> Picture:
     try:
-        return Picture(file.stem, resize_and_centre(decode(file), image_size, dataset.eval_crop))
+        return Picture(file.stem, _cropped(decode(file), dataset, image_size))
     except BadImageError as error:
         raise ConfigError(f"explain.images: {error}") from error
+
+
+def _cropped(image: np.ndarray, dataset: DatasetConfig, image_size: int) -> Tensor:
+    """(3, S, S) uint8 of an image (H, W, 3), which may be read-only."""
+    return resize_and_centre(np.array(image), image_size, dataset.eval_crop)

@@ -40,9 +40,9 @@ class Seen:
         )
 
     def named(self, picture: int, k: int) -> str:
-        """`tabby 0.93`: a class and its probability."""
+        """`tabby, p = 0.93`: a class and its probability."""
         name = self.subject.classes.short(int(self.targets[picture, k]))
-        return f"{name if len(name) < 22 else name[:20] + '…'}  {self.probabilities[picture, k]:.2f}"
+        return f"{name if len(name) < 22 else name[:20] + '…'}, p = {self.probabilities[picture, k]:.2f}"
 
     def image(self, picture: int) -> np.ndarray:
         return self.pictures[picture].pixels.permute(1, 2, 0).numpy()
@@ -104,12 +104,11 @@ def draw_panels(subjects: Sequence[Subject], options: ExplainConfig, folder: Pat
 
 def _map_rows(seen: Seen, picture: int) -> list[Tile]:
     """input | map | overlay"""
-    title = seen.named(picture, 0)
-    predicted = "most probable class" if seen.method == "rollout" else "class"
+    named = seen.named(picture, 0)
     return [
-        Tile("input", seen.image(picture)),
+        Tile(f"predicted: {named}" if seen.method == "rollout" else "input", seen.image(picture)),
         Tile("map", heat=seen.maps[picture, 0].numpy()),
-        seen.tile(picture, 0, f"{predicted}: {title}" if seen.method == "rollout" else title),
+        seen.tile(picture, 0, "overlay" if seen.method == "rollout" else named),
     ]
 
 

@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Run = Callable[..., Tensor]
+OVERWRITTEN = "modified by an inplace operation"
+"""Autograd's words, and ours, where a model has written over an activation that the backward pass needs."""
 CANCELLED = 64
 """Sums of products below this many rounding errors of their absolute sum count as 0: they are noise."""
-
-
-class ChangedInputError(RuntimeError):
-    """A model overwrote an activation that a rule needs."""
 
 
 class Call:
@@ -48,7 +46,7 @@ class Call:
     @property
     def inputs(self) -> list[Tensor]:
         if [x._version for x in self._leaves] != self._versions:
-            raise ChangedInputError("an activation is overwritten in place after it was used")
+            raise RuntimeError(f"an activation was {OVERWRITTEN}")
         return [x.detach() for x in self._leaves]
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor
 
 from vitlab.config import Config, ConfigError
@@ -15,8 +16,8 @@ from vitlab.explain.attention import rollout_map
 from vitlab.explain.classes import ClassNames, class_names
 from vitlab.explain.images import Picture, normalise
 from vitlab.explain.options import ExplainConfig, MethodName
+from vitlab.explain.patch_relevance import relevance
 from vitlab.explain.recording import UnfitError
-from vitlab.explain.relevance import relevance
 from vitlab.models.restore import Restored, restore, short_name
 
 
@@ -87,11 +88,19 @@ def load_subjects(config: Config, options: ExplainConfig, names: Sequence[tuple[
         restored = restore(config, name)
         restored.network.to(device)
         stem = short_name(restored.weights.path)
-        own = label or (restored.weights.path.parent.name if restored.weights.kind == "vitlab" else stem)
-        own = str(options.labels[place]) if options.labels else own
+        own = str(options.labels[place]) if options.labels else label or _recorded_name(restored.weights.path) or stem
         classes = class_names(restored.weights.classes, restored.num_classes, restored.dataset.name)
         subjects.append(Subject(own, stem, restored, classes, device))
     return subjects
+
+
+def _recorded_name(file: Path) -> str | None:
+    """`none/s0 (cb05aeae9b27)`: what a cell's record calls it; None for a checkpoint that is no cell's."""
+    record = file.with_name("config.yaml")
+    if not record.is_file():
+        return None
+    content = yaml.safe_load(record.read_text())
+    return f"{content['name']} ({content['id']})" if isinstance(content, dict) and "name" in content else None
 
 
 def named_checkpoints(config: Config) -> list[tuple[str, str | None]]:

@@ -35,7 +35,8 @@ STRUCTURAL = frozenset(
      "split", "chunk", "unbind", "tensor_split", "__getitem__", "__setitem__", "select", "narrow", "index_select",
      "gather", "roll", "flip", "pad", "contiguous", "clone", "detach", "to", "float", "type", "type_as", "double",
      "as_tensor", "mT", "T", "t", "copy_", "dropout", "identity", "requires_grad_", "rot90", "take_along_dim",
-     "_dropout", "dropout_", "feature_dropout", "masked_fill", "where")
+     "_dropout", "dropout_", "feature_dropout", "masked_fill", "where", "amax", "amin", "max_pool2d",
+     "adaptive_max_pool2d", "reshape_as")
 )  # fmt: skip
 """Operations whose own backward already routes relevance."""
 NAMES = {

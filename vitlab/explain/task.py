@@ -24,6 +24,7 @@ def run_explain(config: Config) -> list[str]:
     torch.set_num_threads(config.threads)
     folder = Path(options.output) if options.output else Path(config.output_dir) / "explain"
     lines: list[str] = []
+    subjects = []
     if options.synthetic:
         files, lines = measure_scenes(config, options, folder)
     else:
@@ -41,6 +42,12 @@ def run_explain(config: Config) -> list[str]:
     mirror_figures(config, options.kind, [f for f in files if f.suffix == ".png"])
     figures = [str(f) for f in files if f.suffix in (".png", ".md")]
     rest = len(files) - len(figures)
+    if (
+        options.images is None
+        and options.kind in ("rollout", "relevance")
+        and subjects[0].restored.model.image_size < 64
+    ):
+        lines.append("these are photographs; the checkpoint's own evaluation images: explain.images=eval")
     return [
         *lines,
         *(f"wrote {name}" for name in figures),

@@ -13,6 +13,8 @@ from PIL import Image
 HEAT = "inferno"
 """Perceptually uniform, in order of lightness: read alike in grey and by the colour-blind."""
 SIMILARITY = "viridis"
+SMOOTH = 192
+"""Pixels that an overlay's longer side has at least."""
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
 """Okabe and Ito's palette."""
 METHOD_TITLES = {
@@ -50,14 +52,18 @@ def enlarged(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """The picture (H, W, 3) uint8, greyed, under the heat map's colours; the hotter, the more opaque. In [0, 1]."""
+    """The picture (H, W, 3) uint8, greyed, under the heat map's colours; the hotter, the more opaque. In [0, 1].
+
+    Small pictures are enlarged by whole factors first, so that the heat map's blending is smooth.
+    """
+    factor = max(1, -(-SMOOTH // max(picture.shape[:2])))
+    picture = picture.repeat(factor, 0).repeat(factor, 1) / 255.0
     height, width = picture.shape[:2]
-    strength = enlarged(scaled(heat), (height, width))[..., None]
-    grey = (picture / 255.0) @ np.array([0.299, 0.587, 0.114])
-    base = 0.35 * picture / 255.0 + 0.65 * grey[..., None]
-    colour = colormaps[HEAT](strength[..., 0])[..., :3]
-    opacity = 0.25 + 0.5 * strength
-    return np.clip((1 - opacity) * base + opacity * colour, 0, 1)
+    strength = enlarged(scaled(heat), (height, width))
+    grey = (picture @ np.array([0.299, 0.587, 0.114]))[..., None]
+    base = 0.4 * picture + 0.6 * grey
+    opacity = (0.12 + 0.8 * strength)[..., None]
+    return np.clip((1 - opacity) * base + opacity * colormaps[HEAT](strength)[..., :3], 0, 1)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitlab.explain.attention import read_tokens
 from vitlab.explain.chain import chain, eye_like, patch_grid, to_grid
 from vitlab.explain.recording import Recording, UnfitError, prepared, record, unwrapped
-from vitlab.explain.rules import ChangedInputError
+from vitlab.explain.rules import OVERWRITTEN
 
 Method = Literal["lrp", "generic", "attnlrp"]
 
@@ -45,8 +45,10 @@ def relevance(
         explain = _pixels if method == "attnlrp" else _chained
         try:
             maps = [explain(recording, one_hot, method, start_layer) for one_hot in _seeds(classes, recording.logits)]
-        except ChangedInputError as error:
-            raise UnfitError(f"{error}; method=attnlrp or rollout may work on it") from error
+        except RuntimeError as error:
+            if OVERWRITTEN not in str(error):
+                raise
+            raise UnfitError("it writes over activations that relevance needs; rollout works on it") from error
     stacked = torch.stack([_onto_patches(m, model, images) for m in maps], 1)
     single = targets is None or isinstance(targets, int) or torch.as_tensor(targets).ndim < 2
     return stacked[:, 0] if single else stacked
