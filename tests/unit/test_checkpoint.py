@@ -15,9 +15,9 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from vitlab.config import IMAGENET_MEAN, IMAGENET_STD, ConfigError, ModelConfig, experiment
+from vitlab.config import IMAGENET_MEAN, IMAGENET_STD, ConfigError, ModelConfig, experiment, find_checkpoint
 from vitlab.models.build import build_model
-from vitlab.models.checkpoint import Weights, find_checkpoint, load_weights, read_checkpoint
+from vitlab.models.checkpoint import Weights, load_weights, read_checkpoint
 from vitlab.models.position import resize_position_embedding
 from vitlab.models.restore import restore
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
@@ -162,6 +162,11 @@ def test_ours(tmp_path, compose_config):
         read_checkpoint(folder / "last.pt", weights="ema")
     with pytest.raises(ConfigError, match="'c999'"):
         find_checkpoint("c999", str(tmp_path))
+    start = ["pretrain=checkpoint", f"output_dir={tmp_path}"]
+    by_name, by_file = (
+        compose_config(*start, f"pretrain.path={path}").cell.pretrain for path in (folder.name, folder / "last.pt")
+    )
+    assert by_name == by_file and by_name.path == str(folder / "last.pt") and len(by_name.digest) == 64
 
 
 class Payload:

@@ -9,12 +9,13 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "config": {"config"},
     "draws": set(),
+    "dunnett": set(),
     "data": {"config", "draws", "data"},
     "models": {"config", "draws", "models"},
     "train": {"config", "draws", "data", "models", "train"},
-    "study": {"config", "draws", "data", "models", "train", "study"},
+    "study": {"config", "draws", "data", "models", "train", "study", "dunnett"},
     "explain": {"config", "draws", "data", "models", "explain"},
-    "analysis": {"config", "study", "analysis"},
+    "analysis": {"config", "study", "analysis", "dunnett"},
 }
 LIGHT = {"config", "draws", "analysis", "study/identity", "study/plan", "study/record", "data/class_list"}
 HEAVY = {"torch", "timm", "torchvision"}

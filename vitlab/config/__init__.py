@@ -2,6 +2,7 @@
 
 from vitlab.config.check import check_cell, check_run
 from vitlab.config.choices import choice, options
+from vitlab.config.files import find_checkpoint
 from vitlab.config.parse import build, parse, register_schemas, suggest
 from vitlab.config.schema import (
     GROUPS,
@@ -42,6 +43,7 @@ __all__ = [
     "check_run",
     "choice",
     "experiment",
+    "find_checkpoint",
     "options",
     "parse",
     "plain",

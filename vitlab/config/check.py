@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vitlab.config.files import find_checkpoint
 from vitlab.config.schema import CellConfig, Config, ConfigError
 
 
@@ -70,10 +71,11 @@ def _check_auto_augment(policy: str | None) -> None:
 def check_run(config: Config) -> None:
     """Raise `ConfigError` where the cell cannot run on the devices that were asked for."""
     batch, devices = config.cell.recipe.batch_size, config.devices
-    if config.task == "evaluate" and not config.checkpoint:
-        raise ConfigError(
-            "checkpoint: task=evaluate reads one; give a file, a cell's folder or a cell's identity: checkpoint=…"
-        )
+    if config.task == "evaluate":
+        if not config.checkpoint:
+            raise ConfigError("checkpoint: task=evaluate reads one; give a file, a cell's folder or its identity")
+        for name in config.checkpoints:
+            find_checkpoint(name, config.output_dir)
     if config.task != "train":
         return
     if config.checkpoint is not None:

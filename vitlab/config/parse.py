@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitlab.config.check import check_cell, check_run
+from vitlab.config.files import find_checkpoint
 from vitlab.config.schema import (
     GROUPS,
     CellConfig,
@@ -58,7 +59,7 @@ def parse(composed: Mapping[str, Any], labels: Mapping[str, str] | None = None) 
     """
     values = {key: value for key, value in composed.items() if key != "hydra"}
     cell = build(CellConfig, {key: values.pop(key) for key in (*GROUPS, "seed") if key in values}, "")
-    cell = _with_digests(cell)
+    cell = _with_digests(cell, str(values.get("output_dir", "runs")))
     check_cell(cell)
     tasks = typing.get_args(_hints(Config)["task"])
     options = {name: values.pop(name) for name in tasks if name in values}
@@ -167,16 +168,14 @@ def suggest(got: Any, allowed: typing.Iterable[Any]) -> str:
     return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(names)}."
 
 
-def _with_digests(cell: CellConfig) -> CellConfig:
+def _with_digests(cell: CellConfig, output_dir: str) -> CellConfig:
     """Fill in what identifies the files that a configuration points at: the checkpoint's and the pack's digests."""
     start, data = cell.pretrain, cell.dataset
     if start.kind == "checkpoint" and start.digest is None:
         if not start.path:
             raise ConfigError("pretrain.path: pretrain=checkpoint needs a file; give pretrain.path=FILE")
-        file = Path(start.path)
-        if not file.is_file():
-            raise ConfigError(f"pretrain.path: no file at {start.path!r}; give a checkpoint file")
-        start = dataclasses.replace(start, digest=_sha256(file, file.stat().st_mtime_ns))
+        file = find_checkpoint(start.path, output_dir, "pretrain.path")
+        start = dataclasses.replace(start, path=str(file), digest=_sha256(file, file.stat().st_mtime_ns))
     if data.pack and data.pack_id is None:
         manifest = Path(data.pack) / "manifest.json"
         if not manifest.is_file():

@@ -265,6 +265,11 @@ class Config:
     labels: Mapping[str, str] = field(default_factory=dict)
     """Group → the option that was chosen. For people; never part of an identity."""
 
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """What `checkpoint` names, one or several or none."""
+        return (self.checkpoint,) if isinstance(self.checkpoint, str) else self.checkpoint or ()
+
 
 GROUPS: dict[str, type] = {
     "model": ModelConfig,

@@ -76,18 +76,6 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def find_checkpoint(name: str, output_dir: str) -> Path:
-    """The file that a user means: a file, a cell's folder (its last.pt), or a cell's identity below `output_dir`."""
-    for path in (Path(name), Path(output_dir) / name):
-        if path.is_file():
-            return path
-        if path.is_dir():
-            if (path / "last.pt").is_file():
-                return path / "last.pt"
-            raise ConfigError(f"checkpoint: no last.pt in {str(path)!r}; has the cell been trained?")
-    raise ConfigError(f"checkpoint: no file, cell folder or identity {name!r} (also looked in {output_dir!r})")
-
-
 def read_checkpoint(path: Path, *, weights: str = "raw") -> Weights:
     """Read a checkpoint of any of the known kinds; `weights` is `raw` or `ema` (the moving average).
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from vitlab.config import Config, ConfigError, DatasetConfig, ModelConfig
+from vitlab.config import Config, ConfigError, DatasetConfig, ModelConfig, find_checkpoint
 from vitlab.models.build import build_model
-from vitlab.models.checkpoint import Weights, find_checkpoint, load_weights, read_checkpoint
+from vitlab.models.checkpoint import Weights, load_weights, read_checkpoint
 
 FROM_CHECKPOINT = "from_checkpoint"
 """The choice of model= and dataset= that leaves the matter to the checkpoint."""
@@ -85,19 +85,6 @@ def _dataset(config: Config, weights: Weights, statistics: str) -> DatasetConfig
     if own is None or statistics == "dataset":
         return given
     return dataclasses.replace(given, mean=own.mean, std=own.std, eval_crop=own.eval_crop)
-
-
-def checkpoints_of(config: Config) -> list[str]:
-    """The checkpoints that `checkpoint=` names, each found. Raises ConfigError where it names none."""
-    named = config.checkpoint
-    names = [named] if isinstance(named, str) else list(named or ())
-    if not names:
-        raise ConfigError(
-            f"checkpoint: task={config.task} reads one; give a file, a cell's folder or a cell's identity: checkpoint=…"
-        )
-    for name in names:
-        find_checkpoint(name, config.output_dir)
-    return names
 
 
 def short_name(path: Path) -> str:

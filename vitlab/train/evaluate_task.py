@@ -15,7 +15,7 @@ from vitlab.data.augment import Augment
 from vitlab.data.class_list import resolve_class_list
 from vitlab.data.loader import EvalLoader
 from vitlab.data.sources import build_source
-from vitlab.models.restore import Restored, checkpoints_of, restore, short_name
+from vitlab.models.restore import Restored, restore, short_name
 from vitlab.train.checkpoint import save_arrays
 from vitlab.train.distributed import joined, other_ranks, pick_device, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, Evaluation, evaluate
@@ -37,21 +37,20 @@ def run_evaluate(config: Config) -> list[str]:
     Figures and per-example predictions are written to `output_dir/evaluate/`. Raises ConfigError for a checkpoint
     that cannot be read, does not fit, or has other classes than the data set.
     """
-    names = checkpoints_of(config)
     if config.devices > 1 and "RANK" not in os.environ:
-        with other_ranks(config.devices, _evaluate_all, (config, names)):
-            return _evaluate_all(config, names)
-    return _evaluate_all(config, names)
+        with other_ranks(config.devices, _evaluate_all, (config,)):
+            return _evaluate_all(config)
+    return _evaluate_all(config)
 
 
-def _evaluate_all(config: Config, names: list[str]) -> list[str]:
+def _evaluate_all(config: Config) -> list[str]:
     options: EvaluateConfig = build(EvaluateConfig, config.options, "evaluate")
     world = world_from_environment()
     device = pick_device(config.device, world.local_rank)
     torch.set_num_threads(config.threads)
     lines: list[str] = []
     with joined(world, device):
-        for name in names:
+        for name in config.checkpoints:
             restored = restore(config, name, statistics=options.statistics)
             evaluation = evaluate_restored(config, restored, device)
             if evaluation is not None:

@@ -93,7 +93,7 @@ def _fit(
         train_source, cell.dataset, cell.augment, recipe, image_size=cell.model.image_size, seed=cell.seed,
         rank=world.rank, world=world.size, workers=config.workers, micro_batch=micro_batch, device=device,
     )  # fmt: skip
-    held_out = eval_source and EvalLoader(
+    held_out = None if eval_source is None else EvalLoader(
         eval_source, cell.dataset, image_size=cell.model.image_size, rank=world.rank, world=world.size,
         workers=config.workers, batch=EVAL_BATCH, device=device,
     )  # fmt: skip
