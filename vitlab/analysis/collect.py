@@ -34,9 +34,9 @@ def collect(output_dir: str | Path = "runs", study: str | None = None) -> pd.Dat
     rows = []
     for entry in content["cells"]:
         if entry["part"] == "cell":
-            row = read_record(Record(folder / entry["id"])) | {"name": entry["name"]}
-            row |= {f"label.{group}": label for group, label in entry["labels"].items()}
-            rows.append(row | {"aliases": entry["aliases"], "overrides": entry["overrides"]})
+            planned = experiment_columns(entry.get("experiment", {}), entry["labels"])
+            found = read_record(Record(folder / entry["id"])) | {"name": entry["name"], "aliases": entry["aliases"]}
+            rows.append(found | planned)
     return frame(rows)
 
 
