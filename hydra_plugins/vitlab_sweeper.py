@@ -48,7 +48,14 @@ class StudySweeper(BasicSweeper):
         extra = [shlex.split(cell) for cell in self.config.study.cells] or [[]]
         combinations = [[*base, *cell] for base in product for cell in extra]
         composer = _Composer(self.hydra_context.config_loader, self.config, parser)
-        return [Request(tuple(o), composer.compose(o)) for o in combinations]
+        requests = []
+        for overrides in combinations:
+            try:
+                requests.append(Request(tuple(overrides), composer.compose(overrides)))
+            except ConfigError as error:
+                of = "" if len(combinations) == 1 else f" (in the cell {shlex.join(overrides)})"
+                raise ConfigError(f"{error}{of}") from None
+        return requests
 
     def carry_out(self, requests: list[Request]) -> int:
         """Run the task, or the study, that the requests mean; returns the exit code."""
@@ -67,76 +74,98 @@ class StudySweeper(BasicSweeper):
     def _through_stock_launcher(self, plan: Any, view: Any) -> dict[str, str]:
         """Any other launcher of Hydra's: stage by stage, without isolation; what happened is read from the records."""
         assert self.launcher is not None
+        outcomes: dict[str, str] = {}
         for stage in sorted({cell.stage for cell in plan.todo}):
-            overrides = [list(cell.overrides) for cell in plan.todo if cell.stage == stage]
-            for job in self.launcher.launch(overrides, initial_job_idx=0):
+            ready = []
+            for cell in (c for c in plan.todo if c.stage == stage):
+                if cell.needs is None or plan.record_of(cell.needs).state() == "finished":
+                    ready.append(cell)
+                else:
+                    outcomes[cell.id] = "blocked"
+                    view.status(cell.id, "blocked", f"its pre-training {cell.needs} is not finished")
+            jobs = self.launcher.launch([list(cell.overrides) for cell in ready], initial_job_idx=0) if ready else ()
+            for job in jobs:
                 try:
                     _ = job.return_value
                 except Exception as error:
                     view.say(f"{type(error).__name__}: {error}")
-        return {cell.id: plan.record(cell).state() for cell in plan.todo}
+        return {cell.id: plan.record(cell).state() for cell in plan.todo} | outcomes
 
 
 class _Composer:
-    """Composes once per combination of group choices (100 ms each) and sets plain values in place (1 ms)."""
+    """Composes once per combination of group choices (100 ms each) and sets plain values in place (a tenth of a ms)."""
 
     def __init__(self, loader: Any, master: DictConfig, parser: OverridesParser) -> None:
         self.loader, self.master, self.parser = loader, master, parser
-        self._trees: dict[tuple[str, ...], tuple[DictConfig, dict[str, str], bool]] = {}
+        self._trees: dict[tuple[str, ...], tuple[DictConfig, dict[str, str], dict[str, Any] | None]] = {}
+        self._parsed: dict[str, Override] = {}
+        self._groups: dict[str, bool] = {}
 
     def compose(self, overrides: list[str]) -> Config:
-        parsed = self.parser.parse_overrides(overrides)
-        plain = [o for o in parsed if self._sets_value(o)]
-        choices = tuple(o.input_line or "" for o in parsed if o not in plain)
-        tree, labels, linked = self._tree(choices)
-        if not plain:
-            return parse(OmegaConf.to_container(tree, resolve=True), labels)  # pyright: ignore
-        if linked:
+        """What Hydra's full composition of `overrides` means, parsed."""
+        parsed = [self._parse(text) for text in overrides]
+        plain = [o for o in parsed if self._may_set(o)]
+        tree, labels, values = self._tree(self._rest(parsed, plain))
+        known = [o for o in plain if _has(tree, o.key_or_group)]
+        if len(known) < len(plain):  # keys that other values bring, or that do not exist: Hydra knows
+            nested = [o for o in plain if o not in known]
+            apart = all(not _nested(o.key_or_group, p.key_or_group) for o in known for p in nested)
+            plain = known if apart else []
+            tree, labels, values = self._tree(self._rest(parsed, plain))
+        if values is None:  # some value refers to another, which may be one that is set here
             tree = tree.copy()
             for override in plain:
                 OmegaConf.update(tree, override.key_or_group, override.value(), merge=True)
-            return parse(OmegaConf.to_container(tree, resolve=True), labels)  # pyright: ignore
-        values: Any = OmegaConf.to_container(tree)
-        for override in plain:
-            *parents, last = override.key_or_group.split(".")
-            node = values
-            for parent in parents:
-                node = node[parent]
-            node[last] = override.value()
-        return parse(values, labels)
+            values = OmegaConf.to_container(tree, resolve=True)  # pyright: ignore
+        else:
+            for override in plain:
+                values = _with(values, override.key_or_group.split("."), override.value())
+        return parse(values, labels)  # pyright: ignore[reportArgumentType]
 
-    def _tree(self, choices: tuple[str, ...]) -> tuple[DictConfig, dict[str, str], bool]:
-        """The composed tree, the chosen options, and whether any value refers to another."""
+    def _parse(self, text: str) -> Override:
+        if text not in self._parsed:
+            self._parsed[text] = self.parser.parse_override(text)
+        return self._parsed[text]
+
+    def _rest(self, parsed: list[Override], plain: list[Override]) -> tuple[str, ...]:
+        return tuple(o.input_line or "" for o in parsed if not any(o is p for p in plain))
+
+    def _tree(self, choices: tuple[str, ...]) -> tuple[DictConfig, dict[str, str], dict[str, Any] | None]:
+        """The composed tree, the chosen options, and its plain values unless any of them refers to another."""
         if choices not in self._trees:
             whole = self.loader.load_sweep_config(self.master, list(choices))
             labels = {k: str(v) for k, v in whole.hydra.runtime.choices.items() if not k.startswith("hydra")}
             tree = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
             linked = "${" in OmegaConf.to_yaml(tree)
-            self._trees[choices] = (tree, labels, linked)
+            self._trees[choices] = (tree, labels, None if linked else OmegaConf.to_container(tree))  # pyright: ignore
         return self._trees[choices]
 
-    def _sets_value(self, override: Override) -> bool:
-        """Whether this only gives another value to an existing key; anything else is Hydra's to compose."""
+    def _may_set(self, override: Override) -> bool:
+        """Whether this only gives a key another value; anything else is Hydra's to compose."""
         if override.is_delete() or override.is_add() or override.package is not None:
             return False
-        if self.loader.get_group_options(override.key_or_group):
-            return False
-        tree, _, _ = self._tree(())
-        try:
-            exists = OmegaConf.select(tree, override.key_or_group, throw_on_missing=False) is not None or _has(
-                tree, override.key_or_group
-            )
-        except OmegaConfBaseException:
-            exists = False
+        key = override.key_or_group
+        if key not in self._groups:
+            self._groups[key] = bool(self.loader.get_group_options(key))
         value = override.value()
-        return exists and not isinstance(value, dict) and "${" not in str(value)
+        return not (self._groups[key] or key.startswith("hydra.") or isinstance(value, dict) or "${" in str(value))
+
+
+def _with(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """`values` with another value at `path`; shares everything else with it."""
+    first, *rest = path
+    return values | {first: _with(values[first], rest, value) if rest else value}
+
+
+def _nested(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _has(tree: DictConfig, key: str) -> bool:
     *parents, last = key.split(".")
     node: Any = tree
     for parent in parents:
-        if not isinstance(node, DictConfig) or parent not in node:
+        if not isinstance(node, DictConfig) or node._is_none() or parent not in node:
             return False
         node = node[parent]
-    return isinstance(node, DictConfig) and last in node
+    return isinstance(node, DictConfig) and not node._is_none() and last in node

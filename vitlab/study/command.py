@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from vitlab.config import Config, ConfigError, check_cell
+from vitlab.config import Config, ConfigError, DatasetConfig, check_cell
 from vitlab.data.class_list import resolve_class_list
 from vitlab.study.execute import RunCells, execute
-from vitlab.study.plan import Request, build_plan, name_cells, study_name
+from vitlab.study.plan import Request, build_plan, name_cells, study_content, study_name
+from vitlab.study.record import write_study
 from vitlab.study.tasks import TASKS, load_task
+
+Resolve = Callable[[DatasetConfig, str], DatasetConfig]
 
 
 def run_study(requests: Sequence[Request], run: RunCells) -> int:
     """Plan and train the requested cells; returns the exit code. Raises ConfigError before anything starts."""
-    requests = [dataclasses.replace(r, config=_with_class_list(r.config)) for r in requests]
+    resolve = functools.cache(resolve_class_list)
+    requests = [dataclasses.replace(r, config=_with_class_list(r.config, resolve)) for r in requests]
     name = study_name(requests[0].config, requests)
     if "RANK" in os.environ and "SLURM_JOB_ID" not in os.environ:
         return _run_rank(requests, name)
@@ -50,6 +56,8 @@ def _run_rank(requests: Sequence[Request], study: str) -> int:
 
     config = dataclasses.replace(requests[0].config, devices=int(os.environ["WORLD_SIZE"]))
     name = name_cells(requests)[0]
+    if os.environ["RANK"] == "0":
+        write_study(Path(config.output_dir), study, study_content(build_plan(requests, study), config))
 
     def report(event: dict) -> None:
         if "epoch" in event:
@@ -62,13 +70,13 @@ def _run_rank(requests: Sequence[Request], study: str) -> int:
     return 130 if outcome == "interrupted" else 0
 
 
-def _with_class_list(config: Config) -> Config:
+def _with_class_list(config: Config, resolve: Resolve = resolve_class_list) -> Config:
     """Fill in a folder's class count and image counts, for the cell and its pre-training, and check again."""
     cell = config.cell
-    dataset = resolve_class_list(cell.dataset, config.output_dir)
+    dataset = resolve(cell.dataset, config.output_dir)
     start = cell.pretrain
     if start.dataset is not None:
-        start = dataclasses.replace(start, dataset=resolve_class_list(start.dataset, config.output_dir))
+        start = dataclasses.replace(start, dataset=resolve(start.dataset, config.output_dir))
     if dataset is cell.dataset and start.dataset is cell.pretrain.dataset:
         return config
     cell = dataclasses.replace(cell, dataset=dataset, pretrain=start)

@@ -9,8 +9,8 @@ from typing import Any
 
 from vitlab.config import CellConfig, experiment
 from vitlab.data.order import epoch_length
-from vitlab.dunnett import minimum_detectable_difference
 from vitlab.study.plan import Plan, PlannedCell, throughputs
+from vitlab.study.provenance import device_kind
 from vitlab.study.run import cell_of
 from vitlab.study.view import duration
 
@@ -29,15 +29,19 @@ class Price:
 
 
 def price(cell: PlannedCell, known: list[dict[str, Any]]) -> Price:
-    """The price of training a cell from its start."""
+    """The price of training a cell from its start, after `known` cells (`throughputs`) of the same model.
+
+    Those trained on this machine's kind of device count first, then those of the same precision, then the latest.
+    """
     recipe, data = cell_of(cell.config).recipe, cell_of(cell.config).dataset
     length = epoch_length(data.train_images, recipe.repeated_augmentation)
     steps = recipe.epochs * (length // recipe.batch_size)
     model = experiment(cell.config.cell.model)
+    here = device_kind(cell.config.device)
     same = [k for k in known if k["model"] == model]
     if not same:
         return Price(steps, None, None, None, None)
-    base = same[-1]
+    base = max(same, key=lambda k: (k["device_name"] == here, k["precision"] == recipe.precision, k["finished_at"]))
     result, before = base["result"], base["config"]["experiment"]
     per_image = result["device_seconds"] / (before["recipe"]["epochs"] * max(1, result["num_train"]))
     device_seconds = per_image * recipe.epochs * length
@@ -50,13 +54,14 @@ def price(cell: PlannedCell, known: list[dict[str, Any]]) -> Price:
 
 def describe(plan: Plan) -> list[str]:
     """The plan as lines of text: every cell with its state, the price, and what the seeds can detect."""
-    known = throughputs(plan.output_dir)
+    known = throughputs(plan.output_dir) if plan.todo or plan.cells[0].config.study.dry_run else []
+    prices = {cell.id: price(cell, known) for cell in plan.cells}
     width = max(len(c.name) for c in plan.cells)
     lines = []
     total_wall = total_device = 0.0
     unknown: list[PlannedCell] = []
     for cell in plan.cells:
-        cost = price(cell, known)
+        cost = prices[cell.id]
         told = f"{cost.steps:>8,} steps"
         if cell.selected and cost.wall_seconds is not None:
             total_wall += cost.wall_seconds
@@ -72,22 +77,22 @@ def describe(plan: Plan) -> list[str]:
         wait = f"  after {cell.needs}" if cell.needs and cell.selected else ""
         alias = f"  = {', '.join(cell.aliases)}" if cell.aliases else ""
         lines.append(f"  {cell.id}  {cell.name:<{width}}  {state:<20}{told}{wait}{alias}")
-    lines.append(_total(plan, total_wall, total_device, unknown, known))
+    lines.append(_total(plan, total_wall, total_device, unknown, prices))
     if detect := _detectable(plan):
         lines.append(detect)
     return lines
 
 
-def _total(plan: Plan, wall: float, device: float, unknown: list[PlannedCell], known: list[dict[str, Any]]) -> str:
+def _total(plan: Plan, wall: float, device: float, unknown: list[PlannedCell], prices: dict[str, Price]) -> str:
     todo = plan.todo
     if not todo:
         return "nothing to train: every cell is finished (or failed; study.retry_failed=true repeats those)"
     parts = [f"{len(todo)} cells to train"]
     if wall:
         at_once = plan.cells[0].config.study.cells_at_once
-        source = next(p.source for c in todo if (p := price(c, known)).source)
-        parts.append(f"about {device / 3600:.2f} device-hours, {duration(wall / at_once)} (from {source})")
-    disk = sum(price(c, known).disk_bytes or 0 for c in todo)
+        sources = ", ".join(dict.fromkeys(p.source for c in todo if (p := prices[c.id]).source))
+        parts.append(f"about {device / 3600:.2f} device-hours, {duration(wall / at_once)} (from {sources})")
+    disk = sum(prices[c.id].disk_bytes or 0 for c in todo)
     if disk:
         parts.append(f"{disk / 1e6:,.0f} MB of disk")
     if unknown:
@@ -109,6 +114,8 @@ def _detectable(plan: Plan) -> str | None:
     n, k = min(seeds.values()), len(seeds) - 1
     if n < 2:
         return "one seed each: no difference between cells can be told from noise; add seed=0,1,2"
+    from vitlab.dunnett import minimum_detectable_difference  # scipy: only where something is to be told
+
     scatter = _seed_deviation(plan, cells)
     sd, origin = (scatter, "as measured in finished cells") if scatter else (0.2, "assumed, as ImageNet runs do")
     least = minimum_detectable_difference(k, n, sd)

@@ -32,7 +32,7 @@ def execute(plan: Plan, config: Config, run: RunCells) -> int:
     outcomes: dict[str, str] = {}
     if plan.todo:
         for cell in plan.todo:
-            if cell.state in ("finished", "failed") and cell.selected and config.study.rerun:
+            if cell.again and cell.state != "missing":
                 print(f"archived {plan.record(cell).archive()}")
         with View(plan) as view:
             outcomes = run(plan, view)
@@ -43,20 +43,20 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
     """Print what became of every cell and the likely next command; returns the exit code."""
     bad = 0
     for cell in plan.cells:
-        outcome = outcomes.get(cell.id) or plan.record(cell).state()
+        state = plan.record(cell).state()
+        outcome = state if state == "finished" else outcomes.get(cell.id, state)
         print(f"{MARKS.get(outcome, '·')} {cell.name}  {cell.id}  {outcome}{_figure(plan, cell)}")
         if outcome in ("failed", "killed", "blocked"):
             bad += 1
             _show_failure(plan, cell, outcome)
     if "interrupted" in outcomes.values():
-        print(f"interrupted; everything is saved. To continue: {command()}")
+        print(f"interrupted; everything is saved. To continue: {command(without='study.rerun')}")
         return 130
     if bad:
-        print(
-            f"{bad} of {len(plan.cells)} cells did not finish. To try them again: {command()} study.retry_failed=true"
-        )
+        again = command(without=("study.rerun", "study.retry_failed"))
+        print(f"{bad} of {len(plan.cells)} cells did not finish. To try them again: {again} study.retry_failed=true")
         return 1
-    if any(o == "running elsewhere" for o in outcomes.values()):
+    if "running elsewhere" in outcomes.values():
         print("cells that another process is training were left to it")
     offline = plan.output_dir / "*" / "wandb" / "offline-run-*"
     if any(plan.output_dir.glob("*/wandb/offline-run-*")):
@@ -84,7 +84,7 @@ def _show_failure(plan: Plan, cell: PlannedCell, outcome: str) -> None:
         print(f"    log: {record.folder / 'log.txt'}")
 
 
-def command(without: str = "") -> str:
-    """The command that the user typed, to be typed again."""
+def command(without: str | tuple[str, ...] = ()) -> str:
+    """The command that the user typed, to be typed again, without the words that begin so."""
     words = [word for word in sys.argv if not (without and word.startswith(without))]
     return "python " + shlex.join(words)

@@ -20,10 +20,12 @@ from typing import Any
 
 from vitlab.config import Config, ConfigError
 from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.provenance import visible_gpus
 from vitlab.study.view import View
 
 SAVE_SECONDS = 60
 """How long a cell may take to save after it was asked to stop."""
+POLL_SECONDS = 0.3
 
 
 @dataclass
@@ -54,15 +56,12 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["vitlab.study.preload", *(["wandb"] if config.wandb.mode != "disabled" else [])])
     waiting, running, outcomes = list(plan.todo), [], {}
-    stopping = False
+    stopping = 0
     with _deferred_interrupt() as interrupted:
         while waiting or running:
-            if interrupted() and not stopping:
-                stopping = True
-                for job in running:
-                    job.stopping = "interrupted"
-                    job.process.terminate()
-                    job.deadline = time.monotonic() + SAVE_SECONDS
+            if interrupted() > stopping:
+                stopping = interrupted()
+                _stop(running, at_once=stopping > 1)
             if stopping:
                 outcomes |= {cell.id: "interrupted" for cell in waiting}
                 waiting = []
@@ -80,19 +79,40 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
 
 
 def _ready(waiting: list[PlannedCell], plan: Plan, outcomes: dict[str, str], view: View) -> Sequence[PlannedCell]:
-    """The waiting cells that can start. Those whose pre-training has ended badly are taken out as blocked."""
+    """The waiting cells that can start. Those whose pre-training has ended badly are taken out as blocked.
+
+    A pre-training in the hands of another process is waited for; where that process died, it is taken over.
+    """
     ready = []
     for cell in list(waiting):
-        before = None if cell.needs is None else plan.record(next(c for c in plan.cells if c.id == cell.needs))
-        if before is None or before.state() == "finished":
+        state = "finished" if cell.needs is None else plan.record_of(cell.needs).state()
+        if state == "finished":
             ready.append(cell)
-        elif before.id in outcomes or not any(c.id == cell.needs for c in plan.todo):
+            continue
+        first = next((c for c in plan.todo if c.id == cell.needs), None)
+        if first is not None and (first in waiting or first.id not in outcomes):
+            continue  # ours, and still to come
+        if state == "running":
+            view.status(cell.id, "waiting", f"another process trains its pre-training {cell.needs}")
+        elif first is not None and outcomes[first.id] == "running elsewhere" and state in ("interrupted", "missing"):
+            del outcomes[first.id]
+            waiting.insert(0, first)
+        else:
             waiting.remove(cell)
             outcomes[cell.id] = "blocked"
-            view.status(
-                cell.id, "blocked", f"its pre-training {before.id} is {outcomes.get(before.id, before.state())}"
-            )
+            view.status(cell.id, "blocked", f"its pre-training {cell.needs} is {outcomes.get(cell.needs or '', state)}")
     return ready
+
+
+def _stop(running: list[_Job], at_once: bool) -> None:
+    """Ask the running cells to save and end, or end them where they stand."""
+    for job in running:
+        job.stopping = "interrupted"
+        job.deadline = None if at_once else time.monotonic() + SAVE_SECONDS
+        if at_once:
+            job.process.kill()
+        else:
+            job.process.terminate()
 
 
 def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, gpus: list[str]) -> _Job:
@@ -113,7 +133,7 @@ def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, gpus: list[st
 def _ended(running: list[_Job], view: View) -> list[_Job]:
     """Pass the cells' events on to the view; returns the jobs whose process has ended."""
     ended = []
-    ready = wait([source for job in running for source in (job.pipe, job.process.sentinel)], timeout=0.3)
+    ready = wait([source for job in running for source in (job.pipe, job.process.sentinel)], timeout=POLL_SECONDS)
     for job in running:
         if job.pipe in ready:
             _drain(job, view)
@@ -146,13 +166,14 @@ def _conclude(job: _Job, plan: Plan, view: View) -> str:
     outcome, note = job.outcome, ""
     if not outcome:
         outcome = "finished" if record.state() == "finished" else "failed" if code and code > 0 else "killed"
-    if outcome == "killed":
+    if outcome == "killed" and job.stopping == "interrupted":
+        outcome = "interrupted"  # before it could save: the checkpoint before counts
+    elif outcome == "killed":
         ended_by = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
         note = job.stopping or f"{ended_by}{', out of memory?' if ended_by == 'SIGKILL' else ''}"
         record.write(
             "failure.json", {"type": "Killed", "message": note, "traceback": "", "at": time.strftime("%FT%T%z")}
         )
-        outcome = "interrupted" if job.stopping == "interrupted" else "killed"
     elif outcome == "failed":
         failure = record.read("failure.json") or {}
         note = f"{failure.get('type', 'error')}: {failure.get('message', f'exit code {code}')}"
@@ -169,6 +190,7 @@ def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connec
     os.dup2(stream.fileno(), sys.stderr.fileno())
     sys.stdout = sys.stderr = stream
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches us too; the controller decides
     _stop_with_parent()
     outcome = run_on_this_machine(config, study, name, pipe.send)
     pipe.send({"outcome": outcome})
@@ -210,20 +232,19 @@ def _stop_with_parent(number: int = signal.SIGTERM) -> None:
 
 @contextlib.contextmanager
 def _deferred_interrupt() -> Any:
-    """Inside, the first Ctrl-C or SIGTERM only sets a flag; a second Ctrl-C raises KeyboardInterrupt."""
-    asked = threading.Event()
+    """Inside, Ctrl-C and SIGTERM are only counted; what is yielded tells how often the user has asked to stop."""
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield lambda: 0
         return
 
     def ask(number: int, _frame: Any) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
+        if not asked or number == signal.SIGINT:
+            asked.append(number)
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield lambda: len(asked)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -235,12 +256,3 @@ def _make_importable() -> None:
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if root not in known:
         os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, known)])
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that CUDA would show here, found without loading CUDA."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [g for g in chosen.split(",") if g.strip() and g != "-1"]
-    folder = Path("/proc/driver/nvidia/gpus")
-    return [str(i) for i in range(len(list(folder.iterdir())))] if folder.is_dir() else []

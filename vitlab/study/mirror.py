@@ -24,7 +24,7 @@ class Mirror:
         self.offline = False
         if wandb.mode == "disabled":
             return
-        mode = _mode(wandb)
+        mode: Any = _mode(wandb)
         self.offline = mode == "offline"
         try:
             import wandb as sdk

@@ -10,7 +10,7 @@ from typing import Any
 
 from vitlab.config import GROUPS, Config, ConfigError, experiment
 from vitlab.study.identity import differences, identity
-from vitlab.study.provenance import code_version, package_versions
+from vitlab.study.provenance import code_version, device_kind, package_versions, visible_gpus
 from vitlab.study.record import Record, State, read_study, records
 
 
@@ -37,6 +37,8 @@ class PlannedCell:
     """Names of other requests that resolve to this very cell."""
     selected: bool = False
     """Whether this command trains it."""
+    again: bool = False
+    """Whether it is to be trained anew whatever its record holds (study.rerun)."""
 
     @property
     def stage(self) -> int:
@@ -57,7 +59,10 @@ class Plan:
         return tuple(sorted((c for c in self.cells if c.selected), key=lambda c: c.stage))
 
     def record(self, cell: PlannedCell) -> Record:
-        return Record(self.output_dir / cell.id)
+        return self.record_of(cell.id)
+
+    def record_of(self, identity: str) -> Record:
+        return Record(self.output_dir / identity)
 
 
 def build_plan(requests: Sequence[Request], study: str) -> Plan:
@@ -109,7 +114,7 @@ def _select(cells: list[PlannedCell], config: Config) -> list[PlannedCell]:
             cell.state == "failed" and config.study.retry_failed
         )
 
-    chosen = {c.id: dataclasses.replace(c, selected=selected(c)) for c in cells}
+    chosen = {c.id: dataclasses.replace(c, selected=selected(c), again=c.id in wanted) for c in cells}
     needed = {c.needs for c in chosen.values() if c.selected}
     pretraining_only = [c.id for c in chosen.values() if c.stage == 0 and c.id not in needed and c.id not in wanted]
     return [dataclasses.replace(c, selected=False) if c.id in pretraining_only else c for c in chosen.values()]
@@ -153,7 +158,8 @@ def study_content(plan: Plan, config: Config) -> dict[str, Any]:
     for cell in plan.cells:
         part = cell.config.study.part
         entry = {"id": cell.id, "name": cell.name, "part": part, "needs": cell.needs, "aliases": list(cell.aliases)}
-        cells.append(entry | {"labels": dict(cell.config.labels), "overrides": list(cell.overrides)})
+        entry |= {"labels": dict(cell.config.labels), "overrides": list(cell.overrides)}
+        cells.append(entry | {"experiment": experiment(cell.config.cell)})
     return {"table": config.study.table, "cells": cells}
 
 
@@ -184,6 +190,10 @@ def _mixture(cells: Sequence[PlannedCell], output_dir: Path) -> list[str]:
             commits.add((origin.get("commit"), origin.get("dirty")))
             packages.add(tuple(sorted(origin.get("packages", {}).items())))
             devices.add(origin.get("device_name"))
+    config = cells[0].config
+    here = device_kind(config.device)
+    if devices and (config.device != "auto" or visible_gpus()):  # else this may be the machine that only submits
+        devices.add(here)
     notes = []
     now = code_version()
     if others := commits - {(now["commit"], now["dirty"])}:
@@ -194,12 +204,12 @@ def _mixture(cells: Sequence[PlannedCell], output_dir: Path) -> list[str]:
         changed = [f"{k} {v} → {dict(current).get(k)}" for k, v in other if dict(current).get(k) != v]
         notes.append(f"finished cells are of other packages: {', '.join(changed)}")
     if len(devices) > 1:
-        notes.append(f"finished cells are of several kinds of device: {', '.join(sorted(map(str, devices)))}")
+        notes.append(f"the study mixes kinds of device: {', '.join(sorted(map(str, devices)))}")
     return notes
 
 
 def throughputs(output_dir: Path) -> list[dict[str, Any]]:
-    """What finished cells tell about speed: model, device kind, images per second and device, size of the record."""
+    """What finished cells tell about speed: model, device kind, precision, images per second and device."""
     known = []
     for record in records(output_dir):
         result, config = record.read("result.json"), record.read("config.yaml")
@@ -208,7 +218,7 @@ def throughputs(output_dir: Path) -> list[dict[str, Any]]:
             devices = max(1, config["runtime"]["devices"])
             known.append({
                 "id": record.id, "model": config["experiment"]["model"], "device_name": origin.get("device_name"),
-                "images_per_second": result["images_per_second"] / devices,
-                "overhead": result["wall_seconds"] * result["images_per_second"], "result": result, "config": config,
+                "precision": config["experiment"]["recipe"]["precision"], "finished_at": result.get("finished_at", ""),
+                "images_per_second": result["images_per_second"] / devices, "result": result, "config": config,
             })  # fmt: skip
     return known

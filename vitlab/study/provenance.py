@@ -49,6 +49,32 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that CUDA would show here, found without loading CUDA."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [g for g in chosen.split(",") if g.strip() and g != "-1"]
+    return [str(i) for i in range(len(_gpu_folders()))]
+
+
+def device_kind(wanted: str) -> str:
+    """What `device_name` in a record will say of this machine under `device=wanted`; torch is not asked."""
+    if wanted == "mps":
+        return "mps"
+    if wanted == "cpu" or not visible_gpus():
+        return f"{platform.machine()} CPU"
+    for folder in _gpu_folders():
+        for line in (folder / "information").read_text().splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip()
+    return "cuda"
+
+
+def _gpu_folders() -> list[Path]:
+    folder = Path("/proc/driver/nvidia/gpus")
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
 def provenance(device_name: str) -> dict[str, Any]:
     """All of it, as written to provenance.json. `device_name` is the kind of device that trains."""
     return {

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import yaml
 
 SCHEMA_VERSION = 1
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 State = Literal["finished", "running", "failed", "interrupted", "missing"]
 
 
@@ -96,7 +97,7 @@ class Record:
         except FileNotFoundError:
             return None
         try:
-            content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+            content = yaml.load(text, _YAML) if path.suffix == ".yaml" else json.loads(text)
         except (json.JSONDecodeError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: damaged ({error}); remove it or restore it") from error
         if not isinstance(content, dict):
@@ -138,11 +139,23 @@ class Record:
         (self.folder / name).unlink(missing_ok=True)
 
     def archive(self) -> Path:
-        """Move everything but the archive itself into `archive/<time>`, so that the cell can be trained anew."""
-        target = self.folder / "archive" / time.strftime("%Y%m%d-%H%M%S")
-        target.mkdir(parents=True)
-        for entry in self.folder.iterdir():
-            if entry.name not in ("archive", "lock"):
+        """Move everything but the archive itself into `archive/<time>`, so that the cell can be trained anew.
+
+        Raises ValueError where a process is training the cell.
+        """
+        with self.locked() as held:
+            if not held:
+                raise ValueError(f"{self.folder}: another process is training this cell; end it before study.rerun")
+            (self.folder / "archive").mkdir(exist_ok=True)
+            target = self.folder / "archive" / time.strftime("%Y%m%d-%H%M%S")
+            number = 1
+            while target.exists():
+                number += 1
+                target = target.with_name(f"{target.name.partition('.')[0]}.{number}")
+            target.mkdir()
+            entries = [e for e in self.folder.iterdir() if e.name not in ("archive", "lock")]
+            # the result first: a folder that is half moved must not count as finished; then what would be resumed from
+            for entry in sorted(entries, key=lambda e: (e.name != "result.json", e.name != "last.pt")):
                 shutil.move(str(entry), target / entry.name)
         return target
 

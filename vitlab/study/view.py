@@ -100,6 +100,8 @@ class View:
 
     def status(self, identity: str, status: str, note: str = "") -> None:
         progress = self.cells[identity]
+        if (progress.status, progress.note) == (status, note):
+            return
         progress.status, progress.note = status, note
         if self._live is None:
             self.say(
@@ -108,7 +110,10 @@ class View:
         self.refresh()
 
     def say(self, line: str) -> None:
-        print(line, file=self.stream, flush=True)
+        if self._live is not None:
+            self._live.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, file=self.stream, flush=True)
 
     def refresh(self) -> None:
         if self._live is not None:
