@@ -96,9 +96,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--root")
     options = parser.parse_args()
-    recipe = dataclasses.replace(
-        choice("recipe", "quick"), epochs=options.epochs, batch_size=128, eval_every=options.epochs, lr=1e-3
-    )
+    recipe = dataclasses.replace(choice("recipe", "quick"), epochs=options.epochs, eval_every=options.epochs)
     dataset = dataclasses.replace(
         choice("dataset", "fashion_mnist"), train_per_class=options.per_class, root=options.root
     )
