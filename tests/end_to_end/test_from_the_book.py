@@ -188,3 +188,14 @@ def test_every_flag_of_the_page_is_answered_when_it_is_typed():
         for flag in re.findall(r"--[\w-]+", row[0]):
             assert flag in FLAGS, flag
             assert hints_for_words([flag])
+
+
+def test_the_books_own_command_is_answered(tmp_path):
+    """Typed as it stands in the book, it trains nothing and says what to type."""
+    typed = "--batch-size 512 --data-path /path/ --data-set ImageNet --output_dir out --model vit_tiny_16_224 --no-aug"
+    for words, expected in ((typed, "recipe.batch_size=N"), ("-m dataset=ImageNet", "dataset=imagenet1k")):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "run.py"), *words.split()], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 1 and expected in done.stderr and "docs/from_the_book.md" in done.stderr
+        assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
