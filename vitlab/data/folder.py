@@ -72,7 +72,10 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
 
 
 def find_root(dataset: DatasetConfig) -> Path:
-    """`dataset.root`, if it holds train/ with class folders; else ConfigError with what is wrong and a guess."""
+    """`dataset.root`, or the folder of the data set's name in it, that holds train/ with class folders.
+
+    Raises ConfigError with what is wrong and a guess.
+    """
     name = dataset.name
     if not dataset.root:
         raise ConfigError(f"dataset.root: {name} needs a folder that holds train/ and val/; give dataset.root=FOLDER")
@@ -81,6 +84,8 @@ def find_root(dataset: DatasetConfig) -> Path:
         raise ConfigError(
             f"dataset.root: there is no folder {dataset.root!r}; {name} needs one that holds train/ and val/"
         )
+    if not (root / "train").is_dir() and (root / name / "train").is_dir():
+        root = root / name  # a folder of several data sets, each under its name
     if not train_folder(dataset, root).is_dir():
         below = [root / n for n in (KNOWN_NAMES.get(name, name), name) if (root / n / "train").is_dir()]
         if not below:
