@@ -315,5 +315,16 @@ def test_others_checkpoints_are_not_resumed(book, tmp_path, compose_config):
         load_checkpoint(book)
 
 
+def test_a_damaged_checkpoint_of_ours_is_not_trained_over(tmp_path):
+    assert load_checkpoint(tmp_path / "last.pt") is None
+    save_checkpoint({"step": 3, "model": torch.zeros(10_000)}, tmp_path / "last.pt")
+    whole = (tmp_path / "last.pt").read_bytes()
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 3
+    for part in (whole[:5000], b""):
+        (tmp_path / "last.pt").write_bytes(part)
+        with pytest.raises(ValueError, match=r"last\.pt: damaged .*study\.rerun=all"):
+            load_checkpoint(tmp_path / "last.pt")
+
+
 def test_weights_without_a_head_have_no_classes():
     assert Weights(Path("x"), {}, "plain").num_classes is None

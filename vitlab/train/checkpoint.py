@@ -31,14 +31,19 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state saved at `path`, on the CPU, or None where there is none. Raises ValueError for a newer schema
-    or another program's file."""
+    """The state saved at `path`, on the CPU, or None where there is none. Raises ValueError for a damaged file, a
+    newer schema, or another program's file."""
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         state = {}
+    except (RuntimeError, EOFError, KeyError) as error:
+        reason = (str(error).splitlines() or ["it is empty"])[0][:120]
+        raise ValueError(
+            f"{path}: damaged ({reason}); restore the file, or train the cell anew with study.rerun=all"
+        ) from error
     if "schema_version" not in state:
         raise ValueError(
             f"{path}: not of vitlab. Checkpoints of other programs can be evaluated (task=evaluate), explained and "
