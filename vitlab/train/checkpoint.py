@@ -39,10 +39,10 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         state = {}
-    except (RuntimeError, EOFError, KeyError) as error:
+    except (RuntimeError, EOFError, KeyError, OSError) as error:
         reason = (str(error).splitlines() or ["it is empty"])[0][:120]
         raise ValueError(
-            f"{path}: damaged ({reason}); restore the file, or train the cell anew with study.rerun=all"
+            f"{path}: cannot be read, or damaged ({reason}); restore the file, or train the cell anew with study.rerun=all"
         ) from error
     if "schema_version" not in state:
         raise ValueError(
