@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ def price(cell: PlannedCell, known: list[dict[str, Any]]) -> Price:
     recipe, data = cell_of(cell.config).recipe, cell_of(cell.config).dataset
     length = epoch_length(data.train_images, recipe.repeated_augmentation)
     steps = recipe.epochs * (length // recipe.batch_size)
-    model = experiment(cell.config.cell.model)
+    model = _experiment(cell.config.cell.model)
     here = device_kind(cell.config.device)
     same = [k for k in known if k["model"] == model]
     if not same:
@@ -50,6 +52,9 @@ def price(cell: PlannedCell, known: list[dict[str, Any]]) -> Price:
     return Price(
         steps, device_seconds, device_seconds / cell.config.devices, disk, f"{base['id']} on {base['device_name']}"
     )
+
+
+_experiment = functools.cache(experiment)
 
 
 def describe(plan: Plan) -> list[str]:
@@ -97,7 +102,11 @@ def _total(plan: Plan, wall: float, device: float, unknown: list[PlannedCell], p
         parts.append(f"{disk / 1e6:,.0f} MB of disk")
     if unknown:
         cell = unknown[0]
-        words = " ".join(o for o in cell.overrides if not o.startswith(("seed=", "recipe.epochs=", "study.")))
+        words = " ".join(
+            o
+            for o in cell.overrides
+            if not o.startswith(("seed=", "recipe.epochs=", "recipe.warmup_epochs=", "study."))
+        )
         parts.append(
             f"{len(unknown)} without a price, since no cell of their model has been trained here; one epoch measures "
             f"it: python run.py {words} recipe.epochs=1 recipe.warmup_epochs=0 study.name=measure"
@@ -125,15 +134,13 @@ def _detectable(plan: Plan) -> str | None:
     )
 
 
-def _without_seed(cell: CellConfig) -> str:
-    content = experiment(cell)
-    content.pop("seed")
-    return str(content)
+def _without_seed(cell: CellConfig) -> CellConfig:
+    return dataclasses.replace(cell, seed=0)
 
 
 def _seed_deviation(plan: Plan, cells: list[PlannedCell]) -> float | None:
     """The pooled standard deviation of top-1 between seeds of equal cells, or None without two such."""
-    groups: dict[str, list[float]] = {}
+    groups: dict[CellConfig, list[float]] = {}
     for cell in cells:
         result = plan.record(cell).read("result.json")
         if result and result["last"]:

@@ -57,6 +57,7 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(len(_gpu_folders()))]
 
 
+@functools.cache
 def device_kind(wanted: str) -> str:
     """What `device_name` in a record will say of this machine under `device=wanted`; torch is not asked."""
     if wanted == "mps":
