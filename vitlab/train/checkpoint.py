@@ -42,7 +42,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     except (RuntimeError, EOFError, KeyError, OSError) as error:
         reason = (str(error).splitlines() or ["it is empty"])[0][:120]
         raise ValueError(
-            f"{path}: cannot be read, or damaged ({reason}); restore the file, or train the cell anew with study.rerun=all"
+            f"{path}: cannot be read, or damaged ({reason}); restore the file, or train anew with study.rerun=all"
         ) from error
     if "schema_version" not in state:
         raise ValueError(
