@@ -102,11 +102,8 @@ def _total(plan: Plan, wall: float, device: float, unknown: list[PlannedCell], p
         parts.append(f"{disk / 1e6:,.0f} MB of disk")
     if unknown:
         cell = unknown[0]
-        words = " ".join(
-            o
-            for o in cell.overrides
-            if not o.startswith(("seed=", "recipe.epochs=", "recipe.warmup_epochs=", "study."))
-        )
+        other = ("seed=", "recipe.epochs=", "recipe.warmup_epochs=", "study.")
+        words = " ".join(o for o in cell.overrides if not o.startswith(other))
         parts.append(
             f"{len(unknown)} without a price, since no cell of their model has been trained here; one epoch measures "
             f"it: python run.py {words} recipe.epochs=1 recipe.warmup_epochs=0 study.name=measure"
