@@ -34,9 +34,10 @@ def ours(tree: Path, augment: str, options: argparse.Namespace, *extra: str) -> 
     """Images per second of run.py, training only."""
     with tempfile.TemporaryDirectory() as folder:
         words = [
-            f"augment={augment}", "dataset=folder", "dataset.name=bench", f"dataset.root={tree}", "model=vit_tiny_16_224",
-            "recipe=deit", f"recipe.epochs={options.epochs}", "recipe.warmup_epochs=1", "recipe.repeated_augmentation=1",
-            "recipe.ema_decay=0", f"recipe.eval_every={options.epochs}", f"workers={options.workers}", "device=cuda",
+            f"augment={augment}", "dataset=folder", "dataset.name=bench", f"dataset.root={tree}",
+            "model=vit_tiny_16_224", "recipe=deit", f"recipe.epochs={options.epochs}", "recipe.warmup_epochs=1",
+            "recipe.repeated_augmentation=1", "recipe.ema_decay=0", f"recipe.eval_every={options.epochs}",
+            f"workers={options.workers}", "device=cuda",
             "wandb.mode=disabled", f"output_dir={folder}", *extra,
         ]  # fmt: skip
         done = subprocess.run(
@@ -71,7 +72,7 @@ def timms(tree: Path, augment: str, options: argparse.Namespace, *extra: str) ->
 
 
 def step_alone(batch: int = 1024, steps: int = 30) -> dict[str, float]:
-    """Images per second of our step on data that are on the GPU already: augmentation and model, and the model alone."""
+    """Images per second of our step, on images that are on the GPU already, under several conditions."""
     from vitlab.config import CellConfig, choice
     from vitlab.data.augment import Augment
     from vitlab.data.loader import Batch

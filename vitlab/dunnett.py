@@ -7,6 +7,7 @@ distribution, deterministic and computed once per design. Groups may differ in s
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 from scipy import optimize, stats
@@ -43,7 +44,7 @@ def critical_value(sizes: tuple[int, ...], control: int, df: float, level: float
     """
     if df < 1 or not sizes:
         raise ValueError(f"needs at least one comparison and one degree of freedom, got {len(sizes)} and {df}")
-    return float(optimize.brentq(lambda c: coverage(c, sizes, control, df) - level, 0.1, 1e4 if df < 2 else 100.0))
+    return _root(lambda c: coverage(c, sizes, control, df) - level, 0.1, 1e4 if df < 2 else 100.0)
 
 
 def adjusted_p(statistic: float, sizes: tuple[int, ...], control: int, df: float) -> float:
@@ -62,5 +63,9 @@ def minimum_detectable_difference(
         return None
     df = (k + 1) * (n - 1)
     critical = critical_value((n,) * k, n, df, level)
-    shift = optimize.brentq(lambda s: float(stats.nct.sf(critical, df, s)) - power, 0.0, critical + 50)
-    return float(shift) * sd * float(np.sqrt(2 / n))
+    shift = _root(lambda s: float(stats.nct.sf(critical, df, s)) - power, 0.0, critical + 50)
+    return shift * sd * float(np.sqrt(2 / n))
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    return float(optimize.brentq(function, low, high))  # pyright: ignore[reportArgumentType]

@@ -1,5 +1,9 @@
 """Every source of results as one tidy DataFrame: a row per cell, a column per fact."""
 
+# The types that pandas declares say too little of what a frame holds.
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOptionalIterable=false
+# pyright: reportReturnType=false, reportCallIssue=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import json

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from vitlab.analysis.plot import Curves, draw_curves, draw_differences
 from vitlab.analysis.render import extras, grid
@@ -74,7 +75,7 @@ def to_html(table: Table, curves: Curves, links: Mapping[str, str], provenance: 
     )
 
 
-def _figure(figure: matplotlib.figure.Figure, caption: str) -> str:
+def _figure(figure: Figure, caption: str) -> str:
     """An inline SVG without dates or random names, so that the page repeats byte for byte."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "vitlab", "svg.fonttype": "path"}):

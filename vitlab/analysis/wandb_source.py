@@ -100,8 +100,8 @@ def _ask(entity: str, project: str, study: str | None) -> list[dict[str, Any]]:
             if final:
                 reason = str(error).splitlines()[0][:200]
                 raise ConfigError(
-                    f"source: W&B gave no runs of {entity}/{project} ({reason}); check entity, project, the network and "
-                    "the API key (`wandb login`)"
+                    f"source: W&B gave no runs of {entity}/{project} ({reason}); check entity, project, the network "
+                    "and the API key (`wandb login`)"
                 ) from error
             time.sleep(2.0**attempt)
     raise AssertionError("the last attempt returns or raises")
@@ -177,7 +177,7 @@ def _records(file: Path) -> Iterator[Any]:
         at += _HEADER + size
         parts += body
         if kind in (1, 4):  # a whole record, or the last part of one
-            record = wandb_internal_pb2.Record()
+            record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
             record.ParseFromString(parts)
             parts = b""
             yield record
