@@ -174,3 +174,25 @@ def test_plain_lines_where_there_is_no_terminal(requests_for, capsys):
 )
 def test_durations(seconds, words):
     assert duration(seconds) == words
+
+
+def test_the_live_view_keeps_its_figures_beside_a_long_error(requests_for):
+    """However long a message is, a terminal of 100 columns shows marks, bars and figures of the other cells."""
+    import io
+
+    from rich.console import Console
+
+    view = View(build_plan(requests_for(*[[f"seed={s}"] for s in range(4)]), "s"), stream=io.StringIO())
+    one, two, three, four = view.cells
+    for cell in (one, two):
+        view.event(cell, {"start": {"epoch": 0, "step": 0, "derived": {"total_steps": 100}}})
+        view.event(cell, {"epoch": 3, "step": 50, "train/loss": 0.512, "eval/top1": 42.17, "images_per_second": 987.6})
+    view.status(two, "finished")
+    view.status(three, "failed", "FloatingPointError: " + "the loss is not finite " * 20)
+    console = Console(width=100, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(view.table())
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].startswith("s: 1 finished, 1 running, 1 waiting, 1 failed of 4")
+    assert re.match(r"▸ +none/s0 .*━.* 3 +0\.512 +42\.17 +988 ", lines[2]) and lines[3].startswith("✓")
+    assert "✗" in lines[4] and "not finite" not in lines[4]
+    assert lines[6].startswith("✗ none/s2: FloatingPointError: the loss") and lines[6].rstrip().endswith("…")

@@ -120,17 +120,18 @@ class View:
             self._live.update(self.table())
 
     def table(self) -> Any:
-        """The live view: one row per cell, and a line on the whole study."""
+        """The live view: a line on the whole study, one row per cell, and what went wrong below."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, expand=False)
-        for title in ("", "cell", "progress"):
-            table.add_column(title, no_wrap=True)
+        table.add_column("", min_width=1, no_wrap=True)
+        table.add_column("cell", no_wrap=True, overflow="ellipsis")
+        table.add_column("progress", width=24, no_wrap=True, overflow="ellipsis")
         for title in ("epoch", "loss", "top-1", "img/s", "left"):
-            table.add_column(title, justify="right", no_wrap=True)
+            table.add_column(title, justify="right", min_width=5, no_wrap=True)
         colours = {"finished": "green", "failed": "red", "killed": "red", "blocked": "yellow", "running": "cyan"}
         for progress in self._shown():
             row = progress.row
@@ -141,14 +142,19 @@ class View:
                 Text(progress.cell.name, style=colours.get(progress.status, "dim")),
                 bar
                 if progress.status in ("running", "finished")
-                else Text(progress.note or progress.status, style="dim"),
+                else Text(progress.status, style=colours.get(progress.status, "dim")),
                 str(progress.epoch) if progress.epoch else "",
                 f"{row['train/loss']:.3f}" if "train/loss" in row else "",
                 f"{row['eval/top1']:.2f}" if "eval/top1" in row else "",
                 f"{progress.rate:.0f}" if progress.status == "running" and progress.rate else "",
                 duration(left) if left else "",
             )
-        return Group(Text(self.headline(), style="bold"), table)
+        notes = [
+            Text(f"{MARKS.get(p.status, ' ')} {p.cell.name}: {p.note}", no_wrap=True, overflow="ellipsis")
+            for p in self.cells.values()
+            if p.note
+        ]
+        return Group(Text(self.headline(), style="bold"), table, *notes[-5:])
 
     def _shown(self, most: int = 30) -> list[Progress]:
         """All cells of a small study; of a large one those that are running or have ended last."""
