@@ -56,7 +56,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("given", "words"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_name_the_key(given, words):
     with pytest.raises(ConfigError, match=words):
-        parse_options({"kind": "relevance"} | given)
+        parse_options({"kind": "relevance"} | given, num_checkpoints=1)
 
 
 def test_class_names_may_look_like_numbers():

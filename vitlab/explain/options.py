@@ -61,8 +61,11 @@ class ExplainConfig:
         return ()
 
 
-def parse_options(options: Mapping[str, Any], num_checkpoints: int = 1) -> ExplainConfig:
-    """The checked options. Raises ConfigError naming the key, for contradictions as well."""
+def parse_options(options: Mapping[str, Any], num_checkpoints: int | None = None) -> ExplainConfig:
+    """The checked options. Raises ConfigError naming the key, for contradictions as well.
+
+    Labels are counted where `num_checkpoints` is known.
+    """
     parsed: ExplainConfig = build(ExplainConfig, options, "explain")
     asked = [key for key in ("class_index", "class_name", "top_k") if getattr(parsed, key) is not None]
     if len(asked) > 1:
@@ -90,6 +93,6 @@ def parse_options(options: Mapping[str, Any], num_checkpoints: int = 1) -> Expla
         raise ConfigError("explain.synthetic: only explain=faithfulness has a synthetic test")
     if not parsed.methods or len(set(parsed.methods)) < len(parsed.methods):
         raise ConfigError(f"explain.methods: got {list(parsed.methods)}, expected one or more, each once")
-    if parsed.labels is not None and len(parsed.labels) != num_checkpoints:
+    if num_checkpoints is not None and parsed.labels is not None and len(parsed.labels) != num_checkpoints:
         raise ConfigError(f"explain.labels: {len(parsed.labels)} labels for {num_checkpoints} checkpoints")
     return parsed
