@@ -183,7 +183,7 @@ def test_the_live_view_keeps_its_figures_beside_a_long_error(requests_for):
     from rich.console import Console
 
     view = View(build_plan(requests_for(*[[f"seed={s}"] for s in range(4)]), "s"), stream=io.StringIO())
-    one, two, three, four = view.cells
+    one, two, three, _ = view.cells
     for cell in (one, two):
         view.event(cell, {"start": {"epoch": 0, "step": 0, "derived": {"total_steps": 100}}})
         view.event(cell, {"epoch": 3, "step": 50, "train/loss": 0.512, "eval/top1": 42.17, "images_per_second": 987.6})
@@ -196,3 +196,17 @@ def test_the_live_view_keeps_its_figures_beside_a_long_error(requests_for):
     assert re.match(r"▸ +none/s0 .*━.* 3 +0\.512 +42\.17 +988 ", lines[2]) and lines[3].startswith("✓")
     assert "✗" in lines[4] and "not finite" not in lines[4]
     assert lines[6].startswith("✗ none/s2: FloatingPointError: the loss") and lines[6].rstrip().endswith("…")
+
+
+def test_the_measuring_command_is_one_short_cell(requests_for):
+    """It names the seed and starts from scratch, so that an experiment's own sweep and pre-training stay out."""
+    text = " ".join(describe(build_plan(requests_for(["pretrain=fractaldb", "seed=1", "recipe.lr=0.1"]), "s")))
+    told = "python run.py seed=1 recipe.lr=0.1 pretrain=scratch recipe.epochs=1 recipe.warmup_epochs=0"
+    assert f"{told} study.name=measure" in text
+
+
+def test_baselines_are_compared_within_their_column(requests_for):
+    cells = [[f"augment={a}", f"seed={s}"] for a in ("none", "mixup") for s in range(2)]
+    one = describe(build_plan(requests_for(*cells), "s"))[-1]
+    two = describe(build_plan(requests_for(*cells, *[[*c, "model.depth=2"] for c in cells]), "s"))[-1]
+    assert one == two and one.startswith("2 seeds of 2 conditions")

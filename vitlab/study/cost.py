@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -101,14 +102,19 @@ def _total(plan: Plan, wall: float, device: float, unknown: list[PlannedCell], p
     if disk:
         parts.append(f"{disk / 1e6:,.0f} MB of disk")
     if unknown:
-        cell = unknown[0]
-        other = ("seed=", "recipe.epochs=", "recipe.warmup_epochs=", "study.")
-        words = " ".join(o for o in cell.overrides if not o.startswith(other))
         parts.append(
             f"{len(unknown)} without a price, since no cell of their model has been trained here; one epoch measures "
-            f"it: python run.py {words} recipe.epochs=1 recipe.warmup_epochs=0 study.name=measure"
+            f"it: {_measuring(unknown[0])}"
         )
     return "; ".join(parts)
+
+
+def _measuring(cell: PlannedCell) -> str:
+    """The command that trains one epoch of the cell's model, from scratch and by itself."""
+    set_below = ("recipe.epochs=", "recipe.warmup_epochs=", "pretrain=", "pretrain.", "study.")
+    words = [o for o in cell.overrides if not o.startswith(set_below)]
+    own = ["pretrain=scratch", "recipe.epochs=1", "recipe.warmup_epochs=0", "study.name=measure"]
+    return "python run.py " + shlex.join(words + own + ["study.cells=[]"] * bool(cell.config.study.cells))
 
 
 def _detectable(plan: Plan) -> str | None:
@@ -117,7 +123,10 @@ def _detectable(plan: Plan) -> str | None:
     seeds = Counter(_without_seed(c.config.cell) for c in cells)
     if len(seeds) < 2:
         return None
-    n, k = min(seeds.values()), len(seeds) - 1
+    columns = Counter((c.model, c.dataset) for c in seeds)  # a baseline is compared with cells of its own column
+    n, k = min(seeds.values()), max(columns.values()) - 1
+    if k < 1:
+        return None
     if n < 2:
         return "one seed each: no difference between cells can be told from noise; add seed=0,1,2"
     from vitlab.dunnett import minimum_detectable_difference  # scipy: only where something is to be told

@@ -128,10 +128,10 @@ class View:
 
         table = Table(box=None, pad_edge=False, expand=False)
         table.add_column("", min_width=1, no_wrap=True)
-        table.add_column("cell", no_wrap=True, overflow="ellipsis")
+        table.add_column("cell", overflow="ellipsis")  # the one that gives way where the terminal is narrow
         table.add_column("progress", width=24, no_wrap=True, overflow="ellipsis")
-        for title in ("epoch", "loss", "top-1", "img/s", "left"):
-            table.add_column(title, justify="right", min_width=5, no_wrap=True)
+        for title, width in (("epoch", 5), ("loss", 5), ("top-1", 5), ("img/s", 5), ("left", 10)):
+            table.add_column(title, justify="right", min_width=width, no_wrap=True)
         colours = {"finished": "green", "failed": "red", "killed": "red", "blocked": "yellow", "running": "cyan"}
         for progress in self._shown():
             row = progress.row
