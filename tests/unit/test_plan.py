@@ -183,7 +183,7 @@ def test_the_live_view_keeps_its_figures_beside_a_long_error(requests_for):
     from rich.console import Console
 
     view = View(build_plan(requests_for(*[[f"seed={s}"] for s in range(4)]), "s"), stream=io.StringIO())
-    one, two, three, _ = view.cells
+    one, two, three, four = view.cells
     for cell in (one, two):
         view.event(cell, {"start": {"epoch": 0, "step": 0, "derived": {"total_steps": 100}}})
         view.event(cell, {"epoch": 3, "step": 50, "train/loss": 0.512, "eval/top1": 42.17, "images_per_second": 987.6})
@@ -193,6 +193,12 @@ def test_the_live_view_keeps_its_figures_beside_a_long_error(requests_for):
     console.print(view.table())
     lines = console.file.getvalue().splitlines()
     assert lines[0].startswith("s: 1 finished, 1 running, 1 waiting, 1 failed of 4")
+    assert " left" in lines[0]
+    for cell in (one, four):
+        view.status(cell, "blocked")
+    assert " left" in view.headline(), "half of what can still end is done"
+    view.event(two, {"progress": {"step": 100, "images_per_second": 1.0}})
+    assert " left" not in view.headline()
     assert re.match(r"▸ +none/s0 .*━.* 3 +0\.512 +42\.17 +988 ", lines[2]) and lines[3].startswith("✓")
     assert "✗" in lines[4] and "not finite" not in lines[4]
     assert lines[6].startswith("✗ none/s2: FloatingPointError: the loss") and lines[6].rstrip().endswith("…")

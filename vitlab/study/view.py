@@ -171,9 +171,10 @@ class View:
         parts = [
             f"{counts[s]} {s}" for s in ("finished", "running", "waiting", "failed", "killed", "blocked") if s in counts
         ]
-        done = sum(p.step / p.total_steps if p.total_steps else 0.0 for p in self.cells.values())
+        alive = [p for p in self.cells.values() if p.status not in ("failed", "killed", "blocked")]
+        done = sum(p.step / p.total_steps if p.total_steps else 0.0 for p in alive)
         elapsed = time.monotonic() - self.begun
-        eta = f", {duration(elapsed / done * (len(self.cells) - done))} left" if done > 0.05 else ""
+        eta = f", {duration(elapsed / done * (len(alive) - done))} left" if 0.05 < done < len(alive) else ""
         return f"{self.study}: {', '.join(parts)} of {len(self.cells)}; {duration(elapsed)} so far{eta}"
 
 
