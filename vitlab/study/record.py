@@ -49,7 +49,7 @@ class Record:
         """Whether a living process holds this cell. A dead holder cannot: its lock ends with it."""
         try:
             with (self.folder / "lock").open("r+") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who ask do not see one another
         except FileNotFoundError:
             return False
         except BlockingIOError:
@@ -61,9 +61,7 @@ class Record:
         """Hold the cell; yields False where another process holds it. Raises OSError for a read-only folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _acquire(stream):
                 yield False
                 return
             stream.truncate(0)
@@ -163,6 +161,18 @@ class Record:
         """The last lines of the cell's log."""
         path = self.folder / "log.txt"
         return path.read_text(errors="replace").splitlines()[-lines:] if path.exists() else []
+
+
+def _acquire(stream: Any, tries: int = 5) -> bool:
+    """Take the lock; tried for half a second, since whoever only asks for a state holds it for an instant."""
+    for attempt in range(tries):
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1 * (attempt + 1 < tries))
+        else:
+            return True
+    return False
 
 
 def records(output_dir: Path) -> list[Record]:
