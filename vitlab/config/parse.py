@@ -180,7 +180,12 @@ def _with_digests(cell: CellConfig, output_dir: str) -> CellConfig:
         manifest = Path(data.pack) / "manifest.json"
         if not manifest.is_file():
             raise ConfigError(f"dataset.pack: no manifest.json in {data.pack!r}; make a pack with task=pack")
-        data = dataclasses.replace(data, pack_id=json.loads(manifest.read_text())["fingerprint"])
+        try:
+            data = dataclasses.replace(data, pack_id=str(json.loads(manifest.read_text())["fingerprint"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"dataset.pack: {manifest} is no manifest of a pack; make it anew with task=pack"
+            ) from error
     start = dataclasses.replace(start, dataset=start.dataset and _with_counts(start.dataset))
     return dataclasses.replace(cell, pretrain=start, dataset=_with_counts(data))
 

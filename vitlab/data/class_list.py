@@ -24,7 +24,9 @@ def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig
     if dataset.kind != "folder" or None not in (dataset.num_classes, dataset.num_train, dataset.num_eval):
         return dataset
     recorded = Path(output_dir) / "datasets" / f"{dataset.name}.json"
-    if dataset.class_list:
+    if dataset.pack:
+        content = _of_pack(Path(dataset.pack))
+    elif dataset.class_list:
         content = _read(Path(dataset.class_list))
     elif dataset.root and Path(dataset.root).is_dir():
         content = _scan(dataset)
@@ -75,6 +77,14 @@ def _scan(dataset: DatasetConfig) -> dict[str, Any]:
         "num_train": sum(len(list_images(train / name)) for name in class_folders(train)),
         "num_eval": sum(len(list_images(val / name)) for name in held),
     }
+
+
+def _of_pack(folder: Path) -> dict[str, Any]:
+    from vitlab.data.pack import read_manifest
+
+    manifest = read_manifest(folder)
+    counts = {split: sum(shard["images"] for shard in shards) for split, shards in manifest["splits"].items()}
+    return {"classes": manifest["classes"], "num_train": counts["train"], "num_eval": counts.get("eval", 0)}
 
 
 def _describe(content: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.data import memory
 from vitlab.data.folder import load_folder
+from vitlab.data.pack import load_pack
 
 Split = Literal["train", "eval"]
 
@@ -52,15 +53,19 @@ _LOADERS: dict[str, Callable[[DatasetConfig, str], Source]] = {
 }
 
 
+def load_split(dataset: DatasetConfig, split: Split) -> Source:
+    """A whole split as it was published, from the data set's pack where one is named."""
+    return load_pack(dataset, split) if dataset.pack else _LOADERS[dataset.kind](dataset, split)
+
+
 def build_source(dataset: DatasetConfig, split: Split) -> Source:
     """The images of one split, after `val_fraction` and `train_per_class`, which choose the same images every time.
 
     Raises ConfigError or ValueError naming what was looked for, where, and how to get it.
     """
-    load = _LOADERS[dataset.kind]
     if split == "eval" and dataset.val_fraction == 0:
-        return load(dataset, "eval")
-    source = load(dataset, "train")
+        return load_split(dataset, "eval")
+    source = load_split(dataset, "train")
     held_out = held_out_rows(source.labels, dataset.val_fraction)
     if split == "eval":
         return source.select(np.flatnonzero(held_out))

@@ -10,6 +10,7 @@ from vitlab.config import Config
 TASKS = {
     "evaluate": "vitlab.train.evaluate_task:run_evaluate",
     "fractaldb": "vitlab.data.fractal_task:run_fractaldb",
+    "pack": "vitlab.data.pack_task:run_pack",
     "preview": "vitlab.data.preview:run_preview",
 }
 """Task → where its function is; imported only when it runs. `explain` is added by run.py, which sees all layers."""

@@ -1,0 +1,125 @@
+"""A pack: a data set's images, resized once and laid raw, side by side, in memory-mapped files.
+
+    PATH/manifest.json          what it is of, the files' digests, the fingerprint; written last
+    PATH/train.npz, eval.npz    sizes (N, 2) int32 and labels (N,) of a split
+    PATH/train-00000.bin …      uint8 pixels (h, w, 3) of SHARD images, one after the other, beside a .json of each
+
+Raw because decoding is what limits training from JPEG, and a crop reads only the bytes it needs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitlab.config import ConfigError, DatasetConfig
+
+SHARD = 1024
+"""Images of one file."""
+FORMAT = 1
+AGAIN = "make it anew, or complete it, with task=pack"
+
+
+class PackSource:
+    """The images of one split of a pack; `rows` (M,) are the places of this source's images in the split."""
+
+    def __init__(
+        self, folder: Path, split: str, sizes: np.ndarray, labels: np.ndarray, rows: np.ndarray,
+        classes: tuple[str, ...], digest: str,
+    ) -> None:  # fmt: skip
+        self.folder, self.split, self.rows, self.classes, self.digest = folder, split, rows, classes, digest
+        self.sizes, self.all_labels, self.labels = sizes, labels, labels[rows]
+        lengths = sizes.astype(np.int64).prod(1) * 3
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])  # (N + 1,) bytes from the split's beginning
+        self._maps: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": {}}  # each worker maps the files itself
+
+    def image(self, index: int) -> np.ndarray:
+        row = int(self.rows[index])
+        height, width = (int(v) for v in self.sizes[row])
+        shard = row // SHARD
+        if not height:
+            from vitlab.data.decode import BadImageError  # torch comes with it; plans read manifests without
+
+            reason = json.loads(shard_file(self.folder, self.split, shard, ".json").read_text())["bad"]
+            raise BadImageError(f"{reason.get(str(row % SHARD), row)} (when {self.folder} was packed)")
+        if shard not in self._maps:
+            self._maps[shard] = np.memmap(shard_file(self.folder, self.split, shard), np.uint8, mode="r")
+        start = self.starts[row] - self.starts[shard * SHARD]
+        return self._maps[shard][start : start + height * width * 3].reshape(height, width, 3)
+
+    def select(self, rows: np.ndarray) -> PackSource:
+        return PackSource(
+            self.folder, self.split, self.sizes, self.all_labels, self.rows[rows], self.classes, self.digest
+        )
+
+    def fingerprint(self) -> str:
+        return self.digest
+
+
+def shard_file(folder: Path, split: str, number: int, suffix: str = ".bin") -> Path:
+    return folder / f"{split}-{number:05}{suffix}"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A pack's manifest. Raises ConfigError where there is none, or none that can be read."""
+    file = folder / "manifest.json"
+    try:
+        content = json.loads(file.read_text())
+        known = content["format"], content["fingerprint"], content["classes"], content["splits"]
+    except FileNotFoundError as error:
+        raise ConfigError(f"dataset.pack: no manifest.json in {str(folder)!r}; {AGAIN}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"dataset.pack: {file} is no manifest of a pack ({error!r}); {AGAIN}") from error
+    if known[0] != FORMAT:
+        raise ConfigError(f"dataset.pack: {folder} has format {known[0]}, this vitlab reads {FORMAT}; {AGAIN}")
+    return content
+
+
+def load_pack(dataset: DatasetConfig, split: str) -> PackSource:
+    """One split of the pack at `dataset.pack`.
+
+    Raises ConfigError where it is of another data set, changed since the cell was planned, or not whole. The files'
+    lengths are checked here, their digests by running task=pack again.
+    """
+    assert dataset.pack, "called for packs only"
+    folder = Path(dataset.pack)
+    manifest = read_manifest(folder)
+    if manifest["dataset"] != dataset.name:
+        raise ConfigError(f"dataset.pack: {folder} was made of {manifest['dataset']!r}, not of {dataset.name!r}")
+    if dataset.pack_id not in (None, manifest["fingerprint"]):
+        raise ConfigError(
+            f"dataset.pack: {folder} has fingerprint {manifest['fingerprint']}, this cell was planned with "
+            f"{dataset.pack_id}; another pack is another cell"
+        )
+    if split not in manifest["splits"]:
+        raise ConfigError(f"dataset.pack: {folder} has no {split} split; set images aside with dataset.val_fraction")
+    try:
+        with np.load(folder / f"{split}.npz") as index:
+            sizes, labels = index["sizes"], index["labels"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ConfigError(f"dataset.pack: {folder / f'{split}.npz'} cannot be read ({error}); {AGAIN}") from error
+    expected = dataset.num_train if split == "train" else dataset.num_eval
+    if expected not in (None, len(labels)) or dataset.num_classes not in (None, len(manifest["classes"])):
+        raise ConfigError(
+            f"dataset.pack: {folder} holds {len(labels)} {split} images of {len(manifest['classes'])} classes, "
+            f"{dataset.name} has {expected} of {dataset.num_classes}"
+        )
+    for shard in manifest["splits"][split]:
+        file = folder / shard["file"]
+        size = file.stat().st_size if file.is_file() else None
+        if size != shard["bytes"]:
+            held = "missing" if size is None else f"{size} bytes long"
+            raise ConfigError(f"dataset.pack: {file} is {held}, it was {shard['bytes']} bytes; {AGAIN}")
+    return PackSource(
+        folder, split, sizes, labels, np.arange(len(labels)), tuple(manifest["classes"]),
+        f"{manifest['fingerprint']}-{split}",
+    )  # fmt: skip
