@@ -1,8 +1,10 @@
 """Records: states, atomicity, locks, damage."""
 
+import fcntl
 import json
 import multiprocessing as mp
 import os
+import threading
 
 import pytest
 
@@ -96,3 +98,25 @@ def test_the_last_study_is_the_one_written_last(tmp_path):
     path = write_study(tmp_path, "two", {"cells": []})
     os.utime(path, ns=(1, 1))
     assert read_study(tmp_path)["name"] == "one" and read_study(tmp_path, "two")["name"] == "two"
+
+
+def test_asking_for_a_state_does_not_keep_a_cell_from_being_trained(tmp_path):
+    record = Record(tmp_path)
+    (tmp_path / "lock").touch()
+    with (tmp_path / "lock").open() as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        assert not record.is_locked(), "those who ask do not see one another"
+        timer = threading.Timer(0.15, fcntl.flock, (asking, fcntl.LOCK_UN))
+        timer.start()
+        with record.locked() as held:
+            assert held
+        timer.join()
+
+
+def test_a_cell_in_training_is_not_archived(tmp_path):
+    record = Record(tmp_path / "c1")
+    record.write("result.json", {})
+    with record.locked(), pytest.raises(ValueError, match="another process is training this cell"):
+        record.archive()
+    first, second = record.archive(), record.archive()
+    assert first != second and (first / "result.json").exists()
