@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitlab.config import Config, ConfigError, build
+from vitlab.config import Config, ConfigError, DatasetConfig, build
 from vitlab.data.class_list import resolve_class_list
 from vitlab.data.decode import BadImageError, resize_box
 from vitlab.data.pack import FORMAT, SHARD, shard_file
@@ -60,21 +61,7 @@ def run_pack(config: Config) -> list[str]:
         raise ConfigError(f"dataset: {dataset.name} is rendered as it is asked for, and needs no pack")
     folder = Path(options.path)
     splits = {split: load_split(dataset, split) for split in ("train", "eval") if split == "train" or dataset.num_eval}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").unlink(missing_ok=True)
-        shards = {split: _write_split(source, folder, split, options, config) for split, source in splits.items()}
-        classes = splits["train"].classes
-        about = {"format": FORMAT, "dataset": dataset.name, "shorter_side": options.shorter_side, "classes": classes,
-                 "splits": shards}  # fmt: skip
-        about["fingerprint"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        _write_text(folder / "manifest.json", json.dumps(about, indent=1))
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise ValueError(
-            f"pack.path: {folder}: {error.strerror}; "
-            + ("free some space and run the same command again, which goes on" if full else "nothing was spoilt")
-        ) from error
+    shards = write_pack(splits, dataset, folder, options, config.workers)
     size = sum(shard["bytes"] for parts in shards.values() for shard in parts)
     counts = " + ".join(str(len(source)) for source in splits.values())
     bad = sum(shard["bad"] for parts in shards.values() for shard in parts)
@@ -85,17 +72,45 @@ def run_pack(config: Config) -> list[str]:
     ]
 
 
-def _write_split(source: Source, folder: Path, split: str, options: PackConfig, config: Config) -> list[dict[str, Any]]:
+def write_pack(
+    splits: Mapping[str, Source], dataset: DatasetConfig, folder: Path, options: PackConfig, workers: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Write or complete the pack of these splits; returns what its manifest says of each split's shards.
+
+    Raises ValueError for a bad image (unless `dataset.bad_images` says skip) or a disk that cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").unlink(missing_ok=True)
+        skip = dataset.bad_images == "skip"
+        shards = {
+            split: _write_split(source, folder, split, options, workers, skip) for split, source in splits.items()
+        }
+        about: dict[str, Any] = {"format": FORMAT, "dataset": dataset.name, "shorter_side": options.shorter_side}
+        about |= {"classes": splits["train"].classes, "splits": shards}
+        about["fingerprint"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        _write_text(folder / "manifest.json", json.dumps(about, indent=1))
+        return shards
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise ValueError(
+            f"pack.path: {folder}: {error.strerror}; "
+            + ("free some space and run the same command again, which goes on" if full else "nothing was spoilt")
+        ) from error
+
+
+def _write_split(
+    source: Source, folder: Path, split: str, options: PackConfig, workers: int, skip: bool
+) -> list[dict[str, Any]]:
     """All shards of a split, and its index; returns what the manifest says of each shard."""
-    skip = config.cell.dataset.bad_images == "skip"
     jobs = (
         _Job(source.select(np.arange(at, min(at + SHARD, len(source)))), folder, split, at // SHARD,
              options.shorter_side, skip)
         for at in range(0, len(source), SHARD)
     )  # fmt: skip
-    if config.workers > 1 and len(source) > SHARD:
+    if workers > 1 and len(source) > SHARD:
         context = multiprocessing.get_context("forkserver")
-        with ProcessPoolExecutor(config.workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
             done = [pool.submit(_write_shard, job) for job in jobs]
             try:
                 shards = [future.result() for future in done]
