@@ -69,6 +69,11 @@ class StudySweeper(BasicSweeper):
         launcher = self.launcher
         if hasattr(launcher, "run_plan"):
             return run_study(requests, launcher.run_plan)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        if "submitit" in type(launcher).__module__:
+            raise ConfigError(
+                "hydra/launcher: submitit's launchers lose results of killed cells and let dependents of failed cells "
+                "run; use hydra/launcher=slurm, which takes the same partition, gpus_per_node and timeout_min"
+            )
         return run_study(requests, self._through_stock_launcher)
 
     def _through_stock_launcher(self, plan: Any, view: Any) -> dict[str, str]:

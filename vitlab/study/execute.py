@@ -49,6 +49,10 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
         if outcome in ("failed", "killed", "blocked"):
             bad += 1
             _show_failure(plan, cell, outcome)
+    if "submitted" in outcomes.values():
+        again = command(without=("study.rerun", "study.detach"))
+        print(f"left to Slurm; the state: squeue --me; to see its end and submit what is missing: {again}")
+        return 1 if bad else 0
     if "interrupted" in outcomes.values():
         print(f"interrupted; everything is saved. To continue: {command(without='study.rerun')}")
         return 130
@@ -69,7 +73,11 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
 def _figure(plan: Plan, cell: PlannedCell) -> str:
     result = plan.record(cell).read("result.json")
     last = result and result.get("last")
-    return f"  top-1 {last['top1']:.2f} (last epoch), best {result['best']['top1']:.2f}" if result and last else ""
+    if not (result and last):
+        return ""
+    origin = plan.record(cell).read("provenance.json") or {}
+    changed = "  (code changed since it was submitted)" if origin.get("code_changed_since_submission") else ""
+    return f"  top-1 {last['top1']:.2f} (last epoch), best {result['best']['top1']:.2f}{changed}"
 
 
 def _show_failure(plan: Plan, cell: PlannedCell, outcome: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -27,6 +28,11 @@ def code_version() -> dict[str, Any]:
 def code_patch() -> str:
     """What differs from the commit, as a patch; empty for a clean tree."""
     return _git("diff", "HEAD") or ""
+
+
+def code_fingerprint() -> str:
+    """A hash of the commit and of what differs from it: equal while the code is."""
+    return hashlib.sha256(f"{_git('rev-parse', 'HEAD')}\n{code_patch()}".encode()).hexdigest()[:16]
 
 
 def _git(*arguments: str) -> str | None:
