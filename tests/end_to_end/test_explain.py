@@ -164,7 +164,7 @@ MISTAKES = {
     "a class too many": (["checkpoint=c00000000000", "explain.class_index=10"], "got 10, the model has 10 classes"),
     "an unknown class": (["checkpoint=c00000000000", "explain.class_name=cat"], "no class 'cat'"),
     "too many best": (["checkpoint=c00000000000", "explain.top_k=11"], "explain.top_k: got 11"),
-    "a layer too many": (["checkpoint=c00000000000", "explain.start_layer=9"], "explain.start_layer: got 9, allowed: 0"),
+    "a layer too many": (["checkpoint=c00000000000", "explain.start_layer=9"], "start_layer: got 9, allowed: 0"),
     "another model": (["checkpoint=c00000000000", "model=vit_tiny_16_224"], "give"),
     "a study that is none": (["checkpoint=runs/nothing.json"], "is no study's file"),
     "labels for others": (["checkpoint=c00000000000", "explain.labels=[a,b]"], "2 labels for 1 checkpoints"),

@@ -60,8 +60,7 @@ class Call:
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and 0 where b is 0 (or too small for the quotient to be a number)."""
-    empty = b.abs() <= torch.finfo(b.dtype).tiny
-    return torch.where(empty, 0.0, a / torch.where(empty, 1.0, b))
+    return a / b.masked_fill(b.abs() <= torch.finfo(b.dtype).tiny, torch.inf)
 
 
 def sum_per_sample(x: Tensor) -> Tensor:
@@ -137,18 +136,19 @@ class Linear(Rule):
 
     def relevance(self, r: Tensor, call: Call) -> list[Tensor]:
         """Σ_j (x_i w_ji)⁺ / z⁺_j R_j, in three matrix products by (x w)⁺ = ½ (x w + |x| |w|)."""
-        (x,), size = call.inputs, self.weight.abs()
-        inverse = call.cache.get("inverse")
-        if inverse is None:
-            total = F.linear(x.abs(), size)
+        (x,), weight_size = call.inputs, self.weight.abs()
+        size = x.abs()
+        positive = call.cache.get("positive")
+        if positive is None:
+            total = F.linear(size, weight_size)
             y = call.output if self.bias is None else call.output - self.bias
             positive = y + total  # 2 z⁺
-            noise = positive <= CANCELLED * torch.finfo(x.dtype).eps * total
-            inverse = torch.where(noise, 0.0, 1 / torch.where(noise, 1.0, positive))
+            noise = positive <= total.mul_(CANCELLED * torch.finfo(x.dtype).eps)
+            positive.masked_fill_(noise, torch.inf)
             if call.reuse:
-                call.cache["inverse"] = inverse
-        s = r * inverse
-        return [x * (s @ self.weight) + x.abs() * (s @ size)]
+                call.cache["positive"] = positive
+        s = r / positive
+        return [(s @ self.weight).mul_(x).addcmul_(size, s @ weight_size)]
 
 
 class Product(Rule):
@@ -166,10 +166,12 @@ class Scores(Product):
 
     def __init__(self, scale: float, mask: Tensor | None) -> None:
         super().__init__(lambda q, k: _masked(q @ k.transpose(-2, -1) * scale, mask))
+        self.scale, self.mask = scale, mask
 
     def relevance(self, r: Tensor, call: Call) -> list[Tensor]:
         q, k = call.inputs
-        s = ratio(r, q @ k.transpose(-2, -1)) / 2
+        product = call.output / self.scale if self.mask is None else q @ k.transpose(-2, -1)
+        s = ratio(r, product).div_(2)
         return [q * (s @ k), k * (s.transpose(-2, -1) @ q)]
 
 
