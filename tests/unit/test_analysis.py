@@ -6,6 +6,8 @@ import io
 import json
 import math
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -280,6 +282,26 @@ def test_diff_names_everything(tmp_path):
 def test_every_layout_composes(name):
     layout = compose_group("table", name)
     assert layout["title"] and layout["study"]
+
+
+def test_finished_runs_of_one_cell_that_disagree_are_refused(tmp_path):
+    for place, score in (("a", 90.0), ("b", 91.0)):
+        write_all(tmp_path / place, {"none": [score]}, mirror=True)
+    with pytest.raises(ValueError, match=r"two finished runs of cell c\w+ disagree \(last/top1 90\.0 and 91\.0\)"):
+        offline_runs(tmp_path)
+
+
+@pytest.mark.slow()
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex; Debian's texlive-latex-recommended has it")
+def test_the_latex_compiles(tmp_path):
+    (tmp_path / "t.tex").write_text(to_latex(build_table(write_all(tmp_path / "runs"), SPEC)))
+    packages = r"\usepackage{booktabs,amssymb,graphicx}"
+    (tmp_path / "main.tex").write_text(
+        rf"\documentclass{{article}}{packages}\begin{{document}}\input{{t}}\end{{document}}"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and (tmp_path / "main.pdf").exists(), done.stdout[-2000:]
 
 
 @pytest.mark.slow()

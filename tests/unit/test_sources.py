@@ -160,3 +160,35 @@ def test_repeated_augmentation_is_deits_and_sees_all_the_data():
     for epoch in range(20):
         seen |= set(epoch_order(1000, 0, epoch, 3)[0])
     assert len(seen) > 990
+
+
+def test_stl10_is_read_in_its_binary_layout(tmp_path, monkeypatch):
+    """Written here as the published archive lays it out: column-major images, labels from 1."""
+    from torchvision.datasets import STL10
+
+    folder = tmp_path / STL10.base_folder
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (12, 96, 96, 3), dtype=np.uint8)
+    labels = (np.arange(12) % 10 + 1).astype(np.uint8)
+    for name in ("train", "test"):
+        images.transpose(0, 3, 2, 1).tofile(folder / f"{name}_X.bin")
+        labels.tofile(folder / f"{name}_y.bin")
+    (folder / "class_names.txt").write_text("\n".join(f"class {i}" for i in range(10)))
+    with pytest.raises(ConfigError, match=r"no whole STL10 in .*download=True"):
+        build_source(with_(choice("dataset", "stl10"), root=str(tmp_path)), "train")
+    monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
+    source = build_source(with_(choice("dataset", "stl10"), root=str(tmp_path)), "train")
+    assert np.array_equal(source.images, images) and source.labels.tolist() == [*range(10), 0, 1]
+    assert source.classes[3] == "class 3"
+
+
+def test_svhn_is_read_by_torchvision(tmp_path, monkeypatch):
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 6), dtype=np.uint8)
+    for name in ("train", "test"):
+        savemat(tmp_path / f"{name}_32x32.mat", {"X": images, "y": np.array([[1], [2], [10], [3], [9], [1]])})
+    monkeypatch.setattr(SVHN, "_check_integrity", lambda self: True)
+    source = build_source(with_(choice("dataset", "svhn"), root=str(tmp_path)), "eval")
+    assert source.labels.tolist() == [1, 2, 0, 3, 9, 1] and np.array_equal(source.image(2), images[..., 2])

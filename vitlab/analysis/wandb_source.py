@@ -116,6 +116,12 @@ def offline_runs(folder: Path) -> list[dict[str, Any]]:
             continue
         earlier = merged.get(run["id"])
         if earlier:
+            figures = [r["summary"]["last/top1"] for r in (earlier, run) if "last/top1" in r["summary"]]
+            if len(set(figures)) > 1:
+                raise ValueError(
+                    f"{file}: two finished runs of cell {run['id']} disagree "
+                    f"(last/top1 {figures[0]} and {figures[1]}); remove the one that is not to count"
+                )
             epochs = {row["epoch"]: row for row in (*earlier["history"], *run["history"]) if "epoch" in row}
             run["history"] = [epochs[e] for e in sorted(epochs)]
             run["summary"] = earlier["summary"] | run["summary"]

@@ -64,7 +64,7 @@ class DatasetConfig:
     """A data set: where its images come from, its statistics, and how an image becomes a square input."""
 
     name: str
-    kind: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "torchvision", "folder", "fractal"]
+    kind: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "svhn", "folder", "fractal"]
     num_classes: int | None = _number(None, low=1)
     num_train: int | None = _number(None, low=1)
     """Images of the training split. Null (folder): read from the recorded class list."""

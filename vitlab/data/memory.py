@@ -110,6 +110,26 @@ def load_cifar(dataset: DatasetConfig, split: str) -> ArraySource:
     )
 
 
+def load_torchvision(dataset: DatasetConfig, split: str) -> ArraySource:
+    """STL-10 (Coates et al., 2011) or SVHN (Netzer et al., 2011) from torchvision's folder, read by torchvision."""
+    from torchvision import datasets
+
+    cls = {"stl10": datasets.STL10, "svhn": datasets.SVHN}[dataset.kind]
+    root = dataset.root or "data"
+    try:
+        data = cls(root, split="train" if split == "train" else "test", download=False)
+    except RuntimeError as error:
+        get = f"import torchvision; torchvision.datasets.{cls.__name__}({root!r}, {split!r}, download=True)"
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"dataset.root: no whole {cls.__name__} in {root!r} ({reason}); where there is a network, "
+            f'`python -c "{get}"` gets it'
+        ) from error
+    classes = getattr(data, "classes", None) or [str(digit) for digit in range(10)]
+    images = np.ascontiguousarray(np.asarray(data.data).transpose(0, 2, 3, 1))  # (N, 3, H, W) → (N, H, W, 3)
+    return ArraySource(images, np.asarray(data.labels), tuple(classes))
+
+
 def _three_channels(grey: np.ndarray) -> np.ndarray:
     """(N, H, W) → (N, H, W, 3)."""
     return np.repeat(grey[..., None], 3, axis=-1)

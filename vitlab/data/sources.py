@@ -48,6 +48,8 @@ _LOADERS: dict[str, Callable[[DatasetConfig, str], Source]] = {
     "fashion_mnist": memory.load_fashion_mnist,
     "cifar10": memory.load_cifar,
     "cifar100": memory.load_cifar,
+    "stl10": memory.load_torchvision,
+    "svhn": memory.load_torchvision,
     "folder": load_folder,
     "fractal": _load_fractal,
 }
