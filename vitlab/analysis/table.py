@@ -29,6 +29,10 @@ from vitlab.config import ConfigError, choice, plain, suggest
 from vitlab.dunnett import minimum_detectable_difference
 
 
+_COLUMN = "(column)"
+"""The frame's column that says in which column of the table a cell stands."""
+
+
 @dataclass(frozen=True)
 class TableSpec:
     """How a study is laid out: `conf/table/*.yaml`."""
@@ -101,10 +105,11 @@ def build_table(frame: pd.DataFrame, spec: TableSpec, references: Sequence[dict[
     """Lay out the cells of `frame` (see `collect`). Raises ConfigError for a factor or row that no run has."""
     if not len(frame) or "seed" not in frame:
         raise ConfigError("output_dir: no cell has a record yet; train with python run.py first")
+    frame = frame.assign(**{_COLUMN: _dataset_labels(frame)})
     conditions = _conditions(frame, spec)
     baseline = _baseline(conditions, spec)
     conditions = [baseline, *(c for c in conditions if c is not baseline)]
-    datasets = tuple(dict.fromkeys(_dataset_label(frame, i) for i in frame.index))
+    datasets = tuple(dict.fromkeys(frame[_COLUMN]))
     entries = {d: _entries(frame, conditions, d) for d in datasets}
     ticks = {title: key for title, key in spec.ticks.items() if key in frame}
     rows = tuple(
@@ -210,16 +215,22 @@ def _baseline(conditions: list[_Condition], spec: TableSpec) -> _Condition:
     return conditions[names.index(spec.baseline)]
 
 
-def _dataset_label(frame: pd.DataFrame, i: int) -> str:
-    """The data set's name, with what varies within it: data sets never share a column."""
-    name = str(frame.at[i, "dataset.name"]) if "dataset.name" in frame else "?"
-    same = frame[frame["dataset.name"] == name] if "dataset.name" in frame else frame
-    inner = [c for c in same.columns if c.startswith("dataset.") and same[c].map(repr).nunique() > 1]
-    return " ".join([name, *(f"{c.split('.', 1)[1]}={frame.at[i, c]}" for c in inner)])
+def _dataset_labels(frame: pd.DataFrame) -> list[str]:
+    """For each cell its data set's name, with what varies within it: data sets never share a column."""
+    if "dataset.name" not in frame:
+        return ["?"] * len(frame)
+    inner = {}
+    for name, same in frame.groupby("dataset.name"):
+        columns = [c for c in same.columns if c.startswith("dataset.")]
+        inner[name] = [c for c in columns if same[c].map(repr).nunique() > 1]
+    return [
+        " ".join([str(name), *(f"{c.split('.', 1)[1]}={frame.at[i, c]}" for c in inner[name])])
+        for i, name in frame["dataset.name"].items()
+    ]
 
 
 def _entries(frame: pd.DataFrame, conditions: Sequence[_Condition], dataset: str) -> list[Entry]:
-    members = [[i for i in c.members if _dataset_label(frame, i) == dataset] for c in conditions]
+    members = [[i for i in c.members if frame.at[i, _COLUMN] == dataset] for c in conditions]
     done = [[i for i in m if _figure(frame, i, "last.top1") is not None] for m in members]
     done = [sorted(d, key=lambda i: int(frame.at[i, "seed"])) for d in done]
     groups = [[float(frame.at[i, "last.top1"]) for i in d] for d in done]
@@ -404,6 +415,6 @@ def _anova(
     data["condition"] = ""
     for condition in conditions:
         data.loc[list(condition.members), "condition"] = condition.label
-    data["data set"] = [_dataset_label(frame, i) for i in frame.index]
+    data["data set"] = frame[_COLUMN]
     effects = interaction(data, "condition", "data set")
     return () if effects is None else tuple(effects.to_dict("records"))
