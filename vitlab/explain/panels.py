@@ -42,7 +42,14 @@ class Seen:
     def named(self, picture: int, k: int) -> str:
         """`tabby, p = 0.93`: a class and its probability."""
         name = self.subject.classes.short(int(self.targets[picture, k]))
-        return f"{name if len(name) < 22 else name[:20] + '…'}, p = {self.probabilities[picture, k]:.2f}"
+        chance = float(self.probabilities[picture, k])
+        shown = f"p = {chance:.2f}" if chance >= 0.005 else "p < 0.01"
+        return f"{name if len(name) < 22 else name[:20] + '…'}, {shown}"
+
+    def labels(self) -> list[str]:
+        """What each picture is called, with its class where that is known."""
+        names = self.subject.classes
+        return [p.name if p.label is None else f"{p.name} ({names.short(p.label)})" for p in self.pictures]
 
     def image(self, picture: int) -> np.ndarray:
         return self.pictures[picture].pixels.permute(1, 2, 0).numpy()
@@ -86,7 +93,7 @@ def draw_panels(subjects: Sequence[Subject], options: ExplainConfig, folder: Pat
     rows = _class_rows if several else _map_rows
     source = METHOD_SOURCES[method]
     if len(seen) == 1:
-        labels = [p.name for p in seen[0].pictures]
+        labels = seen[0].labels()
         lines = [rows(seen[0], b) for b in range(len(labels))]
         return [
             *files,
@@ -136,10 +143,15 @@ def _compare_methods(subject: Subject, options: ExplainConfig, folder: Path, out
     for b in range(len(seen[0].pictures)):
         tiles = [one.tile(b, 0, METHOD_TITLES[one.method] if b % ROWS == 0 else "") for one in seen]
         rows.append([Tile(seen[0].named(b, 0), seen[0].image(b)), *tiles])
-    labels = [p.name for p in seen[0].pictures]
+    labels = seen[0].labels()
     return [
         *files,
-        *_sheets(rows, labels, f"methods side by side\n{subject.label}", folder / f"methods_{subject.stem}"),
+        *_sheets(
+            rows,
+            labels,
+            f"Methods side by side, for the class above the picture\n{subject.label}",
+            folder / f"methods_{subject.stem}",
+        ),
     ]
 
 
@@ -154,7 +166,7 @@ def _compare_fusions(subject: Subject, options: ExplainConfig, folder: Path, out
         [Tile("input", first.image(b)), *(one.tile(b, 0, f"heads: {fusion}") for fusion, one in seen.items())]
         for b in range(len(first.pictures))
     ]
-    labels = [p.name for p in first.pictures]
+    labels = first.labels()
     title = f"{METHOD_SOURCES['rollout']}\n{subject.label}"
     return _sheets(rows, labels, title, folder / f"rollout_fusions_{subject.stem}")
 
@@ -165,5 +177,10 @@ def _compare_checkpoints(seen: Sequence[Seen], method: MethodName, folder: Path)
         [Tile("input", seen[0].image(b)), *(one.tile(b, 0, f"{one.subject.label}\n{one.named(b, 0)}") for one in seen)]
         for b in range(len(seen[0].pictures))
     ]
-    labels = [p.name for p in seen[0].pictures]
-    return _sheets(rows, labels, f"{METHOD_SOURCES[method]}\ncheckpoints side by side", folder / f"{method}_compared")
+    labels = seen[0].labels()
+    return _sheets(
+        rows,
+        labels,
+        f"{METHOD_SOURCES[method]}\ncheckpoints side by side, each with its class",
+        folder / f"{method}_compared",
+    )

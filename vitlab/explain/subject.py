@@ -88,19 +88,19 @@ def load_subjects(config: Config, options: ExplainConfig, names: Sequence[tuple[
         restored = restore(config, name)
         restored.network.to(device)
         stem = short_name(restored.weights.path)
-        own = str(options.labels[place]) if options.labels else label or _recorded_name(restored.weights.path) or stem
+        own = str(options.labels[place]) if options.labels else label or _name_of(restored.weights.path)
         classes = class_names(restored.weights.classes, restored.num_classes, restored.dataset.name)
         subjects.append(Subject(own, stem, restored, classes, device))
     return subjects
 
 
-def _recorded_name(file: Path) -> str | None:
-    """`none/s0 (cb05aeae9b27)`: what a cell's record calls it; None for a checkpoint that is no cell's."""
+def _name_of(file: Path) -> str:
+    """`none/s0 (cb05aeae9b27)` for a cell's checkpoint, by its record; for any other the file, `scratch/last`."""
     record = file.with_name("config.yaml")
-    if not record.is_file():
-        return None
-    content = yaml.safe_load(record.read_text())
-    return f"{content['name']} ({content['id']})" if isinstance(content, dict) and "name" in content else None
+    content = yaml.safe_load(record.read_text()) if record.is_file() else None
+    if isinstance(content, dict) and {"name", "id"} <= set(content):
+        return f"{content['name']} ({content['id']})"
+    return f"{file.parent.name}/{file.stem}" if file.stem in ("last", "best", "checkpoint") else file.stem
 
 
 def named_checkpoints(config: Config) -> list[tuple[str, str | None]]:

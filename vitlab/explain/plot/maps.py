@@ -28,7 +28,7 @@ class Tile:
 
 
 def draw_tiles(rows: Sequence[Sequence[Tile]], *, title: str, row_labels: Sequence[str] = ()) -> Figure:
-    """The grid, with one colour bar: every map is shown as a share of its own maximum, from 0 to 1."""
+    """The grid, with one colour bar: every map is shown from its own least (0) to its own greatest value (1)."""
     height, width = len(rows), max(len(row) for row in rows)
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(TILE * width + 0.95, (TILE + 0.25) * height + 0.55), layout="constrained")
@@ -43,7 +43,7 @@ def draw_tiles(rows: Sequence[Sequence[Tile]], *, title: str, row_labels: Sequen
         colours = ScalarMappable(Normalize(0, 1), HEAT)
         shrink = 0.9 if height == 1 else 1.6 / height
         bar = figure.colorbar(colours, ax=axes, shrink=shrink, aspect=22, pad=0.015, ticks=[0, 0.5, 1])
-        bar.set_label("share of the map's maximum")
+        bar.set_label("from the map's least to its greatest value")
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
         figure.suptitle(title, x=0.01, ha="left")
     return figure
@@ -56,7 +56,8 @@ def _draw_tile(axis: Axes, tile: Tile) -> None:
         axis.imshow(scaled(tile.heat), cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
     elif tile.picture is not None:
         axis.imshow(tile.picture, interpolation="nearest")
-    axis.set_title(tile.title)
+    longest = max((len(line) for line in tile.title.splitlines()), default=0)
+    axis.set_title(tile.title, fontsize=9 if longest <= 24 else 7.5)
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():

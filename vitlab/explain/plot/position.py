@@ -22,7 +22,7 @@ def draw_similarity(similarity: np.ndarray, *, title: str) -> Figure:
             top, left = i * (height + gap), j * (width + gap)
             sheet[top : top + height, left : left + width] = similarity[i, j]
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(6.6, 5.8 * sheet.shape[0] / sheet.shape[1] + 0.6), layout="constrained")
+        figure = Figure(figsize=(6.6, 5.4 * sheet.shape[0] / sheet.shape[1] + 0.75), layout="constrained")
         axis = figure.subplots()
         shown = axis.imshow(sheet, cmap=SIMILARITY, vmin=-1, vmax=1, interpolation="nearest")
         step = max(1, math.ceil(max(rows, columns) / 14))
@@ -46,7 +46,7 @@ def draw_filters(filters: np.ndarray, *, title: str) -> Figure:
     rows = math.ceil(len(filters) / columns)
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(0.85 * columns + 0.2, 0.85 * rows + 0.5), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flat
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axis in axes:
             axis.set_axis_off()
         for axis, image in zip(axes, filters, strict=False):

@@ -39,10 +39,10 @@ RC: Any = {
 
 
 def scaled(heat: np.ndarray) -> np.ndarray:
-    """The positive part of a map (gh, gw) over its maximum: [0, 1]; all 0 where nothing is positive."""
+    """The positive part of a map (gh, gw), from its least (0) to its greatest value (1); all 0 where all are alike."""
     positive = np.clip(heat.astype(np.float64), 0, None)
-    top = positive.max(initial=0.0)
-    return positive / top if top > 0 else positive
+    low, high = positive.min(), positive.max()
+    return (positive - low) / (high - low) if high > low else np.zeros_like(positive)
 
 
 def enlarged(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
