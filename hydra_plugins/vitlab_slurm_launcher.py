@@ -22,7 +22,8 @@ class SlurmLauncher(Launcher):
     def run_plan(self, plan: Any, view: Any) -> dict[str, str]:
         from vitlab.study.slurm import SlurmOptions, run_on_slurm
 
-        return run_on_slurm(plan, view, SlurmOptions(**self.options))
+        options: dict[str, Any] = dict(self.options)
+        return run_on_slurm(plan, view, SlurmOptions(**options))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         raise ValueError("hydra/launcher=slurm runs studies of hydra/sweeper=study; with another sweeper use basic")

@@ -28,7 +28,6 @@ from vitlab.analysis.statistics import (
 from vitlab.config import ConfigError, choice, plain, suggest
 from vitlab.dunnett import minimum_detectable_difference
 
-
 _COLUMN = "(column)"
 """The frame's column that says in which column of the table a cell stands."""
 

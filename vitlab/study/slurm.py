@@ -226,7 +226,7 @@ def final_state(job: str) -> str:
                 if state.split()[0] not in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING"):
                     return f"{state} {code}"
             elif lines:
-                said = dict(w.partition("=")[::2] for w in lines[-1].split() if "=" in w)
+                said = {key: value for key, _, value in (w.partition("=") for w in lines[-1].split())}
                 return f"{said.get('JobState', '')} {said.get('ExitCode', '')}".strip()
     return ""
 

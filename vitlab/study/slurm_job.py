@@ -6,6 +6,7 @@ SAVED saved because Slurm ends the job (preempted jobs are requeued by Slurm its
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -78,7 +79,8 @@ def _first_host(nodes: str) -> str:
 
 def _address(host: str) -> str:
     """A name or address that can be reached: the node's name, else the address that Slurm has for it."""
-    described = dict(w.partition("=")[::2] for w in _ask("scontrol", "-o", "show", "node", host).split() if "=" in w)
+    words = _ask("scontrol", "-o", "show", "node", host).split()
+    described = {key: value for key, _, value in (word.partition("=") for word in words)}
     for name in (host, described.get("NodeAddr", "")):
         try:
             return str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0]) if name else "127.0.0.1"
@@ -110,10 +112,8 @@ def _note_signals() -> Any:
     seen: set[int] = set()
 
     def asked() -> set[int]:
-        try:
+        with contextlib.suppress(BlockingIOError):
             seen.update(os.read(reader, 4096))
-        except BlockingIOError:
-            pass
         return seen & {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
 
     return asked
