@@ -17,6 +17,7 @@ from vitlab.analysis.table import Table
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999"]
 """Okabe and Ito's palette, which the colour-blind can tell apart."""
+MOST_CURVES = 10
 Curves = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 """Condition → for each seed the rows of its metrics.jsonl."""
 
@@ -52,10 +53,10 @@ def draw_differences(table: Table) -> Figure:
 
 
 def draw_curves(curves: Curves) -> Figure:
-    """Top-1 over the epochs, a line per seed, a colour per condition."""
+    """Top-1 over the epochs, a line per seed (of the first ten), a colour per condition."""
     figure, axis = plt.subplots(figsize=(6.4, 4))
     for place, (label, seeds) in enumerate(curves.items()):
-        for number, rows in enumerate(seeds):
+        for number, rows in enumerate(seeds[:MOST_CURVES]):
             points = [(r["epoch"], r["eval/top1"]) for r in rows if "eval/top1" in r]
             if points:
                 axis.plot(*zip(*points, strict=True), color=COLOURS[place % len(COLOURS)], lw=1.5,
@@ -64,7 +65,7 @@ def draw_curves(curves: Curves) -> Figure:
     axis.set_ylabel("top-1 (%)")
     axis.spines[["top", "right"]].set_visible(False)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
     figure.tight_layout()
     return figure
 
