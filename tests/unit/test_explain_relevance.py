@@ -136,6 +136,9 @@ def test_works_without_gradients_around_it(model, images):
     with torch.no_grad():
         quiet = relevance(model, images, 1)
     torch.testing.assert_close(quiet, relevance(model, images, 1))
+    with torch.inference_mode():
+        inferred = relevance(model, images.clone(), 1)
+    torch.testing.assert_close(inferred, quiet)
     assert not quiet.requires_grad
 
 

@@ -68,7 +68,7 @@ def rgb_filters(model: nn.Module, count: int = 28) -> Tensor:
     weight = getattr(projection, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 4 or weight.shape[1] != 3:
         raise UnfitError("the model does not embed RGB patches by one convolution, so there are no filters to show")
-    flat = weight.detach().double().flatten(1)
+    flat = weight.detach().cpu().double().flatten(1)
     _, _, components = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
     filters = components[:count].view(-1, *weight.shape[1:])
     signs = filters.flatten(1).gather(1, filters.flatten(1).abs().argmax(1, keepdim=True)).sign()

@@ -72,7 +72,8 @@ def prepared(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
         for module in checkpointing:
             module.grad_checkpointing = False  # pyright: ignore[reportArgumentType]
-        yield
+        with torch.inference_mode(False):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode

@@ -88,6 +88,8 @@ def load_subjects(config: Config, options: ExplainConfig, names: Sequence[tuple[
         restored = restore(config, name)
         restored.network.to(device)
         stem = short_name(restored.weights.path)
+        same = sum(other.restored.weights.path != restored.weights.path and other.stem == stem for other in subjects)
+        stem = f"{stem}-{place + 1}" if same else stem  # two folders' last.pt must not share their figures
         own = str(options.labels[place]) if options.labels else label or _name_of(restored.weights.path)
         classes = class_names(restored.weights.classes, restored.num_classes, restored.dataset.name)
         subjects.append(Subject(own, stem, restored, classes, device))

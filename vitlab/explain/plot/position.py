@@ -60,7 +60,7 @@ def draw_distance(distances: Mapping[str, np.ndarray], *, title: str, uniform: f
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(5.6, 3.6), layout="constrained")
         axis = figure.subplots()
-        spread = 0.16 * (len(distances) - 1)
+        spread = min(0.3, 0.12 * (len(distances) - 1))
         for place, (label, values) in enumerate(distances.items()):
             colour = COLOURS[place % len(COLOURS)]
             layers = np.arange(1, len(values) + 1) + np.linspace(-spread, spread, len(distances))[place]

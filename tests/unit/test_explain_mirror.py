@@ -1,0 +1,64 @@
+"""Figures reach W&B where it is on, and nowhere else."""
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from vitlab.explain.mirror import mirror_figures
+
+
+@pytest.fixture
+def sdk(monkeypatch):
+    """A stand-in for the wandb module that notes what it is told."""
+    told: dict = {"logged": {}}
+    run = types.SimpleNamespace(log=told["logged"].update, finish=lambda: told.update(finished=True))
+
+    def init(**words):
+        told["init"] = words
+        return run
+
+    module = types.ModuleType("wandb")
+    module.init = init
+    module.Image = lambda path: ("image", path)
+    module.Settings = dict
+    module.api = types.SimpleNamespace(api_key=None)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return told | {"module": module, "told": told}
+
+
+FIGURES = [Path("out/lrp_cell.png"), Path("out/methods_cell.png")]
+
+
+def test_figures_are_images_of_one_run(sdk, compose_config):
+    mirror_figures(compose_config("task=explain", "wandb.mode=offline", "wandb.tags=[mine]"), "relevance", FIGURES)
+    told = sdk["told"]
+    assert told["logged"] == {
+        "lrp_cell": ("image", "out/lrp_cell.png"),
+        "methods_cell": ("image", "out/methods_cell.png"),
+    }
+    assert told["init"]["mode"] == "offline" and told["init"]["name"] == "explain-relevance" and told["finished"]
+    assert told["init"]["tags"] == ["explain", "mine"] and told["init"]["job_type"] == "explain"
+
+
+@pytest.mark.parametrize("mode", ["disabled", "auto"])
+def test_nothing_is_logged_where_it_is_off(mode, sdk, compose_config):
+    mirror_figures(compose_config("task=explain", f"wandb.mode={mode}"), "rollout", FIGURES)
+    assert "init" not in sdk["told"]
+
+
+def test_auto_is_online_with_a_key(sdk, compose_config):
+    sdk["module"].api.api_key = "k"
+    mirror_figures(compose_config("task=explain", "wandb.mode=auto"), "rollout", FIGURES)
+    assert sdk["told"]["init"]["mode"] == "online"
+
+
+def test_trouble_harms_nothing(sdk, compose_config, capsys):
+    def fail(**words):
+        raise OSError("no network")
+
+    sdk["module"].init = fail
+    mirror_figures(compose_config("task=explain", "wandb.mode=online"), "rollout", FIGURES)
+    assert "no network (the figures are on the disk)" in capsys.readouterr().out
