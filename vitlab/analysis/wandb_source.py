@@ -110,7 +110,7 @@ def _ask(entity: str, project: str, study: str | None) -> list[dict[str, Any]]:
 def offline_runs(folder: Path) -> list[dict[str, Any]]:
     """Every run in the .wandb files below `folder`. A run that was resumed has several files: they are one run."""
     merged: dict[str, dict[str, Any]] = {}
-    for file in sorted(folder.rglob("run-*.wandb"), key=lambda f: (f.parent.name, f.name)):
+    for file in sorted(folder.rglob("run-*.wandb"), key=lambda f: (f.parent.name, f.name, str(f))):
         run = read_offline_run(file)
         if run is None:
             continue
