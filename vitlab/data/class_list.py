@@ -67,15 +67,17 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _scan(dataset: DatasetConfig) -> dict[str, Any]:
-    from vitlab.data.folder import class_folders, find_root, list_images, train_folder
+    from vitlab.data.folder import class_folders, find_root, train_folder
+    from vitlab.data.listing import list_tree
 
     root = find_root(dataset)
     train, val = train_folder(dataset, root), root / "val"
     held = class_folders(val) if val.is_dir() and dataset.num_eval != 0 else []
+    classes = class_folders(train)
     return {
-        "classes": class_folders(train),
-        "num_train": sum(len(list_images(train / name)) for name in class_folders(train)),
-        "num_eval": sum(len(list_images(val / name)) for name in held),
+        "classes": classes,
+        "num_train": len(list_tree(train, classes).files),
+        "num_eval": len(list_tree(val, held).files) if held else 0,
     }
 
 

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
-
 
 class BadImageError(ValueError):
     """A file that is no whole image; the message names it."""

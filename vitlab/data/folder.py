@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
-from vitlab.data.decode import EXTENSIONS, decode
+from vitlab.data.decode import decode
+from vitlab.data.listing import EXTENSIONS, is_image, list_tree
 
 KNOWN_NAMES = {"imagenet1k": "ImageNet", "fractaldb1k": "FractalDB-1k"}
 """Our name → the folder that the book's code looks for below its --data-path."""
 
 
 class FileSource:
-    """Labelled image files; `files` are relative to `root`, `labels` (N,) int64."""
+    """Labelled image files; `files` are relative to `root`, `labels` and `sizes` in bytes are (N,) int64."""
 
-    def __init__(self, root: Path, files: list[str], labels: np.ndarray, classes: tuple[str, ...]) -> None:
-        self.root, self.files, self.labels, self.classes = root, files, labels.astype(np.int64), classes
+    def __init__(
+        self, root: Path, files: list[str], labels: np.ndarray, sizes: np.ndarray, classes: tuple[str, ...]
+    ) -> None:
+        self.root, self.files, self.labels, self.sizes, self.classes = root, files, labels, sizes, classes
 
     def __len__(self) -> int:
         return len(self.files)
@@ -28,13 +31,13 @@ class FileSource:
         return decode(self.root / self.files[index])
 
     def select(self, rows: np.ndarray) -> FileSource:
-        return FileSource(self.root, [self.files[i] for i in rows], self.labels[rows], self.classes)
+        return FileSource(self.root, [self.files[i] for i in rows], self.labels[rows], self.sizes[rows], self.classes)
 
     def fingerprint(self) -> str:
         """Digest of the files' relative names and sizes; their contents are not read."""
         digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file}\0{(self.root / file).stat().st_size}\0".encode())
+        for file, size in zip(self.files, self.sizes.tolist(), strict=True):
+            digest.update(f"{file}\0{size}\0".encode())
         return digest.hexdigest()[:16]
 
 
@@ -55,20 +58,21 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
             f"dataset.num_classes: {dataset.num_classes} expected for {dataset.name}, "
             f"{trained_on} has {len(train)} class folders"
         )
-    files, labels = [], []
-    for name in names:
-        found = list_images(folder / name)
-        if not found and split == "train":
-            raise ConfigError(f"dataset.root: class folder {folder / name} holds no image ({', '.join(EXTENSIONS)})")
-        files += [str((folder / name / file).relative_to(root)) for file in found]
-        labels += [train.index(name)] * len(found)
+    listing = list_tree(folder, names)
+    counts = np.bincount(listing.labels, minlength=len(names))
+    if split == "train" and not counts.all():
+        empty = folder / names[int(counts.argmin())]
+        raise ConfigError(f"dataset.root: class folder {empty} holds no image ({', '.join(EXTENSIONS)})")
+    below = folder.relative_to(root)
+    files = [f"{below.as_posix()}/{file}" for file in listing.files] if below.parts else listing.files
     expected = dataset.num_train if split == "train" else dataset.num_eval
     if expected is not None and len(files) != expected:
         raise ConfigError(
             f"dataset.root: {folder} holds {len(files)} images, {dataset.name} has {expected}; complete the data, or "
             f"say dataset.num_{'train' if split == 'train' else 'eval'}={len(files)} (another data set, another cell)"
         )
-    return FileSource(root, files, np.array(labels, dtype=np.int64), tuple(train))
+    place = np.array([train.index(name) for name in names], dtype=np.int64)  # val/ may lack classes
+    return FileSource(root, files, place[listing.labels], listing.sizes, tuple(train))
 
 
 def find_root(dataset: DatasetConfig) -> Path:
@@ -132,6 +136,4 @@ def class_folders(folder: Path) -> list[str]:
 
 def list_images(folder: Path) -> list[str]:
     """Names of the image files in `folder`, sorted."""
-    return sorted(
-        e.name for e in os.scandir(folder) if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".")
-    )
+    return sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name))

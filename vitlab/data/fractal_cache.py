@@ -39,13 +39,6 @@ _SAVE_EVERY = 20
 """Finds of the search between two saves."""
 
 
-def default_cache_dir() -> Path:
-    """$VITLAB_CACHE, else vitlab/ in $XDG_CACHE_HOME, else ~/.cache/vitlab."""
-    if place := os.environ.get("VITLAB_CACHE"):
-        return Path(place)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitlab"
-
-
 def available_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

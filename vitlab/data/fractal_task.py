@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitlab.config import Config, ConfigError, FractalConfig, build
-from vitlab.data.fractal_cache import default_cache_dir
+from vitlab.data.files import default_cache_dir
 from vitlab.data.fractal_export import Format, Layout, contact_sheet, export
 from vitlab.data.fractal_source import FractalSource
 

@@ -36,7 +36,7 @@ class Source(Protocol):
 
 def _load_fractal(dataset: DatasetConfig, split: str) -> Source:
     """FractalDB, rendered when it is asked for; it has no evaluation split."""
-    from vitlab.data.fractal_cache import default_cache_dir
+    from vitlab.data.files import default_cache_dir
     from vitlab.data.fractal_source import FractalSource
 
     assert dataset.fractal is not None, "checked by check_cell"

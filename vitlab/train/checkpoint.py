@@ -7,7 +7,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 SCHEMA_VERSION = 1
@@ -54,14 +53,3 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
             f"{path}: written by a newer vitlab (schema {state['schema_version']}, this one reads {SCHEMA_VERSION})"
         )
     return state
-
-
-def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write named arrays to an .npz file, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
-        np.savez_compressed(temporary, **arrays)  # pyright: ignore[reportArgumentType]
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"could not save {path}: {error}") from error

@@ -13,10 +13,10 @@ import torch
 from vitlab.config import AugmentConfig, Config, ConfigError, build, plain
 from vitlab.data.augment import Augment
 from vitlab.data.class_list import resolve_class_list
+from vitlab.data.files import save_arrays
 from vitlab.data.loader import EvalLoader
 from vitlab.data.sources import build_source
 from vitlab.models.restore import Restored, restore, short_name
-from vitlab.train.checkpoint import save_arrays
 from vitlab.train.distributed import joined, other_ranks, pick_device, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, Evaluation, evaluate
 

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vitlab.config import CellConfig, Config, experiment
 from vitlab.data.augment import Augment, mix
+from vitlab.data.files import save_arrays
 from vitlab.data.loader import Batch, EvalLoader, TrainLoader
 from vitlab.data.sources import Source, build_source
 from vitlab.draws import Draws
@@ -27,7 +28,7 @@ from vitlab.models.build import build_model
 from vitlab.models.checkpoint import load_weights, read_checkpoint
 from vitlab.models.drop_path import install_drop_path
 from vitlab.train import Interrupted
-from vitlab.train.checkpoint import load_checkpoint, save_arrays, save_checkpoint
+from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
 from vitlab.train.device_batch import choose_device_batch
 from vitlab.train.distributed import World, joined, pick_device, sum_over_ranks, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, Evaluation, autocast, evaluate
@@ -101,7 +102,7 @@ def _fit(
     network = wrap(model, recipe.compile, world, device)
     total_steps = recipe.epochs * train.steps_per_epoch
 
-    progress = _Progress(train_source.fingerprint())
+    progress = _Progress("-".join(source.fingerprint() for source in (train_source, eval_source) if source))
     state = load_checkpoint(folder / "last.pt")
     if state is not None:
         progress.load(state, experiment(cell))
