@@ -78,6 +78,7 @@ def step_alone(batch: int = 1024, steps: int = 30) -> dict[str, float]:
     from vitlab.data.loader import Batch
     from vitlab.models.build import build_model
     from vitlab.models.drop_path import install_drop_path
+    from vitlab.models.last_block import shorten_last_block
     from vitlab.train.distributed import World
     from vitlab.train.fit import train_step, wrap
     from vitlab.train.optim import build_optimizer
@@ -90,6 +91,7 @@ def step_alone(batch: int = 1024, steps: int = 30) -> dict[str, float]:
         )  # fmt: skip
         torch.manual_seed(0)
         model = build_model(cell.model, 1000)
+        shorten_last_block(model)
         masks = install_drop_path(model, 0.1)
         model.to(device).train()
         optimizer = build_optimizer(model, cell.recipe)

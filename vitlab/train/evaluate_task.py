@@ -16,6 +16,7 @@ from vitlab.data.class_list import resolve_class_list
 from vitlab.data.files import save_arrays
 from vitlab.data.loader import EvalLoader
 from vitlab.data.sources import build_source
+from vitlab.models.last_block import shorten_last_block
 from vitlab.models.restore import Restored, restore, short_name
 from vitlab.train.distributed import joined, other_ranks, pick_device, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, Evaluation, evaluate
@@ -80,6 +81,7 @@ def evaluate_restored(config: Config, restored: Restored, device: torch.device) 
     recorded: Any = restored.weights.arguments.get("recipe")
     precision = recorded["precision"] if restored.weights.kind == "vitlab" else config.cell.recipe.precision
     normalise = Augment(AugmentConfig(), dataset).normalise
+    shorten_last_block(restored.network)
     return evaluate(restored.network.to(device), batches, normalise, device, precision)
 
 

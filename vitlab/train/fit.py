@@ -27,6 +27,7 @@ from vitlab.draws import Draws
 from vitlab.models.build import build_model
 from vitlab.models.checkpoint import load_weights, read_checkpoint
 from vitlab.models.drop_path import install_drop_path
+from vitlab.models.last_block import shorten_last_block
 from vitlab.train import Interrupted
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
 from vitlab.train.device_batch import choose_device_batch
@@ -84,6 +85,7 @@ def _fit(
     if start is not None:
         weights = read_checkpoint(start, weights=cell.pretrain.weights)
         loaded = load_weights(model, weights, keep_head=cell.pretrain.keep_head)
+    shorten_last_block(model)
     masks = install_drop_path(model, recipe.drop_path)
     model.to(device)
     average = MovingAverage(model, recipe.ema_decay, recipe.ema_warmup) if recipe.ema_decay else None
