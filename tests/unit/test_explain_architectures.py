@@ -10,7 +10,7 @@ from vitlab.explain import UnfitError, relevance, rollout_map
 
 FITTING = (
     "vit_tiny_patch16_224", "vit_base_patch32_clip_224", "vit_base_patch16_siglip_224", "vit_small_patch14_dinov2",
-    "vit_base_patch16_reg4_gap_256", "vit_wee_patch16_reg1_gap_256", "vit_dlittle_patch16_reg1_gap_256",
+    "vit_base_patch16_reg4_gap_256", "vit_wee_patch16_reg1_gap_256",
     "vit_so150m2_patch16_reg1_gap_256", "vit_base_patch16_xp_224", "vit_tiny_r_s16_p8_224",
     "vit_medium_patch16_gap_256", "vit_relpos_small_patch16_224",
     "vit_srelpos_small_patch16_224", "vit_small_patch16_rope_224",
@@ -19,11 +19,12 @@ FITTING = (
     "beitv2_base_patch16_224", "eva02_tiny_patch14_224", "cait_xxs24_224", "test_vit",
 )  # fmt: skip
 CHAINLESS = (
+    "vit_dlittle_patch16_reg1_gap_256",
     "swin_tiny_patch4_window7_224", "xcit_nano_12_p16_224", "pit_ti_224", "tnt_s_patch16_224", "crossvit_tiny_240",
     "samvit_base_patch16_224", "convit_tiny", "vit_base_patch16_18x2_224", "levit_128s", "volo_d1_224",
     "twins_svt_small", "mvitv2_tiny", "mixer_s16_224", "resnet18", "convnext_atto",
 )  # fmt: skip
-"""Attention in windows, over channels, at several scales, side by side, or none: only AttnLRP has a meaning."""
+"""Attention in windows, over channels, at several scales, side by side, as differences, or none: only AttnLRP fits."""
 QUICK = ("deit_tiny_distilled_patch16_224", "vit_small_patch16_rope_224", "cait_xxs24_224", "resnet18")
 
 

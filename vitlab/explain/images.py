@@ -15,7 +15,8 @@ from torch import Tensor
 from vitlab.config import AugmentConfig, ConfigError, DatasetConfig
 from vitlab.data.augment import Augment
 from vitlab.data.class_list import resolve_class_list
-from vitlab.data.decode import EXTENSIONS, BadImageError, decode, resize_and_centre
+from vitlab.data.decode import BadImageError, decode, resize_and_centre
+from vitlab.data.listing import is_image
 from vitlab.data.sources import Source, build_source
 
 _OF_EVALUATION = re.compile(r"eval(?::(\d+)(?:-(\d+))?)?")
@@ -110,7 +111,7 @@ def _files(name: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS)
+        found = sorted(f for f in path.iterdir() if is_image(f.name))
     else:
         found = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
     if not found:

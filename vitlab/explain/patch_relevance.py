@@ -48,7 +48,8 @@ def relevance(
         except RuntimeError as error:
             if OVERWRITTEN not in str(error):
                 raise
-            raise UnfitError("it writes over activations that relevance needs; rollout works on it") from error
+            other = "rollout" if method == "attnlrp" else "method=attnlrp, or rollout,"
+            raise UnfitError(f"it writes over activations that relevance needs; {other} may work on it") from error
     stacked = torch.stack([_onto_patches(m, model, images) for m in maps], 1)
     single = targets is None or isinstance(targets, int) or torch.as_tensor(targets).ndim < 2
     return stacked[:, 0] if single else stacked
