@@ -54,10 +54,10 @@ class Cluster:
         )
 
     def _run(self, *words: str, user: str | None = None) -> None:
-        log = (self.folder / "log" / f"{words[0]}{len(self.daemons)}.out").open("w")
-        self.daemons.append(subprocess.Popen(
-            words, env=self.environment, stdout=log, stderr=log, start_new_session=True, user=user,
-        ))  # fmt: skip
+        with (self.folder / "log" / f"{words[0]}{len(self.daemons)}.out").open("w") as log:
+            self.daemons.append(subprocess.Popen(
+                words, env=self.environment, stdout=log, stderr=log, start_new_session=True, user=user,
+            ))  # fmt: skip
 
     def _start_munge(self) -> None:
         key = self.folder / "munge" / "munge.key"
@@ -128,10 +128,16 @@ class Cluster:
         """What a command of Slurm prints."""
         return subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60).stdout
 
+    def clear(self) -> None:
+        """End every job and wait until they are gone."""
+        self.ask("scancel", "--full", "--signal=KILL", "--user=root")
+        self.ask("scancel", "--user=root")
+        with contextlib.suppress(AssertionError):
+            until(lambda: not self.ask("squeue", "-h"), 30)
+
     def stop(self) -> None:
         """End what was started, in the reverse order; jobs first."""
-        self.ask("scancel", "--full", "-s", "KILL", "-u", "root")
-        self.ask("scancel", "-u", "root")
+        self.clear()
         for daemon in reversed(self.daemons):
             daemon.send_signal(signal.SIGTERM)
             try:
@@ -162,7 +168,7 @@ def cluster():
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
     reason = f"needs {', '.join(absent)}: .ci/install-slurm" if absent else "" if os.getuid() == 0 else "needs root"
     if reason:
-        if os.environ.get("CI") == "true":
+        if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="vitlab-slurm-"))

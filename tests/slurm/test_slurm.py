@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,20 +27,30 @@ class Lab:
     def __init__(self, cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
         self.runs = folder / "runs"
+        self.commands: list[subprocess.Popen] = []
 
-    def words(self, *words: str) -> list[str]:
-        return [sys.executable, str(ROOT / "run.py"), "-m", *SLURM, *TINY, *words]
-
-    def start(self, *words: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            self.words(*words), cwd=self.folder, env=self.cluster.environment | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    def start(self, *words: str, launcher: Sequence[str] = SLURM) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "run.py"), "-m", *launcher, *TINY, *words], cwd=self.folder,
+            env=self.cluster.environment | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True,
         )  # fmt: skip
+        self.commands.append(process)
+        return process
 
-    def run(self, *words: str) -> tuple[int, str]:
-        process = self.start(*words)
-        output = process.communicate(timeout=400)[0]
+    def run(self, *words: str, launcher: Sequence[str] = SLURM) -> tuple[int, str]:
+        return self.end(self.start(*words, launcher=launcher))
+
+    def end(self, process: subprocess.Popen) -> tuple[int, str]:
+        """The exit code and the output of a command that comes to its end."""
+        output = process.communicate(timeout=300)[0]
         return process.returncode, output
+
+    def close(self) -> None:
+        for process in self.commands:
+            process.kill()
+            process.communicate()
+        self.cluster.clear()
 
     def cells(self) -> list[Path]:
         return sorted(p.parent for p in self.runs.glob("*/config.yaml"))
@@ -76,8 +89,9 @@ class Lab:
 
 @pytest.fixture
 def lab(cluster, tmp_path):
-    yield Lab(cluster, tmp_path)
-    cluster.ask("scancel", "-u", "root")
+    made = Lab(cluster, tmp_path)
+    yield made
+    made.close()
 
 
 def rows(cell: Path) -> list[dict]:
@@ -100,62 +114,94 @@ def undisturbed(folder: Path, *words: str) -> list[dict]:
     return rows(cell)
 
 
-def test_a_sweep_of_six_cells(lab):
-    code, output = lab.run("augment=none,mixup,erase", "seed=0,1", "recipe.epochs=2")
-    assert code == 0, output
-    assert len(lab.cells()) == 6 and output.count("top-1") >= 6 and "in 1 arrays" in output
-    assert all((cell / "result.json").exists() for cell in lab.cells())
-    assert {state.split("|")[0] for state in map(lab.sacct, lab.jobs().values())} == {"COMPLETED"}
-
-
-@pytest.mark.parametrize(("nodes", "gpus"), [(1, 2), (2, 2)])
-def test_a_cell_over_several_processes(lab, nodes, gpus):
-    shape = [f"hydra.launcher.nodes={nodes}", f"hydra.launcher.gpus_per_node={gpus}"]
-    code, output = lab.run("recipe.epochs=2", *shape)
-    assert code == 0, output
-    (cell,) = lab.cells()
-    result = json.loads((cell / "result.json").read_text())
-    assert result["epochs"] == 2 and len(rows(cell)) == 2
-    assert f"devices: {nodes * gpus}" in (cell / "config.yaml").read_text()
-
-
-def test_one_raises_one_is_killed_and_the_sibling_keeps_its_result(lab):
-    process = lab.start(
-        "study.cells=[recipe.lr=1e-3,recipe.lr=1e38,'augment=mixup recipe.epochs=200']", "recipe.epochs=3"
-    )
-    lab.until(lambda: any("mixup" in line and "RUNNING" in line for line in lab.queue().splitlines()))
-    job = next(line.split()[0] for line in lab.queue().splitlines() if "mixup" in line)
-    lab.until(lambda: any(c.name == identity_of(lab, job) and rows(c) for c in lab.cells()))
-    lab.cluster.ask("scancel", "--signal=KILL", job)
-    output = process.communicate(timeout=200)[0]
-    assert process.returncode == 1, output
-    states = {cell: lab.sacct(job).split("|")[0] for cell, job in lab.jobs().items()}
-    assert sorted(states.values()) in (["COMPLETED", "FAILED", "FAILED"], ["CANCELLED by 0", "COMPLETED", "FAILED"]), (
-        states
-    )
-    assert "FloatingPointError" in output and "log: " in output and "Slurm job" in output, output
-    assert "2 of 3 cells did not finish" in output
-
-
 def identity_of(lab: Lab, job: str) -> str:
     return next(cell for cell, known in lab.jobs().items() if known == job)
 
 
-def test_signals_and_preemption_continue_to_the_same_bits(lab):
-    process = lab.start("recipe.epochs=40", "dataset.train_per_class=128")
+def test_a_sweep_of_six_cells(lab):
+    process = lab.start("augment=none,mixup,erase", "seed=0,1", "recipe.epochs=2", "study.name=six")
+    names: set[str] = set()
+    while process.poll() is None:
+        names |= {line.split()[2] for line in lab.queue().splitlines() if "RUNNING" in line}
+        time.sleep(0.2)
+    code, output = lab.end(process)
+    assert code == 0, output
+    assert len(lab.cells()) == 6 and output.count("top-1") >= 6 and "6 cells in 1 array:" in output, output
+    assert all((cell / "result.json").exists() for cell in lab.cells())
+    assert {state.split("|")[0] for state in map(lab.sacct, lab.jobs().values())} == {"COMPLETED"}
+    assert names >= {f"six/{augment}/s{seed}" for augment in ("none", "mixup", "erase") for seed in (0, 1)}
+
+
+def test_a_cell_over_two_processes_of_a_node(lab):
+    code, output = lab.run("recipe.epochs=2", "hydra.launcher.gpus_per_node=2")
+    assert code == 0, output
+    (cell,) = lab.cells()
+    assert json.loads((cell / "result.json").read_text())["epochs"] == 2 and len(rows(cell)) == 2
+    assert "devices: 2" in (cell / "config.yaml").read_text()
+
+
+def test_a_cell_over_two_nodes_saves_and_continues(lab):
+    shape = ["hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=2", "hydra.launcher.cpus_per_task=2"]
+    process = lab.start("recipe.epochs=60", *shape)
     cell = lab.until_epoch(2)
     job = lab.jobs()[cell.name]
-    for restart in (1, 2):
-        before = len(rows(cell))
+    lab.cluster.ask("scancel", "--signal=USR2", job)
+    code, output = lab.end(process)
+    assert code == 0, output
+    assert origin(cell)["slurm"] == {"job": job, "restarts": 1, "devices": 4}
+    assert [row["epoch"] for row in rows(cell)] == list(range(1, 61))
+    assert "devices: 4" in (cell / "config.yaml").read_text()
+    steps = lab.cluster.ask("sacct", "-n", "-P", "-o", "JobID,AllocCPUS,NTasks", "-j", job)
+    assert f"{job}.0|8|4" in steps, steps
+
+
+def test_one_raises_one_is_killed_and_the_sibling_keeps_its_result(lab):
+    cells = ["recipe.lr=1e-3", "recipe.lr=1e38", "augment=mixup recipe.epochs=500"]
+    process = lab.start(f"study.cells={json.dumps(cells)}", "recipe.epochs=3")
+    lab.until(lambda: any(len(rows(cell)) >= 4 for cell in lab.cells()))
+    (killed,) = [cell for cell in lab.cells() if len(rows(cell)) >= 4]
+    os.kill(json.loads((killed / "lock").read_text())["pid"], signal.SIGKILL)
+    code, output = lab.end(process)
+    assert code == 1, output
+    states = sorted(lab.sacct(job) for job in lab.jobs().values())
+    assert states == ["COMPLETED|0:0", "FAILED|137:0", "FAILED|1:0"], states
+    assert "FloatingPointError: the loss is not finite" in output and f"log: runs/{killed.name}/log.txt" in output
+    assert "FAILED 137:0 (SIGKILL, out of memory?)" in output and "2 of 3 cells did not finish" in output, output
+
+
+def test_a_job_that_ends_before_it_begins_shows_why(lab):
+    code, output = lab.run("hydra.launcher.setup=['echo there is no module cuda; exit 3']")
+    assert code == 1 and "FAILED 3:0; it ended before it began" in output, output
+    assert "| there is no module cuda" in output, output
+
+
+def test_signals_preemption_and_node_failure_continue_to_the_same_bits(lab):
+    words = ["recipe.epochs=60", "dataset.train_per_class=128"]
+    process = lab.start(*words, "wandb.mode=offline")
+    cell = lab.until_epoch(2)
+    job = lab.jobs()[cell.name]
+
+    def preempt() -> None:
+        lab.cluster.ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap", "sleep 2")
+
+    def lose_node() -> None:
+        node = lab.cluster.ask("squeue", "-h", "-r", "-j", job, "-o", "%N").strip()
+        lab.cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        lab.cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+    def usr2() -> None:
         lab.cluster.ask("scancel", "--signal=USR2", job)
+
+    for restart, disturb in enumerate((usr2, usr2, preempt, lose_node), start=1):
+        disturb()
         lab.until(lambda n=restart: origin(cell).get("slurm", {}).get("restarts") == n)
+        before = len(rows(cell))
         lab.until(lambda n=before: len(rows(cell)) > n)
-    words = ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap", "sleep 3"]
-    lab.cluster.ask(*words)
-    lab.until(lambda: origin(cell).get("slurm", {}).get("restarts") == 3)
-    output = process.communicate(timeout=200)[0]
-    assert process.returncode == 0, output
-    assert rows(cell) == undisturbed(lab.folder, "recipe.epochs=40", "dataset.train_per_class=128")
+    code, output = lab.end(process)
+    assert code == 0, output
+    assert rows(cell) == undisturbed(lab.folder, *words)
+    mirrors = [path.name for path in cell.glob("wandb/offline-run-*")]
+    assert len(mirrors) == 5 and all(name.endswith(f"-{cell.name}") for name in mirrors), mirrors
 
 
 def test_a_limit_shorter_than_the_cell_takes_several_allocations(lab):
@@ -166,39 +212,56 @@ def test_a_limit_shorter_than_the_cell_takes_several_allocations(lab):
     count = [row["epoch"] for row in rows(cell)]
     assert count == list(range(1, len(count) + 1))
     lab.cluster.ask("scancel", lab.jobs()[cell.name])
-    output = process.communicate(timeout=100)[0]
-    assert process.returncode == 1 and "CANCELLED" in output, output
+    code, output = lab.end(process)
+    assert code == 130 and "CANCELLED" in output and "To continue: " in output, output
+
+
+PRETRAINED = [
+    "pretrain=fractaldb_small", "pretrain.dataset.fractal.categories=4", "pretrain.dataset.fractal.instances=32",
+    "pretrain.recipe.warmup_epochs=0", "recipe.epochs=1", "augment=none,mixup",
+]  # fmt: skip
 
 
 def test_a_failed_pretraining_blocks_its_dependents(lab):
-    pretraining = ["pretrain=fractaldb_small", "pretrain.recipe.lr=1e38", "pretrain.recipe.epochs=1"]
-    code, output = lab.run(*pretraining, "augment=none,mixup", "recipe.epochs=1")
-    assert code == 1 and output.count("blocked") >= 4, output
+    words = [*PRETRAINED, "pretrain.recipe.lr=1e38", "pretrain.recipe.epochs=1"]
+    code, output = lab.run(*words)
+    assert code == 1 and output.count("did not finish") == 3 and "3 of 3 cells" in output, output
     states = sorted(lab.sacct(job).split("|")[0].split()[0] for job in lab.jobs().values())
     assert states == ["CANCELLED", "CANCELLED", "FAILED"]
+    submitted = lab.jobs()
+    code, output = lab.run(*words)
+    assert code == 1 and output.count("blocked: its pre-training") == 2 and lab.jobs() == submitted, output
+
+
+def test_dependents_wait_for_a_pretraining_that_takes_two_allocations(lab):
+    process = lab.start(*PRETRAINED, "pretrain.recipe.epochs=30")
+    cell = lab.until_epoch(2)
+    lab.cluster.ask("scancel", "--signal=USR2", lab.jobs()[cell.name])
+    code, output = lab.end(process)
+    assert code == 0 and origin(cell)["slurm"]["restarts"] == 1, output
+    assert len(list(lab.runs.glob("*/result.json"))) == 3 and len(list(lab.runs.glob("slurm/*/jobs.json"))) == 2
 
 
 def test_detach_then_a_fresh_command_finds_the_jobs(lab):
     code, output = lab.run("augment=none,mixup", "recipe.epochs=20", "study.detach=true")
     assert code == 0 and "left to Slurm" in output, output
     submitted = lab.jobs()
-    code, output = lab.run("augment=none,mixup", "recipe.epochs=20")
+    code, output = lab.run("augment=none,mixup,erase", "recipe.epochs=20")
     assert code == 0 and "already in the queue" in output, output
-    assert lab.jobs() == submitted and len(list(lab.runs.glob("*/result.json"))) == 2
+    assert submitted.items() < lab.jobs().items() and len(list(lab.runs.glob("*/result.json"))) == 3
 
 
 def test_two_controllers_submit_each_cell_once(lab):
     both = [lab.start("augment=none,mixup,erase", "recipe.epochs=10") for _ in range(2)]
-    outputs = [process.communicate(timeout=200)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    ended = [lab.end(process) for process in both]
+    assert [code for code, _ in ended] == [0, 0], ended
     assert len(list(lab.runs.glob("slurm/*/jobs.json"))) == 1 and len(lab.cells()) == 3
 
 
 def test_the_command_killed_mid_study_loses_nothing(lab):
     process = lab.start("augment=none,mixup", "recipe.epochs=20")
     lab.until(lambda: len(lab.cells()) == 2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     lab.until(lambda: len(list(lab.runs.glob("*/result.json"))) == 2)
     code, output = lab.run("augment=none,mixup", "recipe.epochs=20")
     assert code == 0 and "0 to train" in output, output
@@ -209,31 +272,29 @@ def test_two_hundred_cells_are_submitted_in_seconds(lab):
     began = time.monotonic()
     code, output = lab.run(f"seed={seeds}", "study.detach=true", "+hydra.launcher.additional_parameters.hold=true")
     took = time.monotonic() - began
-    assert code == 0 and "200 cells in 1 arrays" in output, output
+    assert code == 0 and "200 cells in 1 array:" in output, output
     assert len(lab.queue().splitlines()) == 200
     print(f"200 cells: {took:.1f} s")
     assert took < 10
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "said", "launcher"),
     [
-        (["hydra.launcher.gpus_per_node=2", "hydra.launcher.tasks_per_node=1"], "hydra.launcher.tasks_per_node"),
-        (["hydra.launcher.partition=nowhere"], "nowhere|invalid partition"),
-        (["hydra/launcher=submitit_slurm", "~hydra.launcher.poll_seconds"], "hydra/launcher=slurm"),
+        (["hydra.launcher.gpus_per_node=2", "hydra.launcher.tasks_per_node=1"], "hydra.launcher.tasks_per_node", SLURM),
+        (["hydra.launcher.partition=nowhere"], "invalid partition", SLURM),
+        (["hydra.launcher.partition=main"], "use hydra/launcher=slurm", ["hydra/launcher=submitit_slurm"]),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_starts(lab, words, said):
-    code, output = lab.run(*words)
-    assert code != 0 and any(part in output for part in said.split("|")), output
-    assert lab.jobs() == {}
+def test_what_cannot_be_is_said_before_anything_starts(lab, words, said, launcher):
+    code, output = lab.run(*words, launcher=launcher)
+    assert code != 0 and said in output, output
+    assert lab.jobs() == {} and lab.queue() == ""
 
 
 def test_code_that_changed_since_submission_is_noted(lab):
     code, _ = lab.run("recipe.epochs=1", "study.detach=true", "+hydra.launcher.additional_parameters.hold=true")
     assert code == 0
-    import pickle
-
     (file,) = lab.runs.glob("slurm/*/cells.pkl")
     file.write_bytes(pickle.dumps(pickle.loads(file.read_bytes()) | {"code": "of another day"}))
     lab.cluster.ask("scontrol", "release", next(iter(lab.jobs().values())).partition("_")[0])

@@ -45,7 +45,7 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
     for cell in plan.cells:
         state = plan.record(cell).state()
         outcome = state if state == "finished" else outcomes.get(cell.id, state)
-        print(f"{MARKS.get(outcome, '·')} {cell.name}  {cell.id}  {outcome}{_figure(plan, cell)}")
+        print(f"{MARKS.get(outcome, '·')} {cell.name}  {cell.id}  {outcome}{_figure(plan, cell)}{_changed(plan, cell)}")
         if outcome in ("failed", "killed", "blocked"):
             bad += 1
             _show_failure(plan, cell, outcome)
@@ -75,9 +75,13 @@ def _figure(plan: Plan, cell: PlannedCell) -> str:
     last = result and result.get("last")
     if not (result and last):
         return ""
+    return f"  top-1 {last['top1']:.2f} (last epoch), best {result['best']['top1']:.2f}"
+
+
+def _changed(plan: Plan, cell: PlannedCell) -> str:
+    """Said of cells that waited in a queue while the code went on."""
     origin = plan.record(cell).read("provenance.json") or {}
-    changed = "  (code changed since it was submitted)" if origin.get("code_changed_since_submission") else ""
-    return f"  top-1 {last['top1']:.2f} (last epoch), best {result['best']['top1']:.2f}{changed}"
+    return "  (code changed since it was submitted)" if origin.get("code_changed_since_submission") else ""
 
 
 def _show_failure(plan: Plan, cell: PlannedCell, outcome: str) -> None:

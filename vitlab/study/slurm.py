@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import json
 import os
 import pickle
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -20,12 +20,20 @@ from typing import Any
 from vitlab.config import ConfigError, check_run
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.provenance import code_fingerprint
-from vitlab.study.run import cell_of
 from vitlab.study.slurm_job import SAVED_AND_CONTINUE
+from vitlab.study.slurm_watch import queue_states, watch
 from vitlab.study.view import View
 
 ARRAY_LENGTH = 1000
 """Slurm's default MaxArraySize is 1001."""
+_OPTIONS = {
+    "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint", "nodes": "nodes",
+    "gpus-per-node": "gpus_per_node", "gpus": "gpus_per_node", "gres": "gpus_per_node",
+    "gpus-per-task": "gpus_per_node", "ntasks-per-node": "tasks_per_node", "ntasks": "tasks_per_node",
+    "cpus-per-task": "cpus_per_task", "mem": "mem_gb", "time": "timeout_min", "signal": "signal_delay_s",
+}  # fmt: skip
+"""A flag of sbatch → the option that sets it."""
+_OURS = ("array", "job-name", "output", "error", "open-mode", "dependency", "requeue", "no-requeue", "parsable", "wrap")
 _ROOT = Path(__file__).parents[2]
 
 
@@ -59,6 +67,16 @@ class SlurmOptions:
                 f"hydra.launcher.tasks_per_node: {self.tasks_per_node} processes cannot use gpus_per_node="
                 f"{self.gpus_per_node}, one each; leave tasks_per_node out, or make the two equal"
             )
+        if self.signal_delay_s >= 60 * self.timeout_min:
+            raise ConfigError(
+                f"hydra.launcher.signal_delay_s: {self.signal_delay_s} s before a limit of {self.timeout_min} min "
+                "leaves no time to train; raise timeout_min"
+            )
+        for key in self.additional_parameters:
+            flag = str(key).replace("_", "-")
+            if flag in _OPTIONS or flag in _OURS:
+                instead = f"use hydra.launcher.{_OPTIONS[flag]}" if flag in _OPTIONS else "vitlab sets it itself"
+                raise ConfigError(f"hydra.launcher.additional_parameters.{key}: {instead}")
 
     @property
     def num_gpus(self) -> int:
@@ -91,22 +109,37 @@ def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str
     With `study.detach` it returns at once. Raises ConfigError where the options cannot be, or Slurm refuses them.
     """
     cells = [replace(cell, config=_on_devices(cell, options)) for cell in plan.todo]
+    outcomes: dict[str, str] = {}
     with _submitting(plan.output_dir):
-        jobs = {cell: job for cell, job in _queued(plan.output_dir).items() if cell in {c.id for c in cells}}
+        queued = _queued(plan.output_dir)
+        jobs = {cell.id: queued[cell.id] for cell in cells if cell.id in queued}
         for cell in cells:
             if cell.id in jobs:
                 view.status(cell.id, "waiting", f"already in the queue as {jobs[cell.id]}")
-        for wanted in (0, 1):
-            jobs |= _submit([c for c in cells if c.stage == wanted and c.id not in jobs], jobs, plan, options)
-    known = {job.partition("_")[0] for job in jobs.values()}
-    view.say(f"Slurm has {len(jobs)} cells in {len(known)} arrays: {' '.join(sorted(known))}")
+            elif plan.record(cell).state() == "finished":  # by another command, since this one has planned
+                outcomes[cell.id] = "finished"
+            elif cell.needs and cell.needs not in {c.id for c in cells}:
+                before = plan.record_of(cell.needs).state()
+                if before != "finished":
+                    outcomes[cell.id] = "blocked"
+                    view.status(cell.id, "blocked", f"its pre-training {cell.needs} is {before}")
+        for stage in (0, 1):
+            missing = [c for c in cells if c.stage == stage and c.id not in jobs and c.id not in outcomes]
+            for cell in missing:
+                plan.record(cell).remove("failure.json")  # of an attempt that this one follows
+            jobs |= _submit(missing, jobs, plan, options)
+    arrays = sorted({job.partition("_")[0] for job in jobs.values()}, key=int)
+    if jobs:
+        noun = "array" if len(arrays) == 1 else "arrays"
+        view.say(f"Slurm has {len(jobs)} cells in {len(arrays)} {noun}: {' '.join(arrays)}")
+    watched = [cell for cell in cells if cell.id in jobs]
     if plan.cells[0].config.study.detach:
-        return dict.fromkeys(jobs, "submitted")
+        return outcomes | dict.fromkeys(jobs, "submitted")
     try:
-        return _watch(cells, jobs, plan, view, options.poll_seconds)
+        return outcomes | watch(watched, jobs, plan, view, options.poll_seconds)
     except KeyboardInterrupt:
-        view.say(f"left to Slurm; the same command looks again; to end the jobs: scancel {' '.join(sorted(known))}")
-        return {cell: "submitted" for cell in jobs if plan.record_of(cell).state() != "finished"}
+        view.say(f"left to Slurm; the same command looks again; to end the jobs: scancel {' '.join(arrays)}")
+        return outcomes | {cell: "submitted" for cell in jobs if plan.record_of(cell).state() != "finished"}
 
 
 def _on_devices(cell: PlannedCell, options: SlurmOptions) -> Any:
@@ -167,14 +200,16 @@ def _script(batch: Path, output_dir: Path, options: SlurmOptions) -> str:
     return f"""#!/bin/bash
 read -r cell name < <(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {folder}/names.txt)
 mkdir -p {records}/"$cell"
-scontrol update JobId="$SLURM_JOB_ID" JobName="$name" >/dev/null 2>&1
+exec >>{records}/"$cell"/log.txt 2>&1
+scontrol update JobId="$SLURM_JOB_ID" JobName="$name"
+trap : TERM
 {setup}
 export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONUNBUFFERED=1
-trap : TERM
-srun --kill-on-bad-exit=1 {python} -m vitlab.study.slurm_job {folder} "$SLURM_ARRAY_TASK_ID" \\
-    >>{records}/"$cell"/log.txt 2>&1
+if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi # srun no longer inherits it
+srun --kill-on-bad-exit=1 {python} -m vitlab.study.slurm_job {folder} "$SLURM_ARRAY_TASK_ID"
 code=$?
-if [ "$code" = {SAVED_AND_CONTINUE} ]; then # saved before its limit: the same job goes on in another allocation
+# saved before its limit, or asked to before Python could listen: the same job goes on in another allocation
+if [ "$code" = {SAVED_AND_CONTINUE} ] || [ "$code" = {128 + signal.SIGUSR2} ]; then
     scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi
 exit "$code"
@@ -197,96 +232,3 @@ def _queued(output_dir: Path) -> dict[str, str]:
         known |= json.loads(file.read_text())
     queue = queue_states() if known else {}
     return {cell: job for cell, job in known.items() if job in (queue or {})}
-
-
-def queue_states() -> dict[str, str] | None:
-    """Job → state of this user's jobs that have not ended; None where Slurm does not answer just now."""
-    words = ["squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%i|%T"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        raise ConfigError("hydra/launcher: squeue is not on this machine; submit from a login node of Slurm") from None
-    except subprocess.TimeoutExpired:
-        return None
-    if done.returncode:
-        return None
-    return dict(line.split("|", 1) for line in done.stdout.splitlines() if "|" in line)
-
-
-def final_state(job: str) -> str:
-    """What Slurm says of a job that has ended, by sacct, else by scontrol; empty where neither knows."""
-    for words in (
-        ["sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job],
-        ["scontrol", "-o", "show", "job", job],
-    ):
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            lines = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout.splitlines()
-            if lines and words[0] == "sacct":
-                state, _, code = lines[-1].partition("|")
-                if state.split()[0] not in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING"):
-                    return f"{state} {code}"
-            elif lines:
-                said = {key: value for key, _, value in (w.partition("=") for w in lines[-1].split())}
-                return f"{said.get('JobState', '')} {said.get('ExitCode', '')}".strip()
-    return ""
-
-
-def _watch(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, view: View, seconds: float) -> dict[str, str]:
-    """Show the cells' progress until none is in the queue; returns what became of each."""
-    outcomes: dict[str, str] = {}
-    shown: dict[str, int] = {}
-    absent: dict[str, int] = {}
-    while left := [cell for cell in cells if cell.id not in outcomes]:
-        queue = queue_states()
-        if queue is None:
-            time.sleep(seconds)
-            continue
-        for cell in left:
-            state = queue.get(jobs[cell.id])
-            if state in ("RUNNING", "COMPLETING"):
-                view.status(cell.id, "running")
-            elif state is not None and cell.id in shown:
-                view.status(cell.id, "waiting", "saved; waits for its next allocation")
-            _show_rows(cell, plan, view, shown, running=state is None or state == "RUNNING")
-            absent[cell.id] = absent.get(cell.id, 0) + 1 if state is None else 0
-            if absent[cell.id] >= 2 or (absent[cell.id] and plan.record(cell).state() == "finished"):
-                outcomes[cell.id] = _conclude(cell, jobs[cell.id], plan, view)
-        view.refresh()
-        time.sleep(seconds)
-    return outcomes
-
-
-def _show_rows(cell: PlannedCell, plan: Plan, view: View, shown: dict[str, int], running: bool) -> None:
-    if not running:
-        return
-    for row in plan.record(cell).rows():
-        if row["epoch"] > shown.get(cell.id, 0):
-            if cell.id not in shown:  # the clock of what is left starts here
-                total = row["step"] // row["epoch"] * cell_of(cell.config).recipe.epochs
-                here = {"epoch": row["epoch"], "step": row["step"], "derived": {"total_steps": total}}
-                view.event(cell.id, {"start": here})
-            shown[cell.id] = row["epoch"]
-            view.event(cell.id, row)
-
-
-def _conclude(cell: PlannedCell, job: str, plan: Plan, view: View) -> str:
-    """What became of a cell whose job has left the queue, by its record first and by Slurm second."""
-    record = plan.record(cell)
-    state = record.state()
-    outcome, note = state, ""
-    if state == "running":
-        outcome = "running elsewhere"
-    elif state == "failed":
-        failure = record.read("failure.json") or {}
-        note = f"{failure.get('type', 'error')}: {failure.get('message', '')}"
-    elif cell.needs is not None and plan.record_of(cell.needs).state() != "finished":
-        outcome, note = "blocked", f"its pre-training {cell.needs} is {plan.record_of(cell.needs).state()}"
-    elif state != "finished":
-        outcome, note = "killed", f"Slurm job {job}: {final_state(job) or 'gone'}"
-        if state == "missing":
-            note += "; it ended before it began"
-        record.write(
-            "failure.json", {"type": "Killed", "message": note, "traceback": "", "at": time.strftime("%FT%T%z")}
-        )
-    view.status(cell.id, outcome, note)
-    return outcome

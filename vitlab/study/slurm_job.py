@@ -1,7 +1,9 @@
 """One cell inside a Slurm job: `python -m vitlab.study.slurm_job BATCH INDEX`, started by srun once per rank.
 
-Exit codes: 0 finished or left to another process, SAVED_AND_CONTINUE saved and to be requeued by the batch script,
-SAVED saved because Slurm ends the job (preempted jobs are requeued by Slurm itself), anything else failed.
+Exit codes: 0 finished; SAVED_AND_CONTINUE saved, and to be requeued by the batch script; SAVED saved because Slurm ends
+the job (preempted jobs are requeued by Slurm itself); ELSEWHERE another process trains the cell; 1 failed. Ranks other
+than 0 end with 0 unless they fail, and linger when they do: srun ends a step at the first rank that ends badly, and
+rank 0 has to write what happened.
 """
 
 from __future__ import annotations
@@ -14,13 +16,22 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitlab.study.record import Record
 
 SAVED_AND_CONTINUE = 75
 SAVED = 76
+ELSEWHERE = 77
+"""Not 0: what depends on this cell must not start."""
 WAIT_FOR_PREDECESSOR = 120
 """Seconds that a requeued cell waits for its own earlier process to let go of the record."""
+LINGER = 10
+"""Seconds that a failed rank leaves to rank 0."""
 
 
 def main(batch: str, index: int) -> int:
@@ -29,37 +40,56 @@ def main(batch: str, index: int) -> int:
         content = pickle.load(stream)
     config, name = content["cells"][index]
     os.environ |= rank_environment(os.environ)
+    is_main, restarts = os.environ["RANK"] == "0", int(os.environ.get("SLURM_RESTART_COUNT", 0))
     from vitlab.study.provenance import code_fingerprint
     from vitlab.study.record import Record
     from vitlab.study.run import cell_of, identity, run_cell
 
     record = Record(Path(config.output_dir) / identity(cell_of(config)))
     changed = code_fingerprint() != content["code"]
+    if is_main:
+        if changed:
+            print("vitlab: the code has changed since this cell was submitted", flush=True)
+        if restarts:
+            _wait_for_predecessor(record, signals)
 
     def report(event: dict[str, Any]) -> None:
         if "start" in event:
             origin = record.read("provenance.json") or {}
-            about = {"job": _job_name(), "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
+            about = {"job": _job_name(), "restarts": restarts, "devices": int(os.environ["WORLD_SIZE"])}
             record.write("provenance.json", origin | {"slurm": about, "code_changed_since_submission": changed})
+            if early := signals():  # came before the cell could listen
+                signal.raise_signal(max(early))
         elif "epoch" in event:
             print(f"{name}: epoch {event['epoch']} loss {event['train/loss']:.4f}", flush=True)
 
-    if changed:
-        print("vitlab: the code has changed since this cell was submitted", flush=True)
-    deadline = time.monotonic() + WAIT_FOR_PREDECESSOR
-    while True:
-        if asked := signals():
-            return _code_for(asked)
+    try:
         outcome = run_cell(config, study=content["study"], name=name, report=report)
-        again = outcome == "running elsewhere" and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
-        if not again or time.monotonic() > deadline:
-            break
-        time.sleep(1)
+    except Exception:
+        traceback.print_exc()
+        if not is_main:
+            time.sleep(LINGER)
+        return 1
+    if not is_main:
+        return 0
     print(f"{name}: {outcome}", flush=True)
-    return _code_for(signals()) if outcome == "interrupted" else 0
+    return exit_code(outcome, signals())
 
 
-def rank_environment(known: Any) -> dict[str, str]:
+def exit_code(outcome: str, signals: set[int]) -> int:
+    """What rank 0 ends with after `outcome`, where `signals` asked for an end."""
+    if outcome == "interrupted":
+        return SAVED_AND_CONTINUE if signals == {signal.SIGUSR2} else SAVED
+    return ELSEWHERE if outcome == "running elsewhere" else 0
+
+
+def _wait_for_predecessor(record: Record, signals: Callable[[], set[int]]) -> None:
+    deadline = time.monotonic() + WAIT_FOR_PREDECESSOR
+    while record.is_locked() and not signals() and time.monotonic() < deadline:
+        time.sleep(1)
+
+
+def rank_environment(known: Mapping[str, str]) -> dict[str, str]:
     """What torch.distributed needs (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), from Slurm's variables."""
     first = _first_host(known.get("SLURM_STEP_NODELIST") or known.get("SLURM_JOB_NODELIST") or "localhost")
     address = _address(first)
@@ -101,7 +131,7 @@ def _job_name() -> str:
     return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
-def _note_signals() -> Any:
+def _note_signals() -> Callable[[], set[int]]:
     """Remember every signal that asks for an end, whoever handles it; returns a function that tells which came."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -114,13 +144,9 @@ def _note_signals() -> Any:
     def asked() -> set[int]:
         with contextlib.suppress(BlockingIOError):
             seen.update(os.read(reader, 4096))
-        return seen & {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
+        return seen & {signal.SIGTERM, signal.SIGUSR2}
 
     return asked
-
-
-def _code_for(signals: set[int]) -> int:
-    return SAVED if signal.SIGTERM in signals or signal.SIGUSR2 not in signals else SAVED_AND_CONTINUE
 
 
 if __name__ == "__main__":

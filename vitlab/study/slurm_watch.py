@@ -1,0 +1,127 @@
+"""What Slurm says of submitted cells, and what became of them."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import time
+
+from vitlab.config import ConfigError
+from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.run import cell_of
+from vitlab.study.slurm_job import SAVED, SAVED_AND_CONTINUE
+from vitlab.study.view import View
+
+
+def queue_states() -> dict[str, str] | None:
+    """Job → state of this user's jobs that have not ended; None where Slurm does not answer just now."""
+    words = ["squeue", "-h", "-r", "--me", "-o", "%i|%T"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        raise ConfigError("hydra/launcher: squeue is not on this machine; submit from a login node of Slurm") from None
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode:
+        return None
+    return dict(line.split("|", 1) for line in done.stdout.splitlines() if "|" in line)
+
+
+def final_state(job: str) -> str:
+    """What Slurm says of a job that has ended, by sacct, else by scontrol; empty where neither knows."""
+    for words in (
+        ["sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job],
+        ["scontrol", "-o", "show", "job", job],
+    ):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            lines = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout.splitlines()
+            if lines and words[0] == "sacct":
+                state, _, code = lines[-1].partition("|")
+                if state.split()[0] not in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING"):
+                    return f"{state} {code}"
+            elif lines:
+                said = {key: value for key, _, value in (w.partition("=") for w in lines[-1].split())}
+                return f"{said.get('JobState', '')} {said.get('ExitCode', '')}".strip()
+    return ""
+
+
+def watch(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, view: View, seconds: float) -> dict[str, str]:
+    """Show the cells' progress until none is in the queue; returns what became of each."""
+    outcomes: dict[str, str] = {}
+    shown: dict[str, int] = {}
+    absent: dict[str, int] = {}
+    while left := [cell for cell in cells if cell.id not in outcomes]:
+        queue = queue_states()
+        if queue is None:
+            time.sleep(seconds)
+            continue
+        for cell in left:
+            state = queue.get(jobs[cell.id])
+            if state in ("RUNNING", "COMPLETING"):
+                view.status(cell.id, "running")
+            elif state is not None and cell.id in shown:
+                view.status(cell.id, "waiting", "saved; waits for its next allocation")
+            _show_rows(cell, plan, view, shown, running=state is None or state == "RUNNING")
+            absent[cell.id] = absent.get(cell.id, 0) + 1 if state is None else 0
+            if absent[cell.id] >= 2 or (absent[cell.id] and plan.record(cell).state() == "finished"):
+                outcomes[cell.id] = _conclude(cell, jobs[cell.id], plan, view)
+        view.refresh()
+        time.sleep(seconds)
+    return outcomes
+
+
+def _show_rows(cell: PlannedCell, plan: Plan, view: View, shown: dict[str, int], running: bool) -> None:
+    if not running:
+        return
+    for row in plan.record(cell).rows():
+        if row["epoch"] > shown.get(cell.id, 0):
+            if cell.id not in shown:  # the clock of what is left starts here
+                total = row["step"] // row["epoch"] * cell_of(cell.config).recipe.epochs
+                here = {"epoch": row["epoch"], "step": row["step"], "derived": {"total_steps": total}}
+                view.event(cell.id, {"start": here})
+            shown[cell.id] = row["epoch"]
+            view.event(cell.id, row)
+
+
+def _conclude(cell: PlannedCell, job: str, plan: Plan, view: View) -> str:
+    """What became of a cell whose job has left the queue, by its record first and by Slurm second."""
+    record = plan.record(cell)
+    state = record.state()
+    outcome, note = state, ""
+    if state == "running":
+        outcome = "running elsewhere"
+    elif state == "failed":
+        failure = record.read("failure.json") or {}
+        note = f"{failure.get('type', 'error')}: {failure.get('message', '')}"
+    elif cell.needs is not None and plan.record_of(cell.needs).state() != "finished":
+        outcome, note = "blocked", f"its pre-training {cell.needs} is {plan.record_of(cell.needs).state()}"
+    elif state != "finished":
+        said = final_state(job)
+        outcome = "interrupted" if was_ended(said) else "killed"
+        note = f"Slurm job {job}: {explained(said) or 'gone'}"
+        if state == "missing":
+            note += "; it ended before it began"
+        if outcome == "killed":
+            record.write(
+                "failure.json", {"type": "Killed", "message": note, "traceback": "", "at": time.strftime("%FT%T%z")}
+            )
+    view.status(cell.id, outcome, note)
+    return outcome
+
+
+def was_ended(said: str) -> bool:
+    """Whether a job's final state ("CANCELLED by 0 0:0") means that it was ended from outside and can go on."""
+    state, _, code = said.rpartition(" ")
+    ended = ("CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "REQUEUED")
+    return state.startswith(ended) or code.partition(":")[0] in (str(SAVED), str(SAVED_AND_CONTINUE))
+
+
+def explained(said: str) -> str:
+    """A job's final state with the signal that its exit code stands for: "FAILED 137:0 (SIGKILL, out of memory?)"."""
+    code, _, number = said.rpartition(" ")[2].partition(":")
+    value = int(number) if number.isdigit() and int(number) else int(code) - 128 if code.isdigit() else 0
+    if value not in set(signal.Signals):
+        return said
+    name = signal.Signals(value).name
+    return f"{said} ({name}{', out of memory?' if name == 'SIGKILL' else ''})"
