@@ -126,7 +126,7 @@ class Cluster:
 
     def ask(self, *words: str) -> str:
         """What a command of Slurm prints."""
-        return subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=120).stdout
 
     def clear(self) -> None:
         """End every job and wait until they are gone."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from submitit.helpers import DelayedSubmission
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +45,7 @@ class Lab:
 
     def end(self, process: subprocess.Popen) -> tuple[int, str]:
         """The exit code and the output of a command that comes to its end."""
-        output = process.communicate(timeout=300)[0]
+        output = process.communicate(timeout=600)[0]
         return process.returncode, output
 
     def close(self) -> None:
@@ -74,7 +76,7 @@ class Lab:
                 return said
             time.sleep(0.3)
 
-    def until(self, true, seconds: float = 90) -> None:
+    def until(self, true, seconds: float = 240) -> None:
         end = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < end, self.queue() + "".join(p.read_text() for p in self.runs.glob("*/log.txt"))
@@ -109,27 +111,20 @@ def origin(cell: Path) -> dict:
 def undisturbed(folder: Path, *words: str) -> list[dict]:
     """The metrics of the same cell, trained on this machine without Slurm."""
     command = [sys.executable, str(ROOT / "run.py"), *TINY, *words, f"output_dir={folder}/local"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600)
     (cell,) = [p.parent for p in (folder / "local").glob("*/config.yaml")]
     return rows(cell)
 
 
-def identity_of(lab: Lab, job: str) -> str:
-    return next(cell for cell, known in lab.jobs().items() if known == job)
-
-
 def test_a_sweep_of_six_cells(lab):
-    process = lab.start("augment=none,mixup,erase", "seed=0,1", "recipe.epochs=2", "study.name=six")
-    names: set[str] = set()
-    while process.poll() is None:
-        names |= {line.split()[2] for line in lab.queue().splitlines() if "RUNNING" in line}
-        time.sleep(0.2)
-    code, output = lab.end(process)
+    code, output = lab.run("augment=none,mixup,erase", "seed=0,1", "recipe.epochs=2", "study.name=six")
     assert code == 0, output
     assert len(lab.cells()) == 6 and output.count("top-1") >= 6 and "6 cells in 1 array:" in output, output
     assert all((cell / "result.json").exists() for cell in lab.cells())
     assert {state.split("|")[0] for state in map(lab.sacct, lab.jobs().values())} == {"COMPLETED"}
-    assert names >= {f"six/{augment}/s{seed}" for augment in ("none", "mixup", "erase") for seed in (0, 1)}
+    names = lab.cluster.ask("sacct", "-X", "-n", "-P", "-o", "JobName", "-j", ",".join(lab.jobs().values())).split()
+    cells = [f"six/{augment}/s{seed}" for augment in ("none", "mixup", "erase") for seed in (0, 1)]
+    assert sorted(names) == sorted(cells)
 
 
 def test_a_cell_over_two_processes_of_a_node(lab):
@@ -204,6 +199,17 @@ def test_signals_preemption_and_node_failure_continue_to_the_same_bits(lab):
     assert len(mirrors) == 5 and all(name.endswith(f"-{cell.name}") for name in mirrors), mirrors
 
 
+def test_a_signal_to_one_cell_leaves_its_siblings_alone(lab):
+    process = lab.start("augment=none,mixup", "recipe.epochs=100")
+    lab.until(lambda: [len(rows(cell)) > 1 for cell in lab.cells()] == [True, True])
+    last = max(lab.jobs().values())
+    lab.cluster.ask("scancel", "--signal=USR2", last)
+    code, output = lab.end(process)
+    assert code == 0, output
+    restarts = {job: origin(lab.runs / cell)["slurm"]["restarts"] for cell, job in lab.jobs().items()}
+    assert restarts == {job: int(job == last) for job in lab.jobs().values()}
+
+
 def test_a_limit_shorter_than_the_cell_takes_several_allocations(lab):
     words = ["recipe.epochs=2000", "dataset.train_per_class=128"]
     process = lab.start(*words, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=40")
@@ -269,12 +275,12 @@ def test_the_command_killed_mid_study_loses_nothing(lab):
 
 def test_two_hundred_cells_are_submitted_in_seconds(lab):
     seeds = ",".join(map(str, range(200)))
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code, output = lab.run(f"seed={seeds}", "study.detach=true", "+hydra.launcher.additional_parameters.hold=true")
-    took = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert code == 0 and "200 cells in 1 array:" in output, output
     assert len(lab.queue().splitlines()) == 200
-    print(f"200 cells: {took:.1f} s")
+    took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # whatever else the machine does
     assert took < 10
 
 
@@ -295,8 +301,10 @@ def test_what_cannot_be_is_said_before_anything_starts(lab, words, said, launche
 def test_code_that_changed_since_submission_is_noted(lab):
     code, _ = lab.run("recipe.epochs=1", "study.detach=true", "+hydra.launcher.additional_parameters.hold=true")
     assert code == 0
-    (file,) = lab.runs.glob("slurm/*/cells.pkl")
-    file.write_bytes(pickle.dumps(pickle.loads(file.read_bytes()) | {"code": "of another day"}))
+    (file,) = lab.runs.glob("slurm/*/*_submitted.pkl")
+    job = DelayedSubmission.load(file)
+    job.function = replace(job.function, code="of another day")
+    job.dump(file)
     lab.cluster.ask("scontrol", "release", next(iter(lab.jobs().values())).partition("_")[0])
     code, output = lab.run("recipe.epochs=1")
     assert code == 0 and "code changed since it was submitted" in output, output

@@ -1,4 +1,4 @@
-"""One cell inside a Slurm job: `python -m vitlab.study.slurm_job BATCH INDEX`, started by srun once per rank.
+"""One cell inside a Slurm job: submitit unpickles a `CellJob` and calls it, once per rank.
 
 Exit codes: 0 finished; SAVED_AND_CONTINUE saved, and to be requeued by the batch script; SAVED saved because Slurm ends
 the job (preempted jobs are requeued by Slurm itself); ELSEWHERE another process trains the cell; 1 failed. Ranks other
@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import socket
 import subprocess
-import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+    from vitlab.config import Config
     from vitlab.study.record import Record
 
 SAVED_AND_CONTINUE = 75
@@ -34,46 +35,59 @@ LINGER = 10
 """Seconds that a failed rank leaves to rank 0."""
 
 
-def main(batch: str, index: int) -> int:
-    signals = _note_signals()
-    with (Path(batch) / "cells.pkl").open("rb") as stream:
-        content = pickle.load(stream)
-    config, name = content["cells"][index]
-    os.environ |= rank_environment(os.environ)
-    is_main, restarts = os.environ["RANK"] == "0", int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    from vitlab.study.provenance import code_fingerprint
-    from vitlab.study.record import Record
-    from vitlab.study.run import cell_of, identity, run_cell
+@dataclass(frozen=True)
+class CellJob:
+    """A cell, its name and study, and the fingerprint of the code that was submitted."""
 
-    record = Record(Path(config.output_dir) / identity(cell_of(config)))
-    changed = code_fingerprint() != content["code"]
-    if is_main:
-        if changed:
-            print("vitlab: the code has changed since this cell was submitted", flush=True)
-        if restarts:
-            _wait_for_predecessor(record, signals)
+    config: Config
+    name: str
+    study: str
+    code: str
 
-    def report(event: dict[str, Any]) -> None:
-        if "start" in event:
-            origin = record.read("provenance.json") or {}
-            about = {"job": _job_name(), "restarts": restarts, "devices": int(os.environ["WORLD_SIZE"])}
-            record.write("provenance.json", origin | {"slurm": about, "code_changed_since_submission": changed})
-            if early := signals():  # came before the cell could listen
-                signal.raise_signal(max(early))
-        elif "epoch" in event:
-            print(f"{name}: epoch {event['epoch']} loss {event['train/loss']:.4f}", flush=True)
+    def __call__(self) -> str:
+        """Train the cell or continue it, as one rank; returns the outcome, or raises SystemExit with the exit code."""
+        signals = _note_signals()
+        is_main = _join_ranks() == 0
+        from vitlab.study.provenance import code_fingerprint
+        from vitlab.study.record import Record
+        from vitlab.study.run import cell_of, identity, run_cell
 
-    try:
-        outcome = run_cell(config, study=content["study"], name=name, report=report)
-    except Exception:
-        traceback.print_exc()
-        if not is_main:
-            time.sleep(LINGER)
-        return 1
-    if not is_main:
-        return 0
-    print(f"{name}: {outcome}", flush=True)
-    return exit_code(outcome, signals())
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        record = Record(Path(self.config.output_dir) / identity(cell_of(self.config)))
+        changed = code_fingerprint() != self.code
+        if is_main:
+            if changed:
+                print("vitlab: the code has changed since this cell was submitted", flush=True)
+            if restarts:
+                _wait_for_predecessor(record, signals)
+
+        def report(event: dict[str, Any]) -> None:
+            if "start" in event:
+                origin = record.read("provenance.json") or {}
+                about = {"job": _job(), "restarts": restarts, "devices": int(os.environ["WORLD_SIZE"])}
+                record.write("provenance.json", origin | {"slurm": about, "code_changed_since_submission": changed})
+                if early := signals():  # came before the cell could listen
+                    signal.raise_signal(max(early))
+            elif "epoch" in event:
+                print(f"{self.name}: epoch {event['epoch']} loss {event['train/loss']:.4f}", flush=True)
+
+        try:
+            outcome = run_cell(self.config, study=self.study, name=self.name, report=report)
+        except Exception:
+            if not is_main:
+                time.sleep(LINGER)
+            raise
+        if is_main:
+            print(f"{self.name}: {outcome}", flush=True)
+            if code := exit_code(outcome, signals()):
+                raise SystemExit(code)
+        return outcome
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit submits again for a signal that comes before `__call__` listens: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
 
 
 def exit_code(outcome: str, signals: set[int]) -> int:
@@ -89,22 +103,15 @@ def _wait_for_predecessor(record: Record, signals: Callable[[], set[int]]) -> No
         time.sleep(1)
 
 
-def rank_environment(known: Mapping[str, str]) -> dict[str, str]:
-    """What torch.distributed needs (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), from Slurm's variables."""
-    first = _first_host(known.get("SLURM_STEP_NODELIST") or known.get("SLURM_JOB_NODELIST") or "localhost")
-    address = _address(first)
-    values = {
-        "RANK": known.get("SLURM_PROCID", "0"), "WORLD_SIZE": known.get("SLURM_STEP_NUM_TASKS", "1"),
-        "LOCAL_RANK": known.get("SLURM_LOCALID", "0"), "MASTER_ADDR": address,
-        "MASTER_PORT": str(20000 + int(known.get("SLURM_JOB_ID", "0")) % 12000),
-    }  # fmt: skip
-    return values | ({"GLOO_SOCKET_IFNAME": "lo"} if address.startswith("127.") else {})
+def _join_ranks() -> int:
+    """Tell torch.distributed of the ranks that submitit sees; returns this process's."""
+    from submitit.helpers import TorchDistributedEnvironment
 
-
-def _first_host(nodes: str) -> str:
-    if "[" not in nodes and "," not in nodes:
-        return nodes
-    return _ask("scontrol", "show", "hostnames", nodes).split("\n")[0] or nodes
+    world = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    os.environ["MASTER_ADDR"] = address = _address(world.master_addr)
+    if address.startswith("127."):
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    return world.rank
 
 
 def _address(host: str) -> str:
@@ -126,9 +133,10 @@ def _ask(*words: str) -> str:
         return ""
 
 
-def _job_name() -> str:
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
+def _job() -> str:
+    from submitit import JobEnvironment
+
+    return JobEnvironment().job_id
 
 
 def _note_signals() -> Callable[[], set[int]]:
@@ -139,6 +147,7 @@ def _note_signals() -> Callable[[], set[int]]:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda number, frame: None)
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Slurm sends it along; submitit would write a warning
     seen: set[int] = set()
 
     def asked() -> set[int]:
@@ -147,7 +156,3 @@ def _note_signals() -> Callable[[], set[int]]:
         return seen & {signal.SIGTERM, signal.SIGUSR2}
 
     return asked
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))

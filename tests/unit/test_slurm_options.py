@@ -1,0 +1,83 @@
+"""Options of hydra/launcher=slurm, exit codes and what Slurm's words mean; the daemons themselves: tests/slurm."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from vitlab.config import ConfigError
+from vitlab.study.slurm import run_on_slurm
+from vitlab.study.slurm_job import ELSEWHERE, SAVED, SAVED_AND_CONTINUE, exit_code
+from vitlab.study.slurm_options import SlurmOptions
+from vitlab.study.slurm_watch import explained, was_ended
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"nice": 100}, "hydra.launcher.nice: no such option; allowed: partition, account,"),
+        ({"nodes": 0}, "hydra.launcher.nodes: got 0, expected an integer of at least 1"),
+        ({"timeout_min": "1h"}, "hydra.launcher.timeout_min: got '1h'"),
+        ({"gpus_per_node": 8, "tasks_per_node": 1}, "1 processes cannot use gpus_per_node=8"),
+        ({"gpus_per_node": "a100"}, "hydra.launcher.gpus_per_node: got 'a100'; allowed: 8, or a100:8"),
+        ({"timeout_min": 1, "signal_delay_s": 60}, "60 s before a limit of 1 min leaves no time to train"),
+        ({"additional_parameters": {"cpus_per_task": 4}}, "use hydra.launcher.cpus_per_task"),
+        ({"additional_parameters": {"array": "0-3"}}, "vitlab sets it itself"),
+    ],
+)
+def test_options_that_cannot_be_are_named(options, said):
+    with pytest.raises(ConfigError) as error:
+        _ = SlurmOptions.of(options).tasks
+    assert said in str(error.value)
+
+
+def test_processes_follow_the_gpus():
+    assert [SlurmOptions(gpus_per_node=g).tasks for g in (None, 8, "a100:4")] == [1, 8, 4]
+    assert SlurmOptions(tasks_per_node=3).tasks == 3
+
+
+def test_what_submitit_is_told():
+    told = SlurmOptions(partition="gpu", mem_gb=1.5, additional_parameters={"nice": 100, "hold": False}).parameters()
+    assert told == {
+        "partition": "gpu", "nodes": 1, "ntasks_per_node": 1, "mem": "1536M", "time": 1440, "signal_delay_s": 120,
+        "additional_parameters": {"nice": 100, "requeue": True, "kill-on-invalid-dep": "yes"},
+    }  # fmt: skip
+
+
+def test_a_machine_without_slurm_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="Slurm's srun is not on this machine"):
+        run_on_slurm(None, None, SlurmOptions())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "signals", "code"),
+    [
+        ("finished", set(), 0),
+        ("finished", {signal.SIGUSR2}, 0),
+        ("interrupted", {signal.SIGUSR2}, SAVED_AND_CONTINUE),
+        ("interrupted", {signal.SIGTERM}, SAVED),
+        ("interrupted", {signal.SIGTERM, signal.SIGUSR2}, SAVED),
+        ("running elsewhere", set(), ELSEWHERE),
+    ],
+)
+def test_exit_codes(outcome, signals, code):
+    assert exit_code(outcome, signals) == code
+
+
+@pytest.mark.parametrize(
+    ("said", "ended", "shown"),
+    [
+        ("CANCELLED by 0 0:0", True, "CANCELLED by 0 0:0"),
+        ("TIMEOUT 0:0", True, "TIMEOUT 0:0"),
+        (f"FAILED {SAVED}:0", True, f"FAILED {SAVED}:0"),
+        ("FAILED 1:0", False, "FAILED 1:0"),
+        ("FAILED 137:0", False, "FAILED 137:0 (SIGKILL, out of memory?)"),
+        ("FAILED 0:11", False, "FAILED 0:11 (SIGSEGV)"),
+        ("OUT_OF_MEMORY 0:9", False, "OUT_OF_MEMORY 0:9 (SIGKILL, out of memory?)"),
+        ("", False, ""),
+    ],
+)
+def test_what_slurm_says_of_a_job(said, ended, shown):
+    assert (was_ended(said), explained(said)) == (ended, shown)

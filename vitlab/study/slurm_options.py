@@ -1,0 +1,98 @@
+"""The options of conf/hydra/launcher/slurm.yaml, checked, and in submitit's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from vitlab.config import ConfigError
+
+_OPTIONS = {
+    "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint", "nodes": "nodes",
+    "gpus-per-node": "gpus_per_node", "gpus": "gpus_per_node", "gres": "gpus_per_node",
+    "gpus-per-task": "gpus_per_node", "ntasks-per-node": "tasks_per_node", "ntasks": "tasks_per_node",
+    "cpus-per-task": "cpus_per_task", "mem": "mem_gb", "time": "timeout_min", "signal": "signal_delay_s",
+}  # fmt: skip
+"""A flag of sbatch → the option that sets it."""
+_OURS = ("array", "job-name", "output", "error", "open-mode", "dependency", "requeue", "no-requeue", "parsable", "wrap")
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """conf/hydra/launcher/slurm.yaml."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: int = 1
+    gpus_per_node: int | str | None = None
+    tasks_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem_gb: float | None = None
+    timeout_min: int = 1440
+    signal_delay_s: int = 120
+    array_parallelism: int | None = None
+    setup: Sequence[str] = ()
+    additional_parameters: Mapping[str, Any] = field(default_factory=dict)
+    poll_seconds: float = 5
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> SlurmOptions:
+        """The options that a launcher was given. Raises ConfigError for one that does not exist or cannot be."""
+        known = [option.name for option in fields(cls)]
+        for key in given:
+            if key not in known:
+                raise ConfigError(
+                    f"hydra.launcher.{key}: no such option; allowed: {', '.join(known)}; other flags of sbatch: "
+                    f"+hydra.launcher.additional_parameters.{key}=…"
+                )
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        for key in ("nodes", "timeout_min", "signal_delay_s", "tasks_per_node", "array_parallelism", "cpus_per_task"):
+            value = getattr(self, key)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"hydra.launcher.{key}: got {value!r}, expected an integer of at least 1")
+        if self.tasks_per_node is not None and self.num_gpus and self.tasks_per_node != self.num_gpus:
+            raise ConfigError(
+                f"hydra.launcher.tasks_per_node: {self.tasks_per_node} processes cannot use gpus_per_node="
+                f"{self.gpus_per_node}, one each; leave tasks_per_node out, or make the two equal"
+            )
+        if self.signal_delay_s >= 60 * self.timeout_min:
+            raise ConfigError(
+                f"hydra.launcher.signal_delay_s: {self.signal_delay_s} s before a limit of {self.timeout_min} min "
+                "leaves no time to train; raise timeout_min"
+            )
+        for key in self.additional_parameters:
+            flag = str(key).replace("_", "-")
+            if flag in _OPTIONS or flag in _OURS:
+                instead = f"use hydra.launcher.{_OPTIONS[flag]}" if flag in _OPTIONS else "vitlab sets it itself"
+                raise ConfigError(f"hydra.launcher.additional_parameters.{key}: {instead}")
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of a node, without their type."""
+        count = str(self.gpus_per_node or 0).rpartition(":")[2]
+        if not count.isdigit():
+            raise ConfigError(f"hydra.launcher.gpus_per_node: got {self.gpus_per_node!r}; allowed: 8, or a100:8")
+        return int(count)
+
+    @property
+    def tasks(self) -> int:
+        """Processes of one cell on one node."""
+        return self.tasks_per_node or self.num_gpus or 1
+
+    def parameters(self) -> dict[str, Any]:
+        """What submitit's SlurmExecutor is told of every array."""
+        flags = {str(key).replace("_", "-"): value for key, value in self.additional_parameters.items()}
+        flags = {key: value for key, value in flags.items() if value is not None and value is not False}
+        known = {
+            "partition": self.partition, "account": self.account, "qos": self.qos, "constraint": self.constraint,
+            "nodes": self.nodes, "gpus_per_node": self.gpus_per_node, "ntasks_per_node": self.tasks,
+            "cpus_per_task": self.cpus_per_task, "mem": self.mem_gb and f"{round(self.mem_gb * 1024)}M",
+            "time": self.timeout_min, "signal_delay_s": self.signal_delay_s,
+        }  # fmt: skip
+        always = {"requeue": True, "kill-on-invalid-dep": "yes"}
+        return {k: v for k, v in known.items() if v is not None} | {"additional_parameters": flags | always}
