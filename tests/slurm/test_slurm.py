@@ -177,7 +177,9 @@ def test_signals_preemption_and_node_failure_continue_to_the_same_bits(lab):
     job = lab.jobs()[cell.name]
 
     def preempt() -> None:
-        lab.cluster.ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap", "sleep 2")
+        lab.cluster.ask(
+            "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 2"
+        )
 
     def lose_node() -> None:
         node = lab.cluster.ask("squeue", "-h", "-r", "-j", job, "-o", "%N").strip()
