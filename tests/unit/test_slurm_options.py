@@ -74,6 +74,7 @@ def test_exit_codes(outcome, signals, code):
         (f"FAILED {SAVED}:0", True, f"FAILED {SAVED}:0"),
         ("FAILED 1:0", False, "FAILED 1:0"),
         ("FAILED 137:0", False, "FAILED 137:0 (SIGKILL, out of memory?)"),
+        ("FAILED 9:0", False, "FAILED 9:0 (SIGKILL, out of memory?)"),
         ("FAILED 0:11", False, "FAILED 0:11 (SIGSEGV)"),
         ("OUT_OF_MEMORY 0:9", False, "OUT_OF_MEMORY 0:9 (SIGKILL, out of memory?)"),
         ("", False, ""),

@@ -115,9 +115,13 @@ def was_ended(said: str) -> bool:
 
 
 def explained(said: str) -> str:
-    """A job's final state with the signal that its exit code stands for: "FAILED 137:0 (SIGKILL, out of memory?)"."""
-    code, _, number = said.rpartition(" ")[2].partition(":")
-    value = int(number) if number.isdigit() and int(number) else int(code) - 128 if code.isdigit() else 0
+    """A job's final state with the signal that its exit code stands for: "FAILED 137:0 (SIGKILL, out of memory?)".
+
+    A signal that ended a task comes as `:signal`, as 128 + signal, or, from srun, as the bare number.
+    """
+    code, number = (int(part) if part.isdigit() else 0 for part in said.rpartition(" ")[2].partition(":")[::2])
+    bare = code if code in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT) else 0
+    value = number or bare or code - 128
     if value not in set(signal.Signals):
         return said
     name = signal.Signals(value).name
