@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -107,7 +108,8 @@ def mixed(tmp_path_factory):
     cells = [
         "recipe.epochs=2",
         "recipe.optimizer=sgd recipe.lr=1e18 recipe.epochs=2",
-        "pretrain=fractaldb_small pretrain.dataset.fractal.image_size=1 recipe.epochs=2",
+        "pretrain=fractaldb_small pretrain.dataset.fractal.instances=10 pretrain.recipe.optimizer=sgd "
+        "pretrain.recipe.lr=1e18 pretrain.recipe.epochs=2 recipe.epochs=2",
         "recipe.epochs=2 augment=erase",
     ]
     listed = ",".join(f'"{c}"' for c in cells)
@@ -134,6 +136,7 @@ def test_failed_cells_wait_to_be_retried_and_rerun_archives(mixed):
     folder, words, _ = mixed
     again = run(*words, cwd=folder)
     assert again.returncode == 1 and "not finite" in again.stdout
+    assert re.search(r"blocked: its pre-training c\w+ is failed", again.stdout), again.stdout
     study = json.loads((folder / "runs/studies/mixed.json").read_text())
     good = next(
         c["id"]

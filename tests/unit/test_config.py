@@ -75,6 +75,12 @@ def test_linear_learning_rate_rule():
         (["augment=mixup", "augment.mix_group=7", "recipe.batch_size=35"], ["augment.mix_group", "even"]),
         (["augment=mixup", "recipe.batch_size=48"], ["augment.mix_group", "32", "48", "augment.mix_group=24"]),
         (["devices=3"], ["devices", "recipe.batch_size=32"]),
+        (
+            ["pretrain=fractaldb_small", "pretrain.dataset.fractal.image_size=1"],
+            ["pretrain.dataset.fractal.image_size", "got 1,", "between 16 and 2048"],
+        ),
+        (["dataset=fractaldb60", "dataset.fractal.threshold=0.5"], ["dataset.fractal.threshold", "0.5", "0.38"]),
+        (["dataset=fractaldb60", "dataset.fractal.categories=0"], ["dataset.fractal.categories", "got 0", "between 1"]),
         (["device_batch=5"], ["device_batch", "5", "32"]),
         (["augment=cutmix", "devices=2"], ["augment.mix_group", "16"]),
         (["recipe.precision=fp16"], ["recipe.precision", "fp16", "fp32, bf16"]),

@@ -21,8 +21,6 @@ EMPTY = 15
 """Owner code of a pixel that no stamp reaches. The others are 3i + j: row i, column j of the stamp that owns it."""
 PADDING = 6
 """Pixels between the fractal's extent and the image's border."""
-MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 2048
-MIN_POINTS, MAX_POINTS = 1000, 1 << 26
 GREY = 127
 """Value of a lit pixel."""
 _WALK_SEED = 100

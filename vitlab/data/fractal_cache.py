@@ -19,16 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from vitlab.config import ConfigError, FractalConfig
-from vitlab.data.fractal import (
-    MAX_IMAGE_SIZE,
-    MAX_POINTS,
-    MIN_IMAGE_SIZE,
-    MIN_POINTS,
-    NUM_VARIANTS,
-    build_geometry,
-    resampled_geometry,
-)
+from vitlab.config import FractalConfig, build
+from vitlab.data.fractal import NUM_VARIANTS, build_geometry, resampled_geometry
 from vitlab.data.fractal_files import StaleError, locked, progress, read_sealed, require_space, write_sealed, writing
 from vitlab.data.fractal_render import pack
 from vitlab.data.fractal_search import Search
@@ -42,21 +34,6 @@ _SAVE_EVERY = 20
 def available_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_spec(spec: FractalConfig) -> None:
-    """Raise ConfigError for what no FractalDB can be made of."""
-    ranges = {
-        "image_size": (MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, " (6 pixels on each side stay empty)"),
-        "num_points": (MIN_POINTS, MAX_POINTS, ""),
-        "search_seed": (0, 2**32 - 1, ""),
-        "mask_seed": (0, 2**63 - 1, ""),
-        "categories": (1, 1_000_000, ""),
-        "instances": (1, 1_000_000, ""),
-    }
-    for name, (low, high, why) in ranges.items():
-        if not low <= getattr(spec, name) <= high:
-            raise ConfigError(f"dataset.fractal.{name}: got {getattr(spec, name)}, allowed: {low}..{high}{why}")
 
 
 def geometry_key(spec: FractalConfig) -> str:
@@ -75,10 +52,13 @@ def _digest(values: dict[str, Any], length: int = 12) -> str:
 
 
 class GeometryCache:
-    """The owner codes of a FractalDB's categories; `prepare` makes what is missing, `codes` maps it into memory."""
+    """The owner codes of a FractalDB's categories; `prepare` makes what is missing, `codes` maps it into memory.
+
+    Raises ConfigError for a `spec` outside the schema's ranges, beyond which the kernels would leave their arrays.
+    """
 
     def __init__(self, spec: FractalConfig, cache_dir: Path) -> None:
-        check_spec(spec)
+        build(FractalConfig, asdict(spec), "dataset.fractal")
         self.spec, self.folder = spec, Path(cache_dir) / "fractal"
         self._key = geometry_key(spec)
         self._shape = NUM_VARIANTS, spec.image_size, (spec.image_size + 1) // 2

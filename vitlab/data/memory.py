@@ -14,6 +14,8 @@ FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 _FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "data/FashionMNIST/raw", "data/fashion_mnist")
+_CIFAR = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
+"""torchvision's name, and that of the folder in the archive."""
 _DIGITS_HELD_OUT = 5
 """Of the digits' images of each class, taken in the wheel's order, every fifth is for evaluation (360 of 1,797)."""
 
@@ -55,7 +57,7 @@ def load_digits(dataset: DatasetConfig, split: str) -> ArraySource:
 def load_fashion_mnist(dataset: DatasetConfig, split: str) -> ArraySource:
     """Fashion-MNIST from its four IDX files (Debian's dataset-fashion-mnist, torchvision's folder, dataset.root)."""
     name = "train" if split == "train" else "t10k"
-    folder = _fashion_folder(dataset)
+    folder = fashion_folder(dataset)
     images = _read_idx(folder, f"{name}-images-idx3-ubyte")
     labels = _read_idx(folder, f"{name}-labels-idx1-ubyte")
     if len(images) != len(labels):
@@ -63,7 +65,8 @@ def load_fashion_mnist(dataset: DatasetConfig, split: str) -> ArraySource:
     return ArraySource(_three_channels(images), labels, FASHION_CLASSES)
 
 
-def _fashion_folder(dataset: DatasetConfig) -> Path:
+def fashion_folder(dataset: DatasetConfig) -> Path:
+    """The folder that holds Fashion-MNIST's files. Raises ConfigError with how to get them."""
     wanted = "train-images-idx3-ubyte"
     roots = [dataset.root] if dataset.root else list(_FASHION_FOLDERS)
     for root in roots:
@@ -93,20 +96,25 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
 
 def load_cifar(dataset: DatasetConfig, split: str) -> ArraySource:
     """CIFAR-10 or CIFAR-100 (Krizhevsky, 2009) from the python version's folder, read by torchvision."""
-    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision import datasets
 
-    cls = CIFAR10 if dataset.kind == "cifar10" else CIFAR100
-    roots = [dataset.root] if dataset.root else ["data"]
-    for root in (folder for base in roots for folder in (Path(base), Path(base) / cls.__name__, Path(base).parent)):
-        if (root / cls.base_folder).is_dir():
-            try:
-                data = cls(str(root), train=split == "train", download=False)
-            except RuntimeError as error:
-                raise ValueError(f"{root / cls.base_folder}: {error} Get the archive anew") from error
-            return ArraySource(np.asarray(data.data), np.asarray(data.targets), tuple(data.classes))
+    root, (name, folder) = cifar_root(dataset), _CIFAR[dataset.kind]
+    try:
+        data = getattr(datasets, name)(str(root), train=split == "train", download=False)
+    except RuntimeError as error:
+        raise ValueError(f"{root / folder}: {error} Get the archive anew") from error
+    return ArraySource(np.asarray(data.data), np.asarray(data.targets), tuple(data.classes))
+
+
+def cifar_root(dataset: DatasetConfig) -> Path:
+    """The folder that holds CIFAR's own. Raises ConfigError with how to get it."""
+    (name, folder), base = _CIFAR[dataset.kind], Path(dataset.root or "data")
+    for root in (base, base / name, base.parent):
+        if (root / folder).is_dir():
+            return root
     raise ConfigError(
-        f"dataset.root: no folder {cls.base_folder} in {roots[0]!r}. Give its parent folder; where there is a network, "
-        f'`python -c "import torchvision; torchvision.datasets.{cls.__name__}({roots[0]!r}, download=True)"` gets it'
+        f"dataset.root: no folder {folder} in {str(base)!r}. Give its parent folder; where there is a network, "
+        f'`python -c "import torchvision; torchvision.datasets.{name}({str(base)!r}, download=True)"` gets it'
     )
 
 

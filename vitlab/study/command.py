@@ -76,7 +76,10 @@ def _with_class_list(config: Config, resolve: Resolve = resolve_class_list) -> C
     dataset = resolve(cell.dataset, config.output_dir)
     start = cell.pretrain
     if start.dataset is not None:
-        start = dataclasses.replace(start, dataset=resolve(start.dataset, config.output_dir))
+        try:
+            start = dataclasses.replace(start, dataset=resolve(start.dataset, config.output_dir))
+        except ConfigError as error:
+            raise ConfigError(f"pretrain.{error}") from None
     if dataset is cell.dataset and start.dataset is cell.pretrain.dataset:
         return config
     cell = dataclasses.replace(cell, dataset=dataset, pretrain=start)

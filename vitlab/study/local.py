@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import Config, ConfigError
+from vitlab.data.presence import require_data
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.provenance import visible_gpus
+from vitlab.study.run import cell_of
 from vitlab.study.view import View
 
 SAVE_SECONDS = 60
@@ -43,6 +45,7 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
     """Train the plan's cells, `study.cells_at_once` side by side; returns what became of each: identity → outcome.
 
     Outcomes: finished, failed, killed, blocked (its pre-training did not finish), interrupted, running elsewhere.
+    Raises ConfigError where there are too few GPUs, or the data of a cell are not there.
     """
     config = plan.cells[0].config
     gpus = visible_gpus() if config.device in ("auto", "cuda") else []
@@ -52,6 +55,7 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
             f"study.cells_at_once: {slots} cells on {config.devices} devices each need {slots * config.devices} GPUs, "
             f"and {len(gpus)} are visible"
         )
+    _require_data(plan)
     _make_importable()
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["vitlab.study.preload", *(["wandb"] if config.wandb.mode != "disabled" else [])])
@@ -76,6 +80,16 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
                 running.remove(job)
                 outcomes[job.cell.id] = _conclude(job, plan, view)
     return outcomes
+
+
+def _require_data(plan: Plan) -> None:
+    """Raise ConfigError where a cell's data are missing: not only when its turn comes, after days of pre-training."""
+    needed = dict.fromkeys((c.config.study.part == "pretraining", cell_of(c.config).dataset) for c in plan.todo)
+    for of_pretraining, dataset in needed:
+        try:
+            require_data(dataset)
+        except ConfigError as error:
+            raise ConfigError(f"{'pretrain.' * of_pretraining}{error}") from None
 
 
 def _ready(waiting: list[PlannedCell], plan: Plan, outcomes: dict[str, str], view: View) -> Sequence[PlannedCell]:
