@@ -30,7 +30,7 @@ from vitlab.analysis.statistics import (
 )
 from vitlab.analysis.table import TableSpec, build_table
 from vitlab.analysis.wandb_source import collect_wandb, offline_runs
-from vitlab.config import ConfigError
+from vitlab.config import ConfigError, choice
 from vitlab.config.choices import compose_group
 from vitlab.study.record import write_study
 
@@ -246,6 +246,38 @@ def test_analyze_end_to_end_and_strict(tmp_path):
         analyze(composed(tmp_path / "empty"), None)
     with pytest.raises(ValueError, match="no study 'table3_3'"):
         analyze(composed(tmp_path, table=compose_group("table", "table3_3")), "table3_3")
+
+
+def pretraining(name, **changes):
+    """`pretrain=NAME` as a parsed configuration holds it, with other values in its recipe or its data set."""
+    start = choice("pretrain", name)
+    fractal = dataclasses.replace(start.dataset.fractal, **changes.pop("fractal", {}))
+    counts = {"num_classes": fractal.categories, "num_train": fractal.categories * fractal.instances, "num_eval": 0}
+    dataset = dataclasses.replace(start.dataset, fractal=fractal, **counts)
+    return dataclasses.replace(start, dataset=dataset, recipe=dataclasses.replace(start.recipe, **changes))
+
+
+def test_a_row_of_a_pretraining_holds_no_other(tmp_path):
+    starts = {
+        "scratch": [None] * 3,
+        "fractaldb60": [pretraining("fractaldb60")] * 3,
+        "fractaldb_small": [pretraining("fractaldb_small", epochs=4), *[pretraining("fractaldb_small")] * 2],
+        "left out": [pretraining("fractaldb_small", fractal={"instances": 10})],
+    }
+    cells = [
+        write_cell(tmp_path, "none", s, 80.0 + 5 * n + s, start=start)
+        for n, seeds in enumerate(starts.values())
+        for s, start in enumerate(seeds)
+    ]
+    write_study(tmp_path, "s", {"table": None, "cells": cells})
+    rows = ("scratch", "fractaldb60", "fractaldb_small", "fractaldb")
+    table = build_table(collect(tmp_path, "s"), TableSpec("t", "T", factor="pretrain", rows=rows, baseline="scratch"))
+    means = {row.label: row.entries["digits"].mean("last.top1") for row in table.rows}
+    assert means == {"scratch": 81.0, "fractaldb60": 86.0, "fractaldb_small": 91.0, "fractaldb": None}
+    assert "fractaldb_small: its cells differ in pretrain.recipe.epochs" in table.flags
+    assert "fractaldb on digits: not run" in table.flags
+    assert [flag for flag in table.flags if flag.startswith("in no row of this table, by their values: none/s0")]
+    assert "The pre-training has one seed of its own: the spread covers fine-tuning only" in table.caption
 
 
 def test_a_factor_no_run_has(tmp_path):

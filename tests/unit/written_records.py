@@ -24,12 +24,10 @@ SPEC = TableSpec(
 )
 
 
-def make_cell(augment, seed, dataset="digits", **recipe):
-    parts = [
-        choice(g, n)
-        for g, n in (("model", "vit_micro"), ("dataset", dataset), ("augment", augment), ("pretrain", "scratch"))
-    ]
-    return CellConfig(*parts, dataclasses.replace(choice("recipe", "quick"), **recipe), seed)
+def make_cell(augment, seed, dataset="digits", start=None, **recipe):
+    parts = [choice(g, n) for g, n in (("model", "vit_micro"), ("dataset", dataset), ("augment", augment))]
+    start = start or choice("pretrain", "scratch")
+    return CellConfig(*parts, start, dataclasses.replace(choice("recipe", "quick"), **recipe), seed)
 
 
 def write_cell(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vitlab.analysis.collect import flatten
 from vitlab.analysis.statistics import (
     CheckpointComparison,
     Comparison,
@@ -28,6 +29,11 @@ from vitlab.analysis.statistics import (
 from vitlab.config import ConfigError, choice, plain, suggest
 from vitlab.dunnett import minimum_detectable_difference
 
+_LEFT_OPEN = (
+    "pretrain.recipe.", "pretrain.augment.",
+    "pretrain.dataset.num_classes", "pretrain.dataset.num_train", "pretrain.dataset.num_eval",
+)  # fmt: skip
+"""What a row does not ask of a pre-training: how it was trained, and counts that follow from what it saw."""
 _COLUMN = "(column)"
 """The frame's column that says in which column of the table a cell stands."""
 
@@ -108,6 +114,9 @@ def build_table(frame: pd.DataFrame, spec: TableSpec, references: Sequence[dict[
     conditions = _conditions(frame, spec)
     baseline = _baseline(conditions, spec)
     conditions = [baseline, *(c for c in conditions if c is not baseline)]
+    shown = {i for condition in conditions for i in condition.members}
+    left_out = [_in_words(frame, i) for i in frame.index if i not in shown]
+    frame = frame.loc[[i in shown for i in frame.index]]
     datasets = tuple(dict.fromkeys(frame[_COLUMN]))
     entries = {d: _entries(frame, conditions, d) for d in datasets}
     ticks = {title: key for title, key in spec.ticks.items() if key in frame}
@@ -120,7 +129,7 @@ def build_table(frame: pd.DataFrame, spec: TableSpec, references: Sequence[dict[
         )
         for i, condition in enumerate(conditions)
     )
-    notes, flags = _notes(frame, conditions, rows)
+    notes, flags = _notes(frame, conditions, rows, left_out)
     effects = _anova(frame, conditions, datasets)
     return Table(
         spec.name,
@@ -173,8 +182,8 @@ def _declared(frame: pd.DataFrame, spec: TableSpec) -> list[_Condition]:
     assert spec.factor and spec.rows
     conditions, keys = [], [c for c in frame.columns if c.startswith(f"{spec.factor}.")]
     for name in spec.rows:
-        values = {f"{spec.factor}.{k}": v for k, v in plain(choice(spec.factor, name)).items()}
-        wanted = {k: v for k, v in values.items() if k in keys and not isinstance(v, dict | list)}
+        values = flatten(plain(choice(spec.factor, name)), f"{spec.factor}.")
+        wanted = {k: v for k, v in values.items() if k in keys and not k.startswith(_LEFT_OPEN)}
         members = [i for i in frame.index if all(_same(frame.at[i, k], v) for k, v in wanted.items())]
         conditions.append(_Condition(name, tuple(members), frozenset(keys)))
     if not any(c.members for c in conditions):
@@ -376,9 +385,12 @@ def _p(p: float | None) -> str:
     return "p unknown" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def _notes(frame: pd.DataFrame, conditions: Sequence[_Condition], rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+def _notes(
+    frame: pd.DataFrame, conditions: Sequence[_Condition], rows: Sequence[Row], left_out: Sequence[str]
+) -> tuple[list[str], list[str]]:
     """Footnotes for the reader, and those among them that make a table less than strict."""
-    notes, flags = [], []
+    flags = [f"in no row of this table, by their values: {'; '.join(left_out)}"] if left_out else []
+    flags += _mixed(frame, conditions)
     for row in rows:
         for dataset, entry in row.entries.items():
             if entry.missing:
@@ -402,6 +414,17 @@ def _notes(frame: pd.DataFrame, conditions: Sequence[_Condition], rows: Sequence
             flags.append(f"the cells mix {finished[column].nunique(dropna=False)} {words}")
     notes = [*(f"{row.label}: {row.note}" for row in rows if row.note), *flags]
     return notes, flags
+
+
+def _mixed(frame: pd.DataFrame, conditions: Sequence[_Condition]) -> list[str]:
+    """Rows whose cells differ in what a row leaves open."""
+    lines = []
+    for condition in conditions:
+        members = frame.loc[list(condition.members)]
+        differing = sorted(k for k in condition.keys if members[k].map(repr).nunique() > 1)
+        if differing:
+            lines.append(f"{condition.label}: its cells differ in {', '.join(differing)}")
+    return lines
 
 
 def _anova(
