@@ -71,6 +71,8 @@ def _claim(root: Path, manifest: dict) -> None:
 
 def _export_classes(source: FractalSource, tree: Path, format: Format, threads: int) -> None:
     missing = [name for name in source.classes if not _place(tree, name, format).exists()]
+    if not missing:
+        return
     share = _PNG_SHARE if format == "png" else 1.0
     require_space(tree, int(len(missing) * source.spec.instances * source.image_size**2 * share))
     with ThreadPoolExecutor(threads) as pool, progress("FractalDB: export of classes", len(missing)) as advance:

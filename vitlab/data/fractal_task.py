@@ -63,8 +63,9 @@ def run_fractaldb_task(
     if export_to is not None:
         tree = export(source, export_to, layout=layout, format=format, threads=threads)
         lines.append(f"{len(source)} images of {spec.categories} classes in {tree}")
-        if layout == "train" and format == "png":
-            lines.append(f"train on these files: python run.py dataset={name} dataset.root={export_to}")
+        if format == "png":
+            root = export_to if layout == "train" else tree
+            lines.append(f"train on these files: python run.py dataset={name} dataset.root={root}")
     if preview is not None:
         contact_sheet(source, preview)
         lines.append(f"contact sheet in {preview}")
