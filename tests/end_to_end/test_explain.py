@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -19,6 +20,16 @@ from vitlab.explain.task import run_explain
 from vitlab.models.build import build_model
 
 ROOT = Path(__file__).parents[2]
+
+OTHERS = {
+    "rotary": ("vit_small_patch16_rope_224", {"depth": 2, "embed_dim": 24, "num_heads": 2}),
+    "swin": ("swin_s3_tiny_224", {"embed_dim": 12}),
+}
+ROTARY, SWIN = (
+    [f"checkpoint={file}.pth", f"model.name={name}", "model.image_size=64", "dataset=imagenet1k", "dataset.root=none"]
+    + [f"model.{key}={value}" for key, value in sizes.items()]
+    for file, (name, sizes) in OTHERS.items()
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +54,13 @@ def folder(tmp_path_factory) -> Path:
     book = timm_vit()
     args = argparse.Namespace(model="vit_tiny_16_224", data_set="ImageNet", input_size=224)
     torch.save({"model": book.state_dict(), "args": args, "epoch": 299}, folder / "book.pth")
+    for file, (name, sizes) in OTHERS.items():
+        torch.save(timm.create_model(name, img_size=64, num_classes=3, **sizes).state_dict(), folder / f"{file}.pth")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (240, 320, 3), np.uint8)).save(folder / "noise.jpg")
     return folder
 
 
 def timm_vit():
-    import timm
-
     torch.manual_seed(0)
     return timm.create_model("vit_tiny_patch16_224")
 
@@ -126,6 +137,8 @@ def test_methods_and_fusions_side_by_side(explain):
     assert "methods_c00000000000_last.png" in files
     _, files = explain("explain=rollout", "checkpoint=c00000000000", "explain.compare=true", "explain.images=eval:1")
     assert "rollout_fusions_c00000000000_last.png" in files
+    maps = [np.load(f"out/rollout_{how}_c00000000000_last_eval-1.npy") for how in ("mean", "max", "min")]
+    assert all(m.shape == (4, 4) for m in maps) and not np.allclose(maps[0], maps[1])
 
 
 def test_many_pictures_take_several_sheets(explain):
@@ -156,6 +169,14 @@ def test_the_books_checkpoint_wants_imagenets_statistics_and_names(explain):
     assert "lrp_book_noise_class281.npy" in files
 
 
+def test_other_transformers_of_timms(explain):
+    """Their checkpoints tell no sizes: the user names the model."""
+    _, files = explain(*ROTARY, "explain.images=noise.jpg", "explain.class_index=1")
+    assert "lrp_rotary_noise_class1.npy" in files
+    _, files = explain(*SWIN, "explain.images=noise.jpg", "explain.class_index=1", "explain.method=attnlrp")
+    assert "attnlrp_swin_noise_class1.npy" in files
+
+
 MISTAKES = {
     "no checkpoint": ([], "checkpoint: task=explain reads one or several"),
     "a missing one": (["checkpoint=nowhere.pt"], "no file, cell folder or identity 'nowhere.pt'"),
@@ -165,7 +186,20 @@ MISTAKES = {
     "an unknown class": (["checkpoint=c00000000000", "explain.class_name=cat"], "no class 'cat'"),
     "too many best": (["checkpoint=c00000000000", "explain.top_k=11"], "explain.top_k: got 11"),
     "a layer too many": (["checkpoint=c00000000000", "explain.start_layer=9"], "start_layer: got 9, allowed: 0"),
-    "another model": (["checkpoint=c00000000000", "model=vit_tiny_16_224"], "give"),
+    "another model": (
+        ["checkpoint=c00000000000", "model=vit_tiny_16_224"],
+        "cls_token is (1, 1, 64) there and (1, 1, 192) in the model; give the model that the checkpoint is of",
+    ),
+    "no position embedding": (
+        ["explain=position", *ROTARY],
+        "rotary.pth (vit_small_patch16_rope_224): the model has no position embedding of its own",
+    ),
+    "no chain of attention": (
+        [*SWIN, "explain.method=generic"], "is not global over one sequence of tokens, so the layers cannot be chained",
+    ),
+    "a checkpoint for scenes": (
+        ["explain=faithfulness", "explain.synthetic=true", "checkpoint=c00000000000"], "trains a model of its own",
+    ),
     "a study that is none": (["checkpoint=runs/nothing.json"], "is no study's file"),
     "labels for others": (["checkpoint=c00000000000", "explain.labels=[a,b]"], "2 labels for 1 checkpoints"),
     "a CNN": (["checkpoint=cnn.pth"], "not those of a Vision Transformer"),
@@ -179,8 +213,6 @@ MISTAKES = {
 @pytest.mark.parametrize(("words", "told"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_are_told_in_one_line(words, told, explain, folder):
     if not (folder / "cnn.pth").exists():
-        import timm
-
         torch.save(timm.create_model("test_resnet").state_dict(), folder / "cnn.pth")
     with pytest.raises(ConfigError) as error:
         explain(*words)

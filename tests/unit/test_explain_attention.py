@@ -63,6 +63,12 @@ def test_start_layer_leaves_out_the_layers_before(model, images):
         rollout(maps, discard_ratio=1.0)
 
 
+@pytest.mark.parametrize("options", [{}, {"head_fusion": "max", "discard_ratio": 0.5}])
+def test_rollout_of_an_image_does_not_see_its_batch(options, model, images):
+    alone = torch.cat([rollout_map(model, image[None], **options) for image in images])
+    torch.testing.assert_close(rollout_map(model, images, **options), alone, rtol=1e-9, atol=1e-12)
+
+
 def test_the_map_is_the_class_tokens_row(model, images):
     joint = rollout(attention_maps(model, images))
     torch.testing.assert_close(rollout_map(model, images).flatten(1), joint[:, 0, 1:])

@@ -5,6 +5,7 @@ import types
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vitlab.explain.mirror import mirror_figures
 
@@ -41,6 +42,16 @@ def test_figures_are_images_of_one_run(sdk, compose_config):
     }
     assert told["init"]["mode"] == "offline" and told["init"]["name"] == "explain-relevance" and told["finished"]
     assert told["init"]["tags"] == ["explain", "mine"] and told["init"]["job_type"] == "explain"
+
+
+def test_the_real_sdk_keeps_them_offline(compose_config, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    Image.new("RGB", (4, 3), (9, 8, 7)).save(tmp_path / "lrp_cell.png")
+    mirror_figures(compose_config("task=explain", "wandb.mode=offline"), "relevance", [tmp_path / "lrp_cell.png"])
+    (kept,) = tmp_path.glob("wandb/offline-run-*/files/media/images/*.png")
+    assert kept.name.startswith("lrp_cell") and Image.open(kept).getpixel((0, 0)) == (9, 8, 7)
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert kept.name.encode() in log.read_bytes()
 
 
 @pytest.mark.parametrize("mode", ["disabled", "auto"])

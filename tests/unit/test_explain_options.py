@@ -49,6 +49,15 @@ MISTAKES = {
     "no method": ({"kind": "faithfulness", "methods": []}, "explain.methods"),
     "a method twice": ({"kind": "faithfulness", "methods": ["lrp", "lrp"]}, "each once"),
     "labels for others": ({"labels": ["a", "b"]}, "2 labels for 1 checkpoints"),
+    "no class at all": ({"class_index": []}, "explain.class_index: the list is empty"),
+    "a method that rollout ignores": (
+        {"kind": "rollout", "method": "generic"},
+        "explain.method: explain=rollout does not read it.*for explain=relevance",
+    ),
+    "one method to measure": ({"kind": "faithfulness", "method": "attnlrp"}, "explain=faithfulness does not read it"),
+    "fused heads of relevance": ({"head_fusion": "max"}, "explain.head_fusion.*explain=rollout"),
+    "methods without comparing": ({"methods": ["lrp"]}, "explain.methods.*explain.compare=true"),
+    "pictures of scenes": ({"kind": "faithfulness", "synthetic": True, "images": "a.jpg"}, "explain.images"),
     "a synthetic rollout": ({"kind": "rollout", "synthetic": True}, "explain.synthetic"),
 }
 
@@ -57,6 +66,22 @@ MISTAKES = {
 def test_mistakes_name_the_key(given, words):
     with pytest.raises(ConfigError, match=words):
         parse_options({"kind": "relevance"} | given, num_checkpoints=1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"compare": True, "head_fusion": "max", "methods": ["rollout", "lrp"]},
+        {"kind": "rollout", "compare": True, "discard_ratio": 0.5, "start_layer": 1},
+        {"kind": "faithfulness", "methods": ["rollout"], "head_fusion": "min", "num_images": 7, "target": "label"},
+        {"kind": "faithfulness", "synthetic": True, "synthetic_steps": 9, "methods": ["generic"]},
+        {"kind": "position", "images": "a.jpg", "batch": 2, "output": "there"},
+        {"method": "generic", "start_layer": 1, "top_k": 3},
+    ],
+)
+def test_what_a_kind_reads_is_accepted(given):
+    parsed = parse_options({"kind": "relevance"} | given)
+    assert all(getattr(parsed, k) == (tuple(v) if isinstance(v, list) else v) for k, v in given.items())
 
 
 def test_class_names_may_look_like_numbers():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vitlab.explain.plot.maps import Tile, draw_tiles
-from vitlab.explain.plot.position import draw_distance, draw_filters, draw_similarity
+from vitlab.explain.plot.position import FINE, draw_distance, draw_filters, draw_similarity
 from vitlab.explain.plot.style import enlarged, overlay, save, scaled
 
 
@@ -46,7 +46,10 @@ def test_similarity_has_one_scale_and_all_patches():
     figure = draw_similarity(np.random.default_rng(0).uniform(-1, 1, (2, 3, 2, 3)), title="similarity")
     (image,) = figure.axes[0].images
     assert image.get_clim() == (-1, 1)
-    assert np.isfinite(np.ma.filled(image.get_array(), np.nan)).sum() == 36
+    sheet = np.ma.filled(image.get_array(), np.nan)
+    assert np.isfinite(sheet).sum() == 36 * FINE**2
+    gaps = np.isnan(sheet).all(0).sum() / sheet.shape[1]
+    assert 0 < gaps < 0.1  # narrow, even where a map is a few patches wide
 
 
 def test_tiles_have_titles_rows_and_one_bar():
@@ -59,6 +62,19 @@ def test_tiles_have_titles_rows_and_one_bar():
     assert [axis.get_title() for axis in figure.axes[:3]] == ["input", "map", "cat"]
     assert figure.axes[0].get_ylabel() == "one" and len(figure.axes) == 7
     assert figure.axes[-1].get_ylim() == (0, 1)
+
+
+@pytest.mark.parametrize("height", [1, 2])
+def test_no_text_leaves_the_figure(height):
+    names = ["input", "map", "sulphur-crested cock…, p < 0.01"]
+    figure = draw_tiles([[Tile(n, heat=np.eye(4)) for n in names]] * height, title="t", row_labels=["picture"] * height)
+    pixels(figure)  # lays it out
+    inside = figure.bbox.padded(1)
+    for axis in figure.axes:
+        for text in (axis.title, axis.yaxis.label):
+            box = text.get_window_extent()
+            assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), text
+    assert len({axis.title.get_fontsize() for axis in figure.axes[: 3 * height]}) == 1
 
 
 def test_distances_of_many_checkpoints_stay_at_their_layer():

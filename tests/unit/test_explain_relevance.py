@@ -8,7 +8,7 @@ import torch
 from explain_references import attnlrp_pixels, chefer_map, chefer_relevances, forward, tiny_vit
 from timm.models import VisionTransformer
 
-from vitlab.explain import relevance
+from vitlab.explain import attention_maps, relevance, rollout_map
 from vitlab.explain.recording import UnfitError, prepared, record
 
 CLASSES = torch.tensor([1, 3, 0])
@@ -154,16 +154,18 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("method", ["lrp", "generic", "attnlrp"])
+@pytest.mark.parametrize("method", ["lrp", "generic", "attnlrp", "rollout"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_of_the_vision_transformer(name, method):
     torch.manual_seed(3)
     sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2, "num_classes": 5}
     model = VisionTransformer(**(sizes | VARIANTS[name])).eval()
     images = torch.randn(2, 3, 16, 32 if name == "oblong grid" else 16)
-    maps = relevance(model, images, 1, method=method)
+    maps = rollout_map(model, images) if method == "rollout" else relevance(model, images, 1, method=method)
     assert maps.shape == (2, 2, 4 if name == "oblong grid" else 2)
     assert maps.isfinite().all() and maps.abs().max() > 0
+    tokens = maps[0].numel() + model.num_prefix_tokens
+    assert attention_maps(model, images).shape == (2, 2, 2, tokens, tokens)
 
 
 def test_pooled_tokens_weigh_by_their_own_relevance():
@@ -178,8 +180,10 @@ def test_half_precision_weights_are_widened(images):
     torch.manual_seed(0)
     model = timm.create_model("test_vit", num_classes=5).eval().bfloat16()
     pixels = torch.randn(1, 3, 160, 160).bfloat16()
-    maps = relevance(model, pixels, 1)
-    torch.testing.assert_close(maps, relevance(copy.deepcopy(model).float(), pixels.float(), 1))
+    maps, wide = relevance(model, pixels, 1), copy.deepcopy(model).float()
+    torch.testing.assert_close(maps, relevance(wide, pixels.float(), 1))
+    torch.testing.assert_close(rollout_map(model, pixels), rollout_map(wide, pixels.float()))
+    assert attention_maps(model, pixels).dtype == torch.float32
     assert maps.dtype == torch.float32 and next(model.parameters()).dtype == torch.bfloat16
 
 

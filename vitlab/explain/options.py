@@ -12,6 +12,19 @@ from vitlab.config import ConfigError, build
 MethodName = Literal["rollout", "generic", "lrp", "attnlrp"]
 
 
+_ROLLOUT = ("head_fusion", "discard_ratio", "start_layer")
+_USED = {
+    "position": ("images", "labels"),
+    "rollout": ("images", "labels", "compare", *_ROLLOUT),
+    "relevance": ("images", "labels", "compare", "method", "start_layer", "class_index", "class_name", "top_k"),
+    "relevance explain.compare=true": ("images", "labels", "compare", "method", "methods", "class_index", "class_name",
+                                       *_ROLLOUT),
+    "faithfulness": ("images", "labels", "methods", "num_images", "target", "synthetic", *_ROLLOUT),
+    "faithfulness explain.synthetic=true": ("methods", "synthetic", "synthetic_steps"),
+}  # fmt: skip
+"""What each kind reads beside `batch` and `output`."""
+
+
 def _number(default: Any, low: float | None = None, high: float | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
@@ -93,6 +106,24 @@ def parse_options(options: Mapping[str, Any], num_checkpoints: int | None = None
         raise ConfigError("explain.synthetic: only explain=faithfulness has a synthetic test")
     if not parsed.methods or len(set(parsed.methods)) < len(parsed.methods):
         raise ConfigError(f"explain.methods: got {list(parsed.methods)}, expected one or more, each once")
+    if any(getattr(parsed, key) == () for key in asked):
+        raise ConfigError(f"explain.{asked[0]}: the list is empty")
+    _refuse_unused(parsed)
     if num_checkpoints is not None and parsed.labels is not None and len(parsed.labels) != num_checkpoints:
         raise ConfigError(f"explain.labels: {len(parsed.labels)} labels for {num_checkpoints} checkpoints")
     return parsed
+
+
+def _refuse_unused(parsed: ExplainConfig) -> None:
+    """Raises ConfigError for a key that was given and that the kind does not read."""
+    kind = parsed.kind
+    if parsed.synthetic or (parsed.compare and kind == "relevance"):
+        kind += " explain.synthetic=true" if parsed.synthetic else " explain.compare=true"
+    for field in dataclasses.fields(parsed):
+        value = getattr(parsed, field.name)
+        if value == field.default or field.name in ("kind", "batch", "output", *_USED[kind]):
+            continue
+        others = [f"explain={other}" for other, used in _USED.items() if field.name in used]
+        raise ConfigError(
+            f"explain.{field.name}: explain={kind} does not read it (got {value!r}); it is for {', '.join(others)}"
+        )

@@ -54,13 +54,16 @@ class Seen:
     def image(self, picture: int) -> np.ndarray:
         return self.pictures[picture].pixels.permute(1, 2, 0).numpy()
 
-    def write(self, folder: Path) -> list[Path]:
-        """The raw maps, one .npy for each picture and class, as the method gives them (not scaled)."""
+    def write(self, folder: Path, how: str = "") -> list[Path]:
+        """The raw maps, one .npy for each picture and class, as the method gives them (not scaled).
+
+        `how` is put after the method in the files' names.
+        """
         files = []
         for b, picture in enumerate(self.pictures):
             for k in range(self.targets.shape[1]):
                 asked = "" if self.method == "rollout" else f"_class{int(self.targets[b, k])}"
-                file = folder / f"{self.method}_{self.subject.stem}_{picture.name}{asked}.npy"
+                file = folder / f"{self.method}{how}_{self.subject.stem}_{picture.name}{asked}.npy"
                 np.save(file, self.maps[b, k].numpy())
                 files.append(file)
         return files
@@ -99,10 +102,10 @@ def draw_panels(subjects: Sequence[Subject], options: ExplainConfig, folder: Pat
             *files,
             *_sheets(lines, labels, f"{source}\n{seen[0].subject.label}", folder / f"{method}_{seen[0].subject.stem}"),
         ]
-    for b, picture in enumerate(seen[0].pictures):
+    for b, (picture, label) in enumerate(zip(seen[0].pictures, seen[0].labels(), strict=True)):
         figure = draw_tiles(
             [rows(one, b) for one in seen],
-            title=f"{source}\n{picture.name}",
+            title=f"{source}\n{label}",
             row_labels=[o.subject.label for o in seen],
         )
         files += save(figure, folder / f"{method}_checkpoints_{picture.name}")
@@ -162,13 +165,14 @@ def _compare_fusions(subject: Subject, options: ExplainConfig, folder: Path, out
         for fusion in ("mean", "max", "min")
     }
     first = seen["mean"]
+    files = [file for fusion, one in seen.items() for file in one.write(folder, f"_{fusion}")]
     rows = [
         [Tile("input", first.image(b)), *(one.tile(b, 0, f"heads: {fusion}") for fusion, one in seen.items())]
         for b in range(len(first.pictures))
     ]
     labels = first.labels()
     title = f"{METHOD_SOURCES['rollout']}\n{subject.label}"
-    return _sheets(rows, labels, title, folder / f"rollout_fusions_{subject.stem}")
+    return [*files, *_sheets(rows, labels, title, folder / f"rollout_fusions_{subject.stem}")]
 
 
 def _compare_checkpoints(seen: Sequence[Seen], method: MethodName, folder: Path) -> list[Path]:
@@ -177,10 +181,6 @@ def _compare_checkpoints(seen: Sequence[Seen], method: MethodName, folder: Path)
         [Tile("input", seen[0].image(b)), *(one.tile(b, 0, f"{one.subject.label}\n{one.named(b, 0)}") for one in seen)]
         for b in range(len(seen[0].pictures))
     ]
-    labels = seen[0].labels()
-    return _sheets(
-        rows,
-        labels,
-        f"{METHOD_SOURCES[method]}\ncheckpoints side by side, each with its class",
-        folder / f"{method}_compared",
-    )
+    above = "what it predicts" if method == "rollout" else "its class"
+    title = f"{METHOD_SOURCES[method]}\ncheckpoints side by side, each with {above}"
+    return _sheets(rows, seen[0].labels(), title, folder / f"{method}_compared")

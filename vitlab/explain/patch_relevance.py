@@ -31,8 +31,8 @@ def relevance(
 
     - `lrp`: Chefer et al. (CVPR 2021), eq. 13-14: Π_l (I + E_h[(∇A_l ⊙ R_l)⁺]), R the layer-wise relevance; ≥ 0.
     - `generic`: Chefer et al. (ICCV 2021), eq. 5-6: the same with the attention A_l itself in place of R_l; ≥ 0.
-    - `attnlrp`: Achtibat et al. (ICML 2024): relevance down to the pixels, summed over patches; signed, and its total
-      is the class's score up to biases.
+    - `attnlrp`: Achtibat et al. (ICML 2024): relevance down to the pixels, summed over patches; signed. Its total is
+      not the class's score: biases, embeddings and each softmax keep a part.
 
     An image's map does not depend on the batch. Half-precision weights are widened first. Raises UnfitError, saying
     why and which method fits, ValueError for a class or layer out of range.

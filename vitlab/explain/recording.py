@@ -33,7 +33,7 @@ class Recording:
         """The layers' attention (B, H, Q, K), in order. Raises UnfitError where it does not make a chain."""
         if not self.tape.attention:
             raise UnfitError(
-                "the model has no self-attention over all tokens (is it a convolutional network?); "
+                "the model has no self-attention over all tokens (is it convolutional, a mixer, or of windows alone?); "
                 "method=attnlrp works on it"
             )
         inside = [block for block in self.tape.blocks_of_attention if 0 < block < self.tape.block]

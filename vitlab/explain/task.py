@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitlab.config import Config
+from vitlab.config import Config, ConfigError
 from vitlab.explain.options import parse_options
 
 
@@ -26,6 +26,8 @@ def run_explain(config: Config) -> list[str]:
     lines: list[str] = []
     subjects = []
     if options.synthetic:
+        if config.checkpoint is not None:
+            raise ConfigError("checkpoint: explain.synthetic=true trains a model of its own and reads none")
         files, lines = measure_scenes(config, options, folder)
     else:
         names = named_checkpoints(config)

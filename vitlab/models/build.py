@@ -11,12 +11,13 @@ from torch import nn
 from vitlab.config import ConfigError, ModelConfig
 
 
-def build_model(model: ModelConfig, num_classes: int) -> nn.Module:
+def build_model(model: ModelConfig, num_classes: int, *, to_train: bool = True) -> nn.Module:
     """timm's `model.name` with the sizes given in `model`, randomly initialised from torch's current seed.
 
     Input: float images (B, 3, image_size, image_size); output: logits (B, num_classes). Stochastic depth is the
-    recipe's matter and is installed apart. Raises ConfigError for an unknown name, one that is no Vision
-    Transformer, or one that does not take the sizes asked for.
+    recipe's matter and is installed apart. What is only evaluated or explained (`to_train=False`) may be one of
+    timm's other transformers (EVA, BEiT, CaiT, Swin, …). Raises ConfigError for an unknown name, one that is no
+    Vision Transformer, or one that does not take the sizes asked for.
     """
     if not timm.is_model(model.name):
         near = difflib.get_close_matches(model.name, timm.list_models(), n=3)
@@ -29,11 +30,11 @@ def build_model(model: ModelConfig, num_classes: int) -> nn.Module:
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         asked = ", ".join(f"model.{key}={value}" for key, value in {"image_size": model.image_size, **given}.items())
         raise ConfigError(f"model.name: {model.name!r} cannot be built with {asked}: {error}") from error
-    if not isinstance(network, VisionTransformer):
+    if isinstance(network, VisionTransformer):
+        network.set_grad_checkpointing(model.grad_checkpointing)
+    elif to_train:
         raise ConfigError(
             f"model.name: {model.name!r} is a {type(network).__name__}, not a Vision Transformer; "
             "timm.list_models('vit*') and 'deit*' list what can be studied"
         )
-    if model.grad_checkpointing:
-        network.set_grad_checkpointing(True)
     return network

@@ -33,6 +33,8 @@ from vitlab.models.position import resize_position_embedding
 LEAST_SHARE = 0.5
 """A checkpoint must supply at least this share of the model's parameters outside its head."""
 HEADS = ("head.", "head_dist.")
+CLASSIFIERS = ("head.weight", "head.fc.weight")
+"""A classifier's weight in timm's Vision Transformers, and in Swin and its like."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Weights:
     @property
     def num_classes(self) -> int | None:
         """Width of the classifier, if there is one."""
-        return self.state["head.weight"].shape[0] if "head.weight" in self.state else None
+        return next((self.state[key].shape[0] for key in CLASSIFIERS if key in self.state), None)
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,7 @@ def read_checkpoint(path: Path, *, weights: str = "raw") -> Weights:
 def _describe(path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor], wrapped: bool) -> dict[str, Any]:
     """Everything that a checkpoint's content tells beside its tensors, as fields of `Weights`."""
     config, arguments, name = content.get("config"), content.get("args"), content.get("arch")
-    head = state.get("head.weight")
-    width = None if head is None else head.shape[0]
+    width = next((state[key].shape[0] for key in CLASSIFIERS if key in state), None)
     if isinstance(config, Mapping) and "schema_version" in content:
         classes = content.get("classes")
         return {

@@ -51,7 +51,7 @@ def restore(config: Config, name: str, *, statistics: str = "checkpoint") -> Res
     model, dataset = _model(config, weights), _dataset(config, weights, statistics)
     if weights.num_classes is None:
         raise ConfigError(f"{weights.path}: holds no classifier (head.weight), so it predicts nothing")
-    network = build_model(model, weights.num_classes)
+    network = build_model(model, weights.num_classes, to_train=False)
     report = load_weights(network, weights, keep_head=True)
     if report.dropped or report.fresh:
         wrong = f"lacks {report.fresh[0]}" if report.fresh else f"also holds {report.dropped[0]}"

@@ -11,11 +11,16 @@ from matplotlib.figure import Figure
 
 from vitlab.explain.plot.style import COLOURS, RC, SIMILARITY
 
+FINE = 5
+"""Cells of the sheet across one similarity, so that the gaps between the maps of a small grid are narrow too."""
+
 
 def draw_similarity(similarity: np.ndarray, *, title: str) -> Figure:
     """A map for each patch's position, at that patch's place: (gh, gw, gh, gw) on one scale, -1 to 1."""
-    rows, columns, height, width = similarity.shape
-    gap = max(1, round(min(height, width) / 10))
+    rows, columns = similarity.shape[:2]
+    similarity = similarity.repeat(FINE, 2).repeat(FINE, 3)
+    height, width = similarity.shape[2:]
+    gap = round(min(height, width) / 10)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
     for i in range(rows):
         for j in range(columns):
@@ -68,8 +73,8 @@ def draw_distance(distances: Mapping[str, np.ndarray], *, title: str, uniform: f
             axis.plot(layers, values.mean(1), "-", lw=1.8, color=colour, label=label)
         axis.axhline(uniform, color="0.55", lw=1, ls="--", zorder=0)
         axis.annotate(
-            "uniform attention", (0.995, uniform), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-            fontsize=8, color="0.4",
+            "uniform\nattention", (1.01, uniform), xycoords=("axes fraction", "data"), va="center", fontsize=8,
+            color="0.4", annotation_clip=False,
         )  # fmt: skip
         axis.set_xlabel("layer")
         axis.set_ylabel("mean attention distance (pixels)")
@@ -78,6 +83,6 @@ def draw_distance(distances: Mapping[str, np.ndarray], *, title: str, uniform: f
         axis.set_ylim(0, max(uniform, *(v.max() for v in distances.values())) * 1.12)
         axis.spines[["top", "right"]].set_visible(False)
         if len(distances) > 1:
-            axis.legend(frameon=False, fontsize=8, loc="lower right")
+            axis.legend(frameon=False, fontsize=8)
         figure.suptitle(title, x=0.01, ha="left")
     return figure
