@@ -66,6 +66,7 @@ def describe(plan: Plan) -> list[str]:
     lines = []
     total_wall = total_device = 0.0
     unknown: list[PlannedCell] = []
+    hopeless = {c.id for c in plan.cells if c.state == "failed" and not c.selected}
     for cell in plan.cells:
         cost = prices[cell.id]
         told = f"{cost.steps:>8,} steps"
@@ -81,6 +82,7 @@ def describe(plan: Plan) -> list[str]:
             else cell.state + (" → train" if cell.selected else "")
         )
         wait = f"  after {cell.needs}" if cell.needs and cell.selected else ""
+        wait += ", which failed: study.retry_failed=true" if wait and cell.needs in hopeless else ""
         alias = f"  = {', '.join(cell.aliases)}" if cell.aliases else ""
         lines.append(f"  {cell.id}  {cell.name:<{width}}  {state:<20}{told}{wait}{alias}")
     lines.append(_total(plan, total_wall, total_device, unknown, prices))
