@@ -1,5 +1,6 @@
 """FractalDB as a data set."""
 
+import dataclasses
 import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -7,9 +8,11 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
+import torch
 
-from vitlab.config import FractalConfig
+from vitlab.config import FractalConfig, choice
 from vitlab.data.fractal_source import FractalSource
+from vitlab.data.loader import TrainLoader
 
 SPEC = FractalConfig(categories=3, instances=60, image_size=40, num_points=3000)
 
@@ -85,6 +88,43 @@ def test_fresh_masks_are_new_each_epoch_on_the_same_shapes(source, folder):
     np.testing.assert_array_equal(fresh.image(4, 1), fresh.image(4, 1))
     never = np.all([fresh.image(0, epoch) == 0 for epoch in range(24)], axis=0)
     np.testing.assert_array_equal(never, np.all([fresh.image(0, epoch) == 0 for epoch in range(24, 60)], axis=0))
+
+
+def batches(source, workers, epoch=0):
+    """An epoch's images (n, 3, 32, 32) from the loader."""
+    dataset = choice("dataset", "fractaldb60")
+    recipe = dataclasses.replace(choice("recipe", "quick"), batch_size=60)
+    loader = TrainLoader(
+        source, dataset, choice("augment", "none"), recipe, image_size=32, seed=3, rank=0, world=1, workers=workers,
+        micro_batch=30, device=torch.device("cpu"),
+    )  # fmt: skip
+    return torch.cat([batch.images for step in loader.epoch(epoch) for batch in step])
+
+
+def test_the_loader_gives_the_same_with_any_number_of_workers(source):
+    alone = batches(source, workers=0)
+    assert alone.shape == (180, 3, 32, 32) and alone.dtype == torch.uint8
+    for workers in (1, 2):
+        assert torch.equal(batches(source, workers), alone)
+
+
+def test_the_loader_asks_for_the_masks_of_its_epoch(source, folder):
+    fresh = FractalSource(replace(SPEC, fresh_masks=True), folder)
+    assert torch.equal(batches(fresh, 0), batches(source, 0)), "the first epoch's masks are the set's own"
+    assert not torch.equal(batches(fresh, 0, epoch=1), batches(source, 0, epoch=1))
+
+
+def test_what_the_loader_renders_is_what_it_would_read_from_whole_images(source):
+    class Whole:
+        """The same images, without the way to ask for a part of one."""
+
+        labels, classes = source.labels, source.classes
+        image = staticmethod(source.image)
+
+        def __len__(self):
+            return len(source)
+
+    assert torch.equal(batches(Whole(), 0), batches(source, 0))
 
 
 def test_another_mask_seed_is_other_pictures(source, folder):
