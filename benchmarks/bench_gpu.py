@@ -80,8 +80,8 @@ def step_alone(batch: int = 1024, steps: int = 30) -> dict[str, float]:
     from vitlab.models.drop_path import install_drop_path
     from vitlab.models.last_block import shorten_last_block
     from vitlab.train.distributed import World
-    from vitlab.train.fit import train_step, wrap
     from vitlab.train.optim import build_optimizer
+    from vitlab.train.step import train_step, wrap
 
     device, rates = torch.device("cuda"), {}
     for augment in ("none", "randaug", "deit"):

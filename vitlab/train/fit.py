@@ -14,16 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from vitlab.config import CellConfig, Config, experiment
-from vitlab.data.augment import Augment, mix
-from vitlab.data.files import save_arrays
-from vitlab.data.loader import Batch, EvalLoader, TrainLoader
+from vitlab.data.augment import Augment
+from vitlab.data.loader import EvalLoader, TrainLoader
 from vitlab.data.sources import Source, build_source
-from vitlab.draws import Draws
 from vitlab.models.build import build_model
 from vitlab.models.checkpoint import load_weights, read_checkpoint
 from vitlab.models.drop_path import install_drop_path
@@ -32,8 +28,10 @@ from vitlab.train import Interrupted
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
 from vitlab.train.device_batch import choose_device_batch
 from vitlab.train.distributed import World, joined, pick_device, sum_over_ranks, world_from_environment
-from vitlab.train.evaluate import EVAL_BATCH, Evaluation, autocast, evaluate
+from vitlab.train.evaluate import EVAL_BATCH, evaluate
 from vitlab.train.optim import MovingAverage, build_optimizer, learning_rate
+from vitlab.train.progress import Progress, save_predictions
+from vitlab.train.step import train_step, why_not_compiled, wrap
 
 Event = dict[str, Any]
 LOG_STEPS = 50
@@ -101,10 +99,11 @@ def _fit(
         workers=config.workers, batch=EVAL_BATCH, device=device,
     )  # fmt: skip
     augment = Augment(cell.augment, cell.dataset)
-    network = wrap(model, recipe.compile, world, device)
+    not_compiled = why_not_compiled(recipe.compile, device)
+    network = wrap(model, not not_compiled, world, device)
     total_steps = recipe.epochs * train.steps_per_epoch
 
-    progress = _Progress("-".join(source.fingerprint() for source in (train_source, eval_source) if source))
+    progress = Progress("-".join(source.fingerprint() for source in (train_source, eval_source) if source))
     state = load_checkpoint(folder / "last.pt")
     if state is not None:
         progress.load(state, experiment(cell))
@@ -130,6 +129,7 @@ def _fit(
     derived = {
         "peak_lr": recipe.peak_lr, "steps_per_epoch": train.steps_per_epoch, "total_steps": total_steps,
         "device_batch": micro_batch, "accumulation": share // micro_batch, "device": str(device.type),
+        "not_compiled": not_compiled,
         "num_parameters": sum(p.numel() for p in model.parameters()), "num_train": len(train_source),
         "num_eval": len(eval_source) if eval_source else 0, "num_classes": num_classes,
         "pretrained": loaded.summary() if loaded else None,
@@ -191,7 +191,7 @@ def _fit(
                     row |= {f"{name}/{key}": value for key, value in evaluation.row().items()}
                     improved += progress.note(name, evaluation)
                     if last:
-                        _save_predictions(folder, name, evaluation)
+                        save_predictions(folder, name, evaluation)
         progress.seconds += time.perf_counter() - began
         row |= {"images_per_second": images / trained, "seconds": progress.seconds}
         progress.images_per_second = row["images_per_second"]
@@ -213,56 +213,6 @@ def build_sources(cell: CellConfig) -> tuple[Source, Source | None]:
     return train, None if no_eval else build_source(cell.dataset, "eval")
 
 
-def wrap(model: nn.Module, compiled: bool, world: World, device: torch.device) -> nn.Module:
-    """`model` as the step calls it: compiled where asked for and possible, and replicated over the processes."""
-    network: nn.Module = torch.compile(model) if compiled and device.type == "cuda" else model  # pyright: ignore
-    if world.size > 1:
-        network = DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
-    return network
-
-
-def train_step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    micro_batches: list[Batch],
-    augment: Augment,
-    masks: Any,
-    cell: CellConfig,
-    epoch: int,
-    share: int,
-) -> Tensor:
-    """One optimizer step on this process's `share` of the global batch; returns the mean loss, on the device."""
-    total = torch.zeros((), device=micro_batches[0].images.device)
-    for number, batch in enumerate(micro_batches):
-        draws = Draws(cell.seed, epoch, batch.index, batch.repetition)
-        group = cell.augment.mix_group
-        groups = Draws(cell.seed, epoch, batch.position[::group] // group)
-        images = augment(batch.images, draws)  # (b, 3, S, S) float32
-        images, targets = mix(
-            cell.augment, images, batch.labels, num_classes=_num_classes(network), draws_of_groups=groups
-        )
-        masks.draw(draws, images.device)
-        last = number == len(micro_batches) - 1
-        replicated = isinstance(network, DistributedDataParallel)
-        if replicated:
-            network.require_backward_grad_sync = last  # one all-reduce a step, not one a micro-batch
-        with autocast(images.device, cell.recipe.precision):
-            logits = network(images)
-        loss = F.cross_entropy(logits.float(), targets) * (len(images) / share)
-        loss.backward()
-        total += loss.detach()
-    if cell.recipe.clip_grad:
-        nn.utils.clip_grad_norm_(network.parameters(), cell.recipe.clip_grad)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total
-
-
-def _num_classes(network: nn.Module) -> int:
-    inner = getattr(network, "module", network)
-    return int(getattr(inner, "_orig_mod", inner).num_classes)  # pyright: ignore[reportArgumentType]
-
-
 def _agree(stop: Callable[[], bool], world: World, device: torch.device, at_check: bool) -> bool:
     """Whether to stop now. Several processes ask one another, and only at the checks: asking costs a round trip."""
     if world.size == 1:
@@ -282,51 +232,3 @@ def _require_finite(first_bad: Tensor, recipe: Any, steps_per_epoch: int) -> Non
             f"the loss is not finite since step {step} (epoch {step // steps_per_epoch + 1}), where the learning rate "
             f"was {rate:.3g}; lower recipe.lr, set recipe.clip_grad=1.0 or recipe.precision=fp32"
         )
-
-
-def _save_predictions(folder: Path, name: str, evaluation: Evaluation) -> None:
-    file = "predictions.npz" if name == "eval" else "predictions_ema.npz"
-    save_arrays(folder / file, index=evaluation.index, label=evaluation.label,
-                top5=evaluation.ranking, loss=evaluation.losses)  # fmt: skip
-
-
-class _Progress:
-    """What is known of a training beside its tensors: where it is, and its figures so far."""
-
-    def __init__(self, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
-        self.epoch = self.step = 0
-        self.seconds = self.loss_sum = self.images_per_second = 0.0
-        self.last: dict[str, dict[str, float]] = {}
-        self.best: dict[str, dict[str, float]] = {}
-
-    def note(self, name: str, evaluation: Evaluation) -> list[str]:
-        """Remember an evaluation of this epoch; returns [name] if it is the best so far (first of equals)."""
-        figures = {"epoch": self.epoch, **evaluation.row()}
-        self.last[name] = figures
-        if name in self.best and figures["top1"] <= self.best[name]["top1"]:
-            return []
-        self.best[name] = figures
-        return [name]
-
-    def state(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    def load(self, state: dict[str, Any], expected: dict[str, Any]) -> None:
-        if state["fingerprint"] != self.fingerprint:
-            raise ValueError(
-                f"the data have changed: this record was begun on files with fingerprint {state['fingerprint']}, "
-                f"dataset.root now holds {self.fingerprint}; restore the data, or train anew with study.rerun=all"
-            )
-        assert state["config"] == expected, "a cell's folder is named after its configuration"
-        for key in vars(self):
-            setattr(self, key, state[key])
-
-    def result(self, derived: dict[str, Any], devices: int) -> dict[str, Any]:
-        ema = {"last": self.last["eval_ema"], "best": self.best["eval_ema"]} if "eval_ema" in self.last else None
-        return {
-            "last": self.last.get("eval"), "best": self.best.get("eval"), "ema": ema, "epochs": self.epoch,
-            "num_eval": derived["num_eval"], "num_train": derived["num_train"],
-            "num_parameters": derived["num_parameters"], "wall_seconds": self.seconds,
-            "device_seconds": self.seconds * devices, "images_per_second": self.images_per_second, "derived": derived,
-        }  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.special import betaincinv
 from torch import Tensor
 
@@ -83,4 +82,5 @@ def draw_mixing(
 
 def smooth(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     """One-hot distributions (B, num_classes) with `smoothing` spread over all classes (Szegedy et al., CVPR 2016)."""
-    return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
+    one_hot = (labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device)).float()
+    return one_hot * (1 - smoothing) + smoothing / num_classes
