@@ -40,13 +40,13 @@ CPU = torch.device("cpu")
 CONDITIONS = ("none", "erase", "autoaug", "randaug", "jitter")
 
 
-def our_epochs(dataset: DatasetConfig, condition: str, *, augmented: bool) -> Callable[[int], int]:
+def our_epochs(dataset: DatasetConfig, condition: str, *, augmented: bool, workers: int = 0) -> Callable[[int], int]:
     """A function that reads one epoch of ours and returns its images; `augmented`: through the engine, on the CPU."""
     augment = choice("augment", condition)
     recipe = RecipeConfig(epochs=1, batch_size=BATCH, lr=1e-3)
     loader = TrainLoader(
-        build_source(dataset, "train"), dataset, augment, recipe, image_size=SIZE, seed=0, rank=0, world=1, workers=0,
-        micro_batch=BATCH, device=CPU,
+        build_source(dataset, "train"), dataset, augment, recipe, image_size=SIZE, seed=0, rank=0, world=1,
+        workers=workers, micro_batch=BATCH, device=CPU,
     )  # fmt: skip
     engine = Augment(augment, dataset)
 
@@ -62,7 +62,7 @@ def our_epochs(dataset: DatasetConfig, condition: str, *, augmented: bool) -> Ca
     return read
 
 
-def timms_epochs(root: Path, condition: str, *, augmented: bool) -> Callable[[int], int]:
+def timms_epochs(root: Path, condition: str, *, augmented: bool, workers: int = 0) -> Callable[[int], int]:
     """The same through timm; `augmented`: to normalised float tensors, erasing included."""
     augment = choice("augment", condition)
     posterize = timm_aa.posterize  # timm 1.0.31 asks Pillow 13 for 0 bits, which is an error there
@@ -70,7 +70,7 @@ def timms_epochs(root: Path, condition: str, *, augmented: bool) -> Callable[[in
     loader = create_loader(
         create_dataset("", root=str(root), split="train"), (3, SIZE, SIZE), BATCH, is_training=True,
         use_prefetcher=False, auto_augment=augment.auto_augment, color_jitter=augment.color_jitter or None,
-        re_prob=augment.erase, re_mode="pixel", interpolation="bicubic", num_workers=0, pin_memory=False,
+        re_prob=augment.erase, re_mode="pixel", interpolation="bicubic", num_workers=workers, pin_memory=False,
         persistent_workers=False,
     )  # fmt: skip
     if not augmented:
