@@ -25,6 +25,7 @@ from timm.data import auto_augment as timm_aa
 from timm.data import create_transform
 
 from benchmarks.images import make_tree
+from benchmarks.measure import seconds_in_turns
 from vitlab.config import AugmentConfig, choice
 from vitlab.data.augment import Augment, mix
 from vitlab.data.augment.operations import build_operations
@@ -55,18 +56,6 @@ OPERATIONS: dict[str, tuple[float, Callable]] = {
 }
 
 
-def side_by_side(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Seconds of each, the best of `rounds` in turns, after one round that does not count."""
-    best = [float("inf"), float("inf")]
-    for number in range(rounds + 1):
-        for side, work in enumerate((ours, theirs)):
-            began = time.perf_counter()
-            work()
-            if number:
-                best[side] = min(best[side], time.perf_counter() - began)
-    return best[0], best[1]
-
-
 def timms_transform(augment: AugmentConfig) -> Callable[[Image.Image], torch.Tensor]:
     """timm's training transform of the same condition, Pillow throughout."""
     if (policy := augment.auto_augment) and "inc" in policy:
@@ -91,11 +80,11 @@ def operations(batch: torch.Tensor, rounds: int) -> None:
     sums = np.zeros(2)
     for name, (value, reference) in OPERATIONS.items():
         one = torch.tensor([float(value)])
-        mine, pillows = side_by_side(
-            lambda name=name, one=one: [table[name](x[None], one) for x in batch],
-            lambda reference=reference, value=value: [reference(i, value) for i in images],
-            rounds,
-        )
+        sides = {
+            "ours": lambda name=name, one=one: [table[name](x[None], one) for x in batch],
+            "Pillow": lambda reference=reference, value=value: [reference(i, value) for i in images],
+        }
+        mine, pillows = seconds_in_turns(sides, rounds).values()
         sums += mine, pillows
         row(name, pillows / len(batch) * 1e3, mine / len(batch) * 1e3)
     row("mean", *(sums[::-1] / len(OPERATIONS) / len(batch) * 1e3))
@@ -122,7 +111,7 @@ def from_jpeg(files: list[Path], batch_size: int, rounds: int) -> None:
             for file in files:
                 theirs(Image.open(io.BytesIO(file.read_bytes())).convert("RGB"))
 
-        mine, others = side_by_side(ours, timms, rounds)
+        mine, others = seconds_in_turns({"ours": ours, "timm": timms}, rounds).values()
         row(name, others / len(files) * 1e3, mine / len(files) * 1e3)
 
 
@@ -131,7 +120,7 @@ def engine_alone(batch: torch.Tensor, rounds: int) -> None:
     draws = Draws(0, 0, np.arange(len(batch)))
     for name in (*CONDITIONS, "deit"):
         augmenting = engine(choice("augment", name))
-        mine, _ = side_by_side(lambda augmenting=augmenting: augmenting(batch, draws), lambda: None, rounds)
+        (mine,) = seconds_in_turns({"ours": lambda augmenting=augmenting: augmenting(batch, draws)}, rounds).values()
         print(f"| {name} | {mine / len(batch) * 1e3:.2f} |")
 
 

@@ -199,7 +199,7 @@ def main() -> None:
         folder = Path(scratch)
         make_tree(folder / "tree", train=options.images, val=0, classes=1)
         contents = [file.read_bytes() for file in sorted((folder / "tree").rglob("*.jpg"))]
-        images = [by_pillow(c) for c in contents]
+        images = [by_pillow(c).copy() for c in contents]  # writable, as torch wants them
         sizes = np.array([i.shape[:2] for i in images])
         boxes = random_resized_boxes(sizes, (0.08, 1.0), (3 / 4, 4 / 3), Draws(0, 0, np.arange(len(images))))
         decoders(contents, options.rounds)

@@ -32,6 +32,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import fractal_by_definition as definition
+from benchmarks.measure import Row
 from vitlab.config import FractalConfig
 from vitlab.data import fractal, fractal_cache, fractal_render
 from vitlab.data.crop import random_resized_boxes
@@ -156,6 +157,16 @@ def whole_row(name: str, threads: int, work: Callable[[], object]) -> None:
     spent = seconds(work)
     clock = time.perf_counter() - start
     row(f"{name}: {threads} threads, {clock:.1f} s by the clock; processor time over {threads}", spent / threads, "s")
+
+
+def against_the_reference(folder: Path, categories: int) -> Row:
+    """A picture of a category, geometry included, beside the published renderer's: the row of the table of targets."""
+    found = search_categories(categories)
+    our_category(0, found[0])  # compiles
+    theirs = float(np.mean([by_reference(folder, c, (2, 7, 20, 11)[n % 4]) for n, c in enumerate(found)]))
+    ours = float(np.mean([seconds(lambda n=n, c=c: our_category(n, c), repeats=3) for n, c in enumerate(found)]))
+    ours /= DISTINCT
+    return Row("fractal loader, a picture", 1e3 * ours, 1e3 * theirs, "ms", theirs / ours, 10_000)
 
 
 def main() -> None:

@@ -1,72 +1,90 @@
-"""ViT-Ti/16 at 224 pixels on one GPU, beside timm's train.py: end to end from JPEGs, and the step alone.
+"""ViT-Ti/16 at 224 pixels on one GPU, beside timm's train.py: end to end from JPEGs and from a pack; the step alone.
 
-python benchmarks/bench_gpu.py --timm PATH/train.py [--tree FOLDER] [--images 20000] [--epochs 4] [--workers 16]
+python -m benchmarks.bench_gpu --timm PATH/train.py [--tree FOLDER] [--images 20000] [--epochs 4] [--workers 16]
 
 timm's train.py is not in its wheel: take it from timm's repository. Every row is measured in this one run; figures
-are images per second over whole epochs, the first left out (compilation, warming caches).
+are images per second over whole epochs, the first left out (compilation, warming caches). `--device cpu --batch 8
+--images 16 --epochs 2` shows that all of it runs, on any machine; its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
-import platform
 import re
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from benchmarks.images import make_tree
+from benchmarks.measure import HEADING, ROOT, Row, about, run_command
 
 MODEL = "vit_tiny_patch16_224"
 FLOPS_PER_IMAGE = 3 * 2 * 1.258e9  # forward 1.26 GMACs (DeiT's Table 1: 1.3 B), backward twice that
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, NVIDIA's data sheets
 
 
-def ours(tree: Path, augment: str, options: argparse.Namespace, *extra: str) -> float:
+@dataclass(frozen=True)
+class Size:
+    """How much is measured, on what."""
+
+    timm: Path | None = None
+    tree: Path = Path(tempfile.gettempdir()) / "vitlab_bench_tree"
+    images: int = 20_000
+    epochs: int = 4
+    workers: int = os.cpu_count() or 1
+    batch: int = 1024
+    device: str = "cuda"
+
+
+def ours(augment: str, size: Size, *extra: str) -> float:
     """Images per second of run.py, training only."""
     with tempfile.TemporaryDirectory() as folder:
         words = [
-            f"augment={augment}", "dataset=folder", "dataset.name=bench", f"dataset.root={tree}",
-            "model=vit_tiny_16_224", "recipe=deit", f"recipe.epochs={options.epochs}", "recipe.warmup_epochs=1",
-            "recipe.repeated_augmentation=1", "recipe.ema_decay=0", f"recipe.eval_every={options.epochs}",
-            f"workers={options.workers}", "device=cuda",
+            str(ROOT / "run.py"), f"augment={augment}", "dataset=folder", f"dataset.root={size.tree}",
+            "model=vit_tiny_16_224", "recipe=deit", f"recipe.epochs={size.epochs}", "recipe.warmup_epochs=1",
+            f"recipe.batch_size={size.batch}", "recipe.repeated_augmentation=1", "recipe.ema_decay=0",
+            f"recipe.eval_every={size.epochs}", f"workers={size.workers}", f"device={size.device}",
             "wandb.mode=disabled", f"output_dir={folder}", *extra,
         ]  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), *words], capture_output=True, text=True, cwd=folder
-        )
+        _, output = run_command(words, Path(folder))
         files = list(Path(folder).glob("c*/metrics.jsonl"))
-        if done.returncode or not files:
+        if not files:
             logs = "".join(log.read_text()[-2000:] for log in Path(folder).glob("c*/log.txt"))
-            raise RuntimeError(done.stdout[-3000:] + done.stderr[-3000:] + logs)
-        rows = [json.loads(line) for line in files[0].read_text().splitlines()]
-        return float(np.median([row["images_per_second"] for row in rows[1:]]))
+            raise RuntimeError(output[-3000:] + logs)
+        rates = [json.loads(line)["images_per_second"] for line in files[0].read_text().splitlines()]
+        return float(np.median(rates[1:]))
 
 
-def timms(tree: Path, augment: str, options: argparse.Namespace, *extra: str) -> float:
+def pack(size: Size, folder: Path) -> None:
+    """The tree as a pack, by the command that a user types."""
+    words = ["task=pack", "dataset=folder", f"dataset.root={size.tree}", f"pack.path={folder}"]
+    run_command([str(ROOT / "run.py"), *words, f"workers={size.workers}", f"output_dir={folder}/runs"])
+
+
+def timms(augment: str, size: Size, *extra: str) -> float:
     """Images per second of timm's train.py with bf16 and torch.compile, on the same tree, model and global batch."""
     flags = {"none": [], "randaug": ["--aa", "rand-m9-mstd0.5-inc1"]}[augment]
+    speed = ["--amp", "--amp-dtype", "bfloat16", "--torchcompile", "inductor"] if size.device == "cuda" else []
     with tempfile.TemporaryDirectory() as folder:
         words = [
-            str(options.timm), "--data-dir", str(tree), "--model", MODEL, "--num-classes", "100", "-b", "1024",
-            "--amp", "--amp-dtype", "bfloat16", "--torchcompile", "inductor", "--opt", "adamw", "--lr", "1e-3",
+            str(size.timm), "--data-dir", str(size.tree), "--model", MODEL, "--num-classes", "100", "-b",
+            str(size.batch), "--device", size.device, *speed, "--opt", "adamw", "--lr", "1e-3",
             "--weight-decay", "0.05", "--drop-path", "0.1", "--smoothing", "0", "--color-jitter", "0",
-            "--train-interpolation", "bicubic", "--workers", str(options.workers), "--epochs", str(options.epochs),
+            "--train-interpolation", "bicubic", "--workers", str(size.workers), "--epochs", str(size.epochs),
             "--warmup-epochs", "0", "--log-interval", "1", "--output", folder, "--val-split", "", *flags, *extra,
         ]  # fmt: skip
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder)
-        text = done.stdout + done.stderr
+        _, text = run_command(words)
         # "Train: 2 [  18/19 …  Time: 0.35s, 2899.3/s  (0.36s, 2811.25/s)": the last bracket of an epoch is its mean
         means = {int(e): float(rate) for e, rate in re.findall(r"Train: (\d+) .*?\([\d.]+s,\s*([\d.]+)/s\)", text)}
-        if done.returncode or not means:
+        if not means:
             raise RuntimeError(text[-4000:])
         return float(np.median([rate for epoch, rate in means.items() if epoch > 0]))
 
@@ -133,34 +151,43 @@ def timm_step_alone(batch: int = 1024, steps: int = 30) -> float:
     return batch * steps / (time.perf_counter() - begun)
 
 
+def rows(size: Size) -> Iterator[Row]:
+    """The GPU's rows of the table of targets, those beside timm's train.py where it is given."""
+    unit = f"images/s, {torch.cuda.get_device_name()}" if size.device == "cuda" else "images/s, CPU"
+    synthetic: dict[str, float] = {}
+    if size.device == "cuda":
+        synthetic, peer = step_alone(), timm_step_alone()
+        peak = next((v for k, v in PEAK.items() if k in unit), None)
+        mfu = f", MFU {100 * synthetic['none'] * FLOPS_PER_IMAGE / peak:.0f} %" if peak else ""
+        yield Row(f"step alone, none{mfu}", synthetic["none"], peer, unit, synthetic["none"] / peer, 1.0)
+    if size.timm is None:
+        return
+    make_tree(size.tree, train=size.images, val=max(size.images // 20, 4), classes=min(100, size.images // 4))
+    with tempfile.TemporaryDirectory() as folder:
+        packed = Path(folder) / "pack"
+        pack(size, packed)
+        for augment in ("none", "randaug"):
+            theirs = timms(augment, size)
+            mine = ours(augment, size)
+            yield Row(f"JPEG tree, {augment}", mine, theirs, unit, mine / theirs, 2)
+            mine = ours(augment, size, f"dataset.pack={packed}")
+            yield Row(f"pack, {augment}", mine, theirs, unit, mine / theirs, 3)
+            if augment in synthetic:
+                step = synthetic[augment]
+                yield Row(f"pack beside our step alone, {augment}", mine, step, unit, mine / step, 0.9)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timm", type=Path)
-    parser.add_argument("--tree", type=Path, default=Path(tempfile.gettempdir()) / "vitlab_bench_tree")
-    for name, value in (("images", 20_000), ("epochs", 4), ("workers", os.cpu_count() or 1)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    options = parser.parse_args()
-    name = torch.cuda.get_device_name()
-    print(f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}", flush=True)
-    rates = step_alone()
-    peer = timm_step_alone()
-    peak = next((v for k, v in PEAK.items() if k in name), None)
-    mfu = f", MFU {100 * rates['none'] * FLOPS_PER_IMAGE / peak:.0f} %" if peak else ""
-    print(f"step alone, none: {rates['none']:.0f} img/s{mfu}; timm {peer:.0f}; ratio {rates['none'] / peer:.2f}")
-    print(
-        f"step alone: randaug {rates['randaug']:.0f}, deit {rates['deit']:.0f} img/s (augmentation on the GPU)",
-        flush=True,
-    )
-    if options.timm is None:
-        return
-    from images import make_tree
-
-    begun = time.perf_counter()
-    make_tree(options.tree, train=options.images, val=1000, classes=100)
-    print(f"tree of {options.images} JPEGs made in {time.perf_counter() - begun:.0f} s", flush=True)
-    for augment in ("none", "randaug"):
-        mine, theirs = ours(options.tree, augment, options), timms(options.tree, augment, options)
-        print(f"JPEG tree, {augment}: ours {mine:.0f} img/s, timm {theirs:.0f}; ratio {mine / theirs:.2f}", flush=True)
+    for field in dataclasses.fields(Size):
+        kind = {"timm": Path, "tree": Path, "device": str}.get(field.name, int)
+        parser.add_argument(f"--{field.name}", type=kind, default=field.default)
+    size = Size(**vars(parser.parse_args()))
+    if size.timm:
+        size = dataclasses.replace(size, timm=size.timm.resolve())
+    print(f"{about()}\n\n{HEADING}", flush=True)
+    for row in rows(size):
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

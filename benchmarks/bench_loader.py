@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import platform
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
-import PIL
-import timm
 import torch
 from timm.data import auto_augment as timm_aa
 from timm.data import create_dataset, create_loader
 
 from benchmarks.images import make_tree
+from benchmarks.measure import Row, about, seconds_in_turns
 from vitlab.config import DatasetConfig, RecipeConfig, choice
 from vitlab.data.augment import Augment
 from vitlab.data.class_list import resolve_class_list
@@ -91,32 +89,47 @@ def _to_uint8(transforms: list[Callable]) -> list[Callable]:
     return [*kept, MaybePILToTensor()]
 
 
-def side_by_side(sides: list[Callable[[int], int]], rounds: int) -> list[float]:
-    """Images per second of processor time of each, the best of `rounds` in turns, after one that does not count."""
-    best = [0.0] * len(sides)
-    for number in range(rounds + 1):
-        for side, read in enumerate(sides):
-            began = time.process_time()
-            count = read(number)
-            if number:
-                best[side] = max(best[side], count / (time.process_time() - began))
-    return best
+def _epoch_after_epoch(read: Callable[[int], int]) -> Callable[[], int]:
+    """A function that reads another epoch, with other crops, each time."""
+    numbers = count(1)
+    return lambda: read(next(numbers))
 
 
-def rows(root: Path, files: DatasetConfig, packed: DatasetConfig, rounds: int) -> Iterator[str]:
-    """The table, a line at a time."""
-    targets = {"none": 2.2, "erase": 2.2, "autoaug": 3, "randaug": 3, "jitter": 3}
-    work = [("JPEG → uint8 crops", files, condition, False, target) for condition, target in targets.items()]
-    work.append(("JPEG → float, engine on the CPU", files, "randaug", True, 1.5))
-    work += [
-        ("pack → uint8 crops", packed, condition, False, target) for condition, target in (("none", 5), ("randaug", 7))
-    ]
-    for what, dataset, condition, augmented, target in work:
-        sides = [our_epochs(dataset, condition, augmented=augmented)]
-        sides += [timms_epochs(root, condition, augmented=floats) for floats in (False, True)]
-        ours, to_bytes, to_floats = side_by_side(sides, rounds)
-        ratios = f"{'–' if augmented else f'{ours / to_bytes:.2f}'} | **{ours / to_floats:.2f}** | {target:g}"
-        yield f"| {what}, {condition} | {ours:,.0f} | {to_bytes:,.0f} | {to_floats:,.0f} | {ratios} |"
+WORK = (
+    *(("JPEG → uint8 crops", *pair) for pair in zip(CONDITIONS, (2.2, 2.2, 3, 3, 3), strict=True)),
+    ("JPEG → float, engine on the CPU", "randaug", 1.5),
+    ("pack → uint8 crops", "none", 5),
+    ("pack → uint8 crops", "randaug", 7),
+)
+"""What is done, under which condition, and how many times timm's rate it should have."""
+
+
+def measured(images: int, rounds: int, data: Path | None = None) -> Iterator[tuple[Row, float]]:
+    """A row of each work against timm's floats, and timm's rate to uint8; rates are images per core-second."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = data or Path(scratch) / "data"
+        if not data:
+            make_tree(root, train=images, val=BATCH, classes=CLASSES)
+        files = dataclasses.replace(choice("dataset", "folder"), root=str(root))
+        files = resolve_class_list(files, scratch)
+        pack = Path(scratch) / "pack"
+        splits = {split: load_split(files, split) for split in ("train", "eval")}
+        write_pack(splits, files, pack, PackConfig(str(pack)), workers=0)
+        packed = dataclasses.replace(files, pack=str(pack))
+        for what, condition, target in WORK:
+            augmented = "engine" in what
+            reads = {"ours": our_epochs(packed if "pack" in what else files, condition, augmented=augmented)}
+            reads |= {kind: timms_epochs(root, condition, augmented=kind == "floats") for kind in ("uint8", "floats")}
+            images_of_epoch = reads["ours"](0)
+            spent = seconds_in_turns({side: _epoch_after_epoch(read) for side, read in reads.items()}, rounds)
+            ours, to_bytes, to_floats = (images_of_epoch / spent[side] for side in ("ours", "uint8", "floats"))
+            ratio = ours / to_floats
+            yield Row(f"{what}, {condition}", ours, to_floats, "images/core-s", ratio, target), to_bytes
+
+
+def rows(images: int, rounds: int) -> Iterator[Row]:
+    """The rows of the table of targets."""
+    return (row for row, _ in measured(images, rounds))
 
 
 def main() -> None:
@@ -126,26 +139,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="an existing tree with train/ and val/ in place of a synthetic one")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        root = options.data or Path(scratch) / "data"
-        if not options.data:
-            make_tree(root, train=options.images, val=BATCH, classes=CLASSES)
-        files = dataclasses.replace(choice("dataset", "folder"), root=str(root))
-        files = resolve_class_list(files, scratch)
-        pack = Path(scratch) / "pack"
-        splits = {split: load_split(files, split) for split in ("train", "eval")}
-        write_pack(splits, files, pack, PackConfig(str(pack)), workers=0)
-        packed = dataclasses.replace(files, pack=str(pack))
+    print(f"{about()}; {options.images} images, batch {BATCH}, shards of {SHARD}")
+    print("| what | vitlab, images/s | timm to uint8 | timm to floats | ratio to uint8 | ratio to floats | target |")
+    print("| --- |" + " ---: |" * 6)
+    for row, to_bytes in measured(options.images, options.rounds, options.data):
+        before = "–" if "engine" in row.what else f"{row.ours / to_bytes:.2f}"
         print(
-            f"torch {torch.__version__}, timm {timm.__version__}, Pillow {PIL.__version__}, Python "
-            f"{platform.python_version()}; {files.num_train} images, batch {BATCH}, shards of {SHARD}"
+            f"| {row.what} | {row.ours:,.0f} | {to_bytes:,.0f} | {row.peer:,.0f} | {before} | **{row.ratio:.2f}** | "
+            f"{row.target:g} |",
+            flush=True,
         )
-        print(
-            "| what | vitlab, images/s | timm to uint8 | timm to floats | ratio to uint8 | ratio to floats | target |"
-        )
-        print("| --- |" + " ---: |" * 6)
-        for row in rows(root, files, packed, options.rounds):
-            print(row, flush=True)
 
 
 if __name__ == "__main__":

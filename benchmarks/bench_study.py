@@ -12,16 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from benchmarks.measure import ROOT, run_command
 from vitlab.study.record import Record
 
-ROOT = Path(__file__).parents[1]
 AUGMENTS = ("none", "autoaug", "randaug", "mixup", "cutmix", "jitter", "erase", "deit")
 HYDRA_ALONE = """
 import sys, time
@@ -49,16 +47,9 @@ def sweep(cells: int) -> list[str]:
 
 def timed(words: list[str], folder: Path, expected: str) -> tuple[float, float]:
     """Seconds of one command, which must say `expected`: by the clock, and of the processor."""
-    began, used = time.perf_counter(), _processor_seconds()
-    done = subprocess.run([sys.executable, str(ROOT / "run.py"), *words], cwd=folder, capture_output=True, text=True)
-    seconds = time.perf_counter() - began
-    assert done.returncode == 0 and expected in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
-    return seconds, _processor_seconds() - used
-
-
-def _processor_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    seconds, output = run_command([str(ROOT / "run.py"), *words], folder)
+    assert expected in output, output[-4000:]
+    return seconds.clock, seconds.processor
 
 
 def finish(folder: Path, plan: list[dict]) -> None:

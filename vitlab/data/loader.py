@@ -108,7 +108,7 @@ class FileReader:
                 self.bad.update(bad)
                 parts.append(images.to(self.device, non_blocking=True))
                 kept.append(indices)
-            yield torch.cat(parts), np.concatenate(kept)
+            yield (torch.cat(parts) if len(parts) > 1 else parts[0]), np.concatenate(kept)
 
 
 class _Requests(Sampler):
