@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
+from vitlab.explain.faithfulness import Curves
+from vitlab.explain.plot.curves import draw_curves
 from vitlab.explain.plot.maps import Tile, draw_tiles
 from vitlab.explain.plot.position import FINE, draw_distance, draw_filters, draw_similarity
 from vitlab.explain.plot.style import enlarged, overlay, save, scaled
@@ -75,6 +78,18 @@ def test_no_text_leaves_the_figure(height):
             box = text.get_window_extent()
             assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), text
     assert len({axis.title.get_fontsize() for axis in figure.axes[: 3 * height]}) == 1
+
+
+def test_the_key_of_the_curves_hides_none():
+    values = torch.linspace(0, 1, 11)[:, None].expand(-1, 3)
+    curves = {m: Curves(torch.linspace(0, 1, 11), *[values] * 4) for m in ("lrp", "random")}
+    figure = draw_curves(curves, title="t")
+    pixels(figure)
+    (key,) = figure.legends
+    assert [t.get_text() for t in key.get_texts()] == ["Transformer LRP", "random"]
+    box = key.get_window_extent()
+    assert not any(axis.get_window_extent().overlaps(box) for axis in figure.axes)
+    assert figure.bbox.padded(1).contains(box.x1, box.y1)
 
 
 def test_distances_of_many_checkpoints_stay_at_their_layer():

@@ -21,7 +21,7 @@ PANELS = (
 def draw_curves(curves: Mapping[str, Curves], *, title: str) -> Figure:
     """Four panels; bands are the standard error over images; the random baseline is grey."""
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(11.2, 3.2), layout="constrained")
+        figure = Figure(figsize=(12.4, 3.2), layout="constrained")
         axes = figure.subplots(1, 4)
         colours = iter(COLOURS)
         styles = {m: ("0.5", "--") if m == "random" else (next(colours), "-") for m in curves}
@@ -37,6 +37,7 @@ def draw_curves(curves: Mapping[str, Curves], *, title: str) -> Figure:
             axis.set_ylabel(ylabel)
             axis.set_ylim(-2, 102)
             axis.spines[["top", "right"]].set_visible(False)
-        axes[0].legend(frameon=False, fontsize=8)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
         figure.suptitle(title, x=0.005, ha="left")
     return figure
