@@ -15,9 +15,17 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from vitlab.config import IMAGENET_MEAN, IMAGENET_STD, ConfigError, ModelConfig, experiment, find_checkpoint
+from vitlab.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ConfigError,
+    ModelConfig,
+    PretrainConfig,
+    experiment,
+    find_checkpoint,
+)
 from vitlab.models.build import build_model
-from vitlab.models.checkpoint import Weights, load_weights, read_checkpoint
+from vitlab.models.checkpoint import Weights, load_start, load_weights, read_checkpoint
 from vitlab.models.position import resize_position_embedding
 from vitlab.models.restore import restore
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
@@ -251,7 +259,9 @@ def test_the_head_is_kept_only_on_request_and_only_if_it_fits(tmp_path):
     load_weights(fresh, weights, keep_head=True)
     assert torch.equal(fresh.head.weight, weights.state["head.weight"])
     ten = build_model(ModelConfig("vit_tiny_patch16_224"), 10)
-    assert "head.weight" in load_weights(ten, weights, keep_head=True).fresh
+    report = load_weights(ten, weights, keep_head=True)
+    assert "head.weight" in report.fresh
+    assert report.summary(most=1).endswith("dropped: head.weight and 1 more; fresh: head.weight and 1 more")
 
 
 def test_position_embeddings_are_resized_as_timm_does(tmp_path):
@@ -263,6 +273,26 @@ def test_position_embeddings_are_resized_as_timm_does(tmp_path):
         expected = resample_abs_pos_embed(old.pos_embed, model.patch_embed.grid_size, num_prefix_tokens=1)
         torch.testing.assert_close(model.pos_embed, expected)
         assert report.resized == (f"pos_embed (197, 192) → ({size[0] * size[1] // 256 + 1}, 192)",)
+
+
+@pytest.mark.parametrize("told", [{"img_size": [64, 144]}, {"img_size": None, "input_size": (3, 64, 144)}])
+def test_a_grid_that_is_no_square_is_read_from_the_arguments(tmp_path, told):
+    """4 x 9 patches are 36, which are also 6 x 6: only the arguments tell."""
+    old = timm.create_model("vit_tiny_patch16_224", img_size=(64, 144))
+    content = {"arch": "vit_tiny_patch16_224", "state_dict": old.state_dict(), "args": argparse.Namespace(**told)}
+    weights = read_checkpoint(save(content, tmp_path / "oblong.pth.tar"))
+    model = timm.create_model("vit_tiny_patch16_224", img_size=48)
+    load_weights(model, weights)
+    expected = resample_abs_pos_embed(old.pos_embed, [3, 3], [4, 9], num_prefix_tokens=1)
+    torch.testing.assert_close(model.pos_embed, expected)
+
+
+def test_a_grid_that_nobody_tells_is_refused(tmp_path):
+    old = timm.create_model("vit_tiny_patch16_224", img_size=(96, 160))
+    weights = read_checkpoint(save(old.state_dict(), tmp_path / "oblong.pth"))
+    load_weights(timm.create_model("vit_tiny_patch16_224", img_size=(48, 80)), weights)  # as many times as wide
+    with pytest.raises(ConfigError, match=r"oblong\.pth: its pos_embed \(1, 61, 192\) .* 60 patches.*no square"):
+        load_weights(tiny(), weights)
 
 
 @pytest.mark.parametrize("antialias", [True, False])
@@ -302,8 +332,30 @@ def test_the_checkpoints_statistics_win_unless_told_otherwise(tmp_path, book, co
     task = ["task=evaluate", f"checkpoint={book}", "dataset=digits"]
     assert restore(compose_config(*task), str(book)).dataset.mean == IMAGENET_MEAN
     assert restore(compose_config(*task), str(book), statistics="dataset").dataset.mean == (0.5,) * 3
+    words = ["dataset.eval_crop=0.9", "dataset.mean=[0.1,0.2,0.3]"]
+    for start in (task, task[:2]):  # what the user sets counts, whoever tells the rest
+        asked = restore(compose_config(*start, *words), str(book)).dataset
+        assert (asked.eval_crop, asked.mean, asked.std) == (0.9, (0.1, 0.2, 0.3), IMAGENET_STD)
     own = restore(compose_config(*task[:2], "dataset.root=/data", "dataset.num_eval=7"), str(book)).dataset
     assert (own.name, own.root, own.num_eval, own.eval_crop) == ("imagenet1k", "/data", 7, 0.875)
+
+
+def test_another_resolution_is_said(tmp_path, book, compose_config):
+    words = ["task=evaluate", f"checkpoint={book}", "model=vit_tiny_16_224", "model.image_size=32"]
+    restored = restore(compose_config(*words), str(book))
+    assert restored.describe()[-1] == "resized: pos_embed (197, 192) → (5, 192)"
+    plain = restore(compose_config(*words[:2]), str(book))
+    assert not any("resized" in line for line in plain.describe())
+
+
+def test_a_wrong_start_is_refused_by_its_key(tmp_path, book):
+    model = build_model(MICRO, 10)
+    start = PretrainConfig("checkpoint", path=str(book), weights="ema")
+    with pytest.raises(ConfigError, match=r"pretrain\.path: .*cls_token is .*of, vit_tiny_patch16_224, with model=…"):
+        load_start(model, start, book)
+    bare = save(model.state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(ConfigError, match=r"^pretrain\.weights: .*bare\.pth holds no moving average"):
+        load_start(model, start, bare)
 
 
 def test_others_checkpoints_are_not_resumed(book, tmp_path, compose_config):

@@ -105,6 +105,15 @@ def test_evaluation_takes_every_image_once_however_many_share(tree):
     assert sorted(index) == list(range(14))
 
 
+def test_evaluation_shares_out_whole_batches(tree):
+    """A batch is the same one on any number of processes, so that its arithmetic is the same to the bit."""
+    alone = [b.index.tolist() for b in eval_loader(dataset_of(tree))]
+    assert [len(b) for b in alone] == [4, 4, 4, 2]
+    for world in (2, 3, 5):
+        shares = [[b.index.tolist() for b in eval_loader(dataset_of(tree), rank=r, world=world)] for r in range(world)]
+        assert [batch for i in range(4) for share in shares for batch in share[i : i + 1]] == alone
+
+
 def test_crops_differ_by_epoch_and_seed(tree):
     dataset = dataset_of(tree)
     first = flat(train_loader(dataset).epoch(0))

@@ -143,6 +143,18 @@ def test_given_a_split_the_parent_is_suggested(tree):
         build_source(with_(folder_config(tree), root=str(tree / "train")), "train")
 
 
+def test_evaluating_needs_no_training_images(tree):
+    dataset = with_(choice("dataset", "folder"), root=str(tree))
+    whole = build_source(dataset, "eval")
+    shutil.rmtree(tree / "train")
+    alone = build_source(dataset, "eval")
+    assert alone.files == whole.files and alone.classes == whole.classes == ("a", "b", "c")
+    with pytest.raises(ConfigError, match="no train/"):
+        build_source(dataset, "train")
+    with pytest.raises(ConfigError, match="no train/"):
+        build_source(with_(dataset, val_fraction=0.1), "eval")
+
+
 def test_an_epoch_visits_every_image_once():
     order, repetition = epoch_order(1000, seed=0, epoch=3, repeats=1)
     assert sorted(order) == list(range(1000)) and not repetition.any()

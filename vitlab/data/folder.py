@@ -46,8 +46,10 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
 
     Raises ConfigError where the tree is missing, empty, or does not have the classes it should.
     """
-    root = find_root(dataset)
+    root = find_root(dataset, evaluating=split == "eval")
     trained_on = train_folder(dataset, root)
+    if split == "eval" and not trained_on.is_dir():
+        trained_on = root / "val"  # all that evaluating needs; who trains has been refused
     train = class_folders(trained_on)
     folder = trained_on if split == "train" else root / "val"
     names = train if split == "train" else class_folders(folder)
@@ -75,8 +77,9 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
     return FileSource(root, files, place[listing.labels], listing.sizes, tuple(train))
 
 
-def find_root(dataset: DatasetConfig) -> Path:
-    """`dataset.root`, or the folder of the data set's name in it, that holds train/ with class folders.
+def find_root(dataset: DatasetConfig, *, evaluating: bool = False) -> Path:
+    """`dataset.root`, or the folder of the data set's name in it, that holds train/ with class folders (`evaluating`:
+    or val/ alone).
 
     Raises ConfigError with what is wrong and a guess.
     """
@@ -90,7 +93,8 @@ def find_root(dataset: DatasetConfig) -> Path:
         )
     if not (root / "train").is_dir() and (root / name / "train").is_dir():
         root = root / name  # a folder of several data sets, each under its name
-    if not train_folder(dataset, root).is_dir():
+    val_alone = evaluating and dataset.val_fraction == 0 and (root / "val").is_dir()
+    if not train_folder(dataset, root).is_dir() and not val_alone:
         below = [root / n for n in (KNOWN_NAMES.get(name, name), name) if (root / n / "train").is_dir()]
         if not below:
             below = [child for child in sorted(root.iterdir()) if (child / "train").is_dir()]

@@ -230,20 +230,24 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """The evaluation batches of this process: every `world`-th image from `rank` on, none twice, none padded."""
+    """The evaluation batches of this process: every `world`-th from `rank` on, no image twice, none padded.
+
+    Whole batches are shared out, so that an image is computed beside the same others, to the same bits, on any number
+    of processes.
+    """
 
     def __init__(
         self, source: Source, dataset: DatasetConfig, *, image_size: int, rank: int, world: int, workers: int,
         batch: int, device: torch.device,
     ) -> None:  # fmt: skip
-        self.device, self.batch = device, batch
-        self.index = np.arange(rank, len(source), world)
+        self.device = device
+        index = np.arange(len(source))
+        self.requests = [index[at : at + batch] for at in range(rank * batch, len(source), world * batch)]
         self.labels = torch.from_numpy(source.labels)
         self.reader = build_reader(source, Cropping(dataset, image_size, "bicubic", None), device, workers)
 
     def __iter__(self) -> Iterator[Batch]:
-        requests = [self.index[at : at + self.batch] for at in range(0, len(self.index), self.batch)]
-        for pixels, kept in self.reader.read(0, [(r, np.zeros_like(r)) for r in requests]):
+        for pixels, kept in self.reader.read(0, [(r, np.zeros_like(r)) for r in self.requests]):
             labels = self.labels[torch.from_numpy(kept)].to(self.device, non_blocking=True)
             yield Batch(pixels, labels, kept, np.zeros_like(kept), kept)
 

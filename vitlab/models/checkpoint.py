@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitlab.config import ConfigError, DatasetConfig, ModelConfig, build
+from vitlab.config import ConfigError, DatasetConfig, ModelConfig, PretrainConfig, build
 from vitlab.models.foreign import (
     BOOK_DATASETS,
     BOOK_MODELS,
     dataset_of_deit,
     dataset_of_timm,
+    grid_of_arguments,
     model_of_name,
     model_of_shapes,
     read_model_card,
@@ -50,6 +51,8 @@ class Weights:
     """Statistics and evaluation crop, from the record or the training's own arguments."""
     classes: tuple[str, ...] | None = None
     epoch: int | None = None
+    grid: tuple[int, int] | None = None
+    """Patches down and across, where the arguments tell the image's height and width."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """What the training was told: our configuration, or the other program's flags."""
 
@@ -57,6 +60,11 @@ class Weights:
     def num_classes(self) -> int | None:
         """Width of the classifier, if there is one."""
         return next((self.state[key].shape[0] for key in CLASSIFIERS if key in self.state), None)
+
+    def describe(self) -> str:
+        """Which file, of what kind, of which epoch."""
+        epoch = "" if self.epoch is None else f", epoch {self.epoch}"
+        return f"checkpoint {self.path} ({self.kind}{epoch})"
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,13 @@ class LoadReport:
     fresh: tuple[str, ...]
     """In the model, not in the checkpoint: as initialised."""
 
-    def summary(self) -> str:
+    def summary(self, most: int | None = None) -> str:
+        """The report in a line, naming at most so many tensors of a kind."""
         parts = [f"{self.loaded} tensors loaded"]
         for word in ("resized", "dropped", "fresh"):
             if names := getattr(self, word):
-                parts.append(f"{word}: {', '.join(names)}")
+                more = f" and {len(names) - most} more" if most and len(names) > most else ""
+                parts.append(f"{word}: {', '.join(names[:most])}{more}")
         return "; ".join(parts)
 
 
@@ -86,7 +96,7 @@ def read_checkpoint(path: Path, *, weights: str = "raw") -> Weights:
     """
     content = _read(path)
     if weights == "ema" and not isinstance(content.get("model_ema") or content.get("state_dict_ema"), Mapping):
-        raise ConfigError(f"weights: {path} holds no moving average; use weights=raw")
+        raise ConfigError(f"weights: {path} holds no moving average; use raw")
     keys = ("model_ema", "state_dict_ema") if weights == "ema" else ("model", "state_dict", "model_state_dict")
     state = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
     tensors = {_clean(k): v for k, v in state.items() if isinstance(v, Tensor)}
@@ -94,11 +104,13 @@ def read_checkpoint(path: Path, *, weights: str = "raw") -> Weights:
         raise ConfigError(f"{path}: holds no weights (its keys: {', '.join(map(str, list(content)[:6])) or 'none'})")
     if "cls_token" not in tensors and not any("attn.qkv" in key or "attn.q" in key for key in tensors):
         raise ConfigError(
-            f"{path}: its tensors ({', '.join(list(tensors)[:3])}, …) are not those of a Vision Transformer of timm's"
+            f"{path}: its tensors ({', '.join(list(tensors)[:3])}, …) are not those of a Vision Transformer of timm's; "
+            "give a ViT's checkpoint (ours, timm's, DeiT's, the book's)"
         )
     epoch = content.get("epoch")
     known = _describe(path, content, tensors, state is not content)
-    return Weights(path, tensors, **known, epoch=epoch if isinstance(epoch, int) else None)
+    grid = grid_of_arguments(known.get("arguments", {}), tensors)
+    return Weights(path, tensors, **known, grid=grid, epoch=epoch if isinstance(epoch, int) else None)
 
 
 def _describe(path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor], wrapped: bool) -> dict[str, Any]:
@@ -125,7 +137,8 @@ def _describe(path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor
         }  # fmt: skip
     if card := read_model_card(path):
         model = model_of_name(card["architecture"], state)
-        return {"kind": "timm", "model": model, "dataset": dataset_of_timm(card.get("pretrained_cfg") or {}, width)}
+        told = card.get("pretrained_cfg") or {}
+        return {"kind": "timm", "model": model, "dataset": dataset_of_timm(told, width), "arguments": told}
     return {"kind": "timm" if wrapped else "plain", "model": model_of_shapes(state)}
 
 
@@ -139,7 +152,7 @@ def _read(path: Path) -> dict[str, Any]:
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{path}: not a whole safetensors file ({error})") from error
+            raise ConfigError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from error
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickle protocols: what cannot be read is refused below
@@ -150,10 +163,12 @@ def _read(path: Path) -> dict[str, Any]:
                 f"{path}: refused: reading it would call or build {culprit[1]}, and only tensors, plain values and "
                 "argparse.Namespace are allowed; save the model's state_dict() instead"
             ) from error
-        raise ConfigError(f"{path}: not a checkpoint, or a damaged one") from error
+        raise ConfigError(f"{path}: not a checkpoint, or a damaged one; copy or download it again") from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        reason = (str(error).splitlines() or ["it is empty"])[0][:120]
-        raise ConfigError(f"{path}: not a checkpoint, or a truncated one ({reason})") from error
+        reason = (str(error).splitlines() or ["it is empty"])[0].partition(". ")[0]
+        raise ConfigError(
+            f"{path}: not a checkpoint, or a truncated one ({reason}); copy or download it again"
+        ) from error
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
     return dict(content)
@@ -185,12 +200,13 @@ def load_weights(model: nn.Module, weights: Weights, *, keep_head: bool = False)
         elif target.shape == tensor.shape:
             taken[key] = tensor
         elif key == "pos_embed":
-            taken[key] = _resized_position(model, tensor, target)
+            taken[key] = _resized_position(model, weights, tensor, target)
             resized.append(f"pos_embed {tuple(tensor.shape[1:])} → {tuple(target.shape[1:])}")
         else:
+            of = f", {weights.model.name}," if weights.model else ""
             raise ConfigError(
                 f"{weights.path}: {key} is {tuple(tensor.shape)} there and {tuple(target.shape)} in the model; "
-                "give the model that the checkpoint is of (model=…)"
+                f"give the model that the checkpoint is of{of} with model=…"
             )
     body = [key for key in wanted if not key.startswith(HEADS)]
     total, found = (sum(wanted[k].numel() for k in keys) for keys in (body, [k for k in body if k in taken]))
@@ -204,17 +220,30 @@ def load_weights(model: nn.Module, weights: Weights, *, keep_head: bool = False)
     return LoadReport(len(taken), tuple(resized), tuple(dropped), tuple(k for k in wanted if k not in taken))
 
 
-def _resized_position(model: nn.Module, tensor: Tensor, target: Tensor) -> Tensor:
-    """`tensor` (1, N, D) for the model's own grid; the old grid is square, or as many times as wide as the new."""
+def load_start(model: nn.Module, start: PretrainConfig, path: Path) -> tuple[Weights, LoadReport]:
+    """What `pretrain=` asks for: the checkpoint at `path`, put into `model`. Raises ConfigError naming the key."""
+    try:
+        weights = read_checkpoint(path, weights=start.weights)
+        return weights, load_weights(model, weights, keep_head=start.keep_head)
+    except ConfigError as error:
+        key = "pretrain." if str(error).startswith("weights: ") else "pretrain.path: "
+        raise ConfigError(f"{key}{error}") from error
+
+
+def _resized_position(model: nn.Module, weights: Weights, tensor: Tensor, target: Tensor) -> Tensor:
+    """`tensor` (1, N, D) for the model's own grid. The old grid is the one that the file tells, else a square, else
+    as many times as wide as the new."""
     prefix = int(getattr(model, "num_prefix_tokens", 1))
     prefix = 0 if getattr(model, "no_embed_class", False) else prefix
-    new = tuple(model.patch_embed.grid_size)  # pyright: ignore
+    new: tuple[int, int] = tuple(model.patch_embed.grid_size)  # pyright: ignore
     count = tensor.shape[1] - prefix
-    side = math.isqrt(count)
-    old = (side, side) if side * side == count else None
-    if old is None:
-        height = math.isqrt(round(count * new[0] / new[1]))
-        old = (height, count // height) if height and height * (count // height) == count else None
+    side, height = math.isqrt(max(count, 0)), math.isqrt(max(round(count * new[0] / new[1]), 0))
+    guesses = [weights.grid, (side, side), (height, count // height) if height else None]
+    old = next((grid for grid in guesses if grid and grid[0] * grid[1] == count > 0), None)
     if old is None or tensor.shape[2] != target.shape[2]:
-        raise ConfigError(f"pos_embed: {tuple(tensor.shape)} cannot be resized to {tuple(target.shape)}")
-    return resize_position_embedding(tensor, old, new, prefix)  # pyright: ignore[reportArgumentType]
+        raise ConfigError(
+            f"{weights.path}: its pos_embed {tuple(tensor.shape)} cannot be resized to the model's "
+            f"{tuple(target.shape)}: without {prefix} class tokens it is of {count} patches, which make no square, and "
+            "the file does not tell their grid; give the model that the checkpoint is of (model=…)"
+        )
+    return resize_position_embedding(tensor, old, new, prefix)

@@ -68,6 +68,16 @@ def _image_size(state: Mapping[str, Tensor]) -> int | None:
     return None
 
 
+def grid_of_arguments(arguments: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Patches down and across by `img_size` or `input_size`: [height, width], timm's [3, height, width], or a side."""
+    patch = state.get("patch_embed.proj.weight")
+    for size in (arguments.get("img_size"), arguments.get("input_size")):
+        sides = [size, size] if isinstance(size, int) else list(size)[-2:] if isinstance(size, list | tuple) else []
+        if patch is not None and patch.ndim == 4 and len(sides) == 2 and all(isinstance(s, int) for s in sides):
+            return sides[0] // patch.shape[2], sides[1] // patch.shape[3]
+    return None
+
+
 def dataset_of_deit(arguments: Mapping[str, Any], classes: int | None) -> DatasetConfig:
     """How the book's and DeiT's main.py normalise and crop for evaluation, by their --data-set.
 

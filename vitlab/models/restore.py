@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from vitlab.config import Config, ConfigError, DatasetConfig, ModelConfig, find_checkpoint
+from vitlab.config import Config, ConfigError, DatasetConfig, ModelConfig, choice, find_checkpoint, options
 from vitlab.models.build import build_model
 from vitlab.models.checkpoint import Weights, load_weights, read_checkpoint
 
@@ -26,17 +27,19 @@ class Restored:
     dataset: DatasetConfig
     """Its images are those the user named; its statistics and crop are those the network was trained with."""
     num_classes: int
+    resized: tuple[str, ...] = ()
+    """Tensors that were resized for the model that the user named."""
 
     def describe(self) -> list[str]:
         """Which checkpoint, which model, and how pictures reach it."""
-        epoch = "" if self.weights.epoch is None else f", epoch {self.weights.epoch}"
         mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.dataset.mean, self.dataset.std))
         size = self.model.image_size
+        resized = [f"resized: {', '.join(self.resized)}"] if self.resized else []
         return [
-            f"checkpoint {self.weights.path} ({self.weights.kind}{epoch}); model {self.model.name}, {size} pixels, "
-            f"{self.num_classes} classes",
+            f"{self.weights.describe()}; model {self.model.name}, {size} pixels, {self.num_classes} classes",
             f"normalisation: mean {mean}, std {std}; shorter side to {int(size / self.dataset.eval_crop)}, "
             f"central {size} x {size}",
+            *resized,
         ]
 
 
@@ -44,10 +47,15 @@ def restore(config: Config, name: str, *, statistics: str = "checkpoint") -> Res
     """The model of the checkpoint `name`: a file, a cell's folder or a cell's identity below `config.output_dir`.
 
     Model and data set are the checkpoint's own where the user left them to it. `statistics` says whose mean, std and
-    crop count where both the checkpoint and `dataset=` tell: "checkpoint" or "dataset". Raises ConfigError where
-    neither tells, or where the tensors are not all and only those of the model.
+    crop count where both the checkpoint and `dataset=` tell: "checkpoint" or "dataset"; a key that the user set, such
+    as dataset.eval_crop=1.0, counts in either case. Raises ConfigError where neither tells, or where the tensors are
+    not all and only those of the model.
     """
-    weights = read_checkpoint(find_checkpoint(name, config.output_dir), weights=config.weights)
+    file = find_checkpoint(name, config.output_dir)
+    try:
+        weights = read_checkpoint(file, weights=config.weights)
+    except ConfigError as error:
+        raise error if str(error).startswith("weights: ") else ConfigError(f"checkpoint: {error}") from error
     model, dataset = _model(config, weights), _dataset(config, weights, statistics)
     if weights.num_classes is None:
         raise ConfigError(f"{weights.path}: holds no classifier (head.weight), so it predicts nothing")
@@ -57,7 +65,7 @@ def restore(config: Config, name: str, *, statistics: str = "checkpoint") -> Res
         wrong = f"lacks {report.fresh[0]}" if report.fresh else f"also holds {report.dropped[0]}"
         more = ", and more" if len(report.fresh or report.dropped) > 1 else ""
         raise ConfigError(f"{weights.path}: is not of {model.name} (it {wrong}{more}); give its model: model=NAME")
-    return Restored(network.eval(), weights, model, dataset, weights.num_classes)
+    return Restored(network.eval(), weights, model, dataset, weights.num_classes, report.resized)
 
 
 def _model(config: Config, weights: Weights) -> ModelConfig:
@@ -79,12 +87,23 @@ def _dataset(config: Config, weights: Weights, statistics: str) -> DatasetConfig
                 f"dataset: {weights.path} does not tell how its pictures were normalised and cropped; name its data "
                 "set, as dataset=imagenet1k dataset.root=FOLDER"
             )
-        neutral = DatasetConfig(FROM_CHECKPOINT, kind="folder")
-        changes = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
-        return dataclasses.replace(own, **{k: v for k, v in changes.items() if v != getattr(neutral, k)})
+        return dataclasses.replace(own, **_set_by_user(config))
     if own is None or statistics == "dataset":
         return given
-    return dataclasses.replace(given, mean=own.mean, std=own.std, eval_crop=own.eval_crop)
+    told = {key: getattr(own, key) for key in ("mean", "std", "eval_crop")}
+    return dataclasses.replace(given, **told | _set_by_user(config))
+
+
+def _set_by_user(config: Config) -> dict[str, Any]:
+    """The data set's keys that are not as its choice has them: given on the command line, or by other files."""
+    given = config.cell.dataset
+    chosen = config.labels.get("dataset", given.name)
+    untouched = choice("dataset", chosen) if chosen in options("dataset") else given
+    return {
+        f.name: getattr(given, f.name)
+        for f in dataclasses.fields(given)
+        if getattr(given, f.name) != getattr(untouched, f.name)
+    }
 
 
 def short_name(path: Path) -> str:

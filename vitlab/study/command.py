@@ -7,8 +7,9 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from vitlab.config import Config, ConfigError, DatasetConfig, check_cell
+from vitlab.config import CellConfig, Config, ConfigError, DatasetConfig, check_cell
 from vitlab.data.class_list import resolve_class_list
 from vitlab.study.execute import RunCells, execute
 from vitlab.study.plan import Request, build_plan, name_cells, study_content, study_name
@@ -25,6 +26,8 @@ def run_study(requests: Sequence[Request], run: RunCells) -> int:
     name = study_name(requests[0].config, requests)
     if "RANK" in os.environ and "SLURM_JOB_ID" not in os.environ:
         return _run_rank(requests, name)
+    for line in _try_starts([request.config.cell for request in requests]):
+        print(line)
     return execute(build_plan(requests, name), requests[0].config, run)
 
 
@@ -68,6 +71,26 @@ def _run_rank(requests: Sequence[Request], study: str) -> int:
     if os.environ["RANK"] == "0":
         print(f"{name}: {outcome}; records in {config.output_dir}/; next: python analyze.py")
     return 130 if outcome == "interrupted" else 0
+
+
+def _try_starts(cells: Sequence[CellConfig]) -> list[str]:
+    """Put every checkpoint file that cells start from into their models, to refuse a wrong one before any cell is
+    trained; returns a line of what became of each file's tensors."""
+    lines: dict[str, None] = {}
+    tried: set[tuple[Any, ...]] = set()
+    for cell in cells:
+        start, classes = cell.pretrain, cell.dataset.num_classes
+        key = (start.path, start.digest, start.weights, start.keep_head, cell.model, classes)
+        if start.kind != "checkpoint" or key in tried:
+            continue
+        from vitlab.models.build import build_model
+        from vitlab.models.checkpoint import load_start
+
+        assert start.path and classes, "filled in by parse and by the class list"
+        tried.add(key)
+        weights, report = load_start(build_model(cell.model, classes), start, Path(start.path))
+        lines[f"{weights.describe()}: {report.summary(most=6)}"] = None
+    return list(lines)
 
 
 def _with_class_list(config: Config, resolve: Resolve = resolve_class_list) -> Config:

@@ -7,6 +7,7 @@ import multiprocessing as mp
 import os
 import platform
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -134,4 +135,7 @@ def other_ranks(devices: int, function: Callable[..., object], arguments: tuple[
 
 def _enter(rank: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    function(*arguments)
+    try:
+        function(*arguments)
+    except ConfigError as error:  # the user's: a line, as rank 0 says it, and no traceback
+        sys.exit(f"vitlab: process {rank}: {error}")

@@ -12,7 +12,6 @@ import torch
 
 from vitlab.config import AugmentConfig, Config, ConfigError, build, plain
 from vitlab.data.augment import Augment
-from vitlab.data.class_list import resolve_class_list
 from vitlab.data.files import save_arrays
 from vitlab.data.loader import EvalLoader
 from vitlab.data.sources import build_source
@@ -67,8 +66,6 @@ def _evaluate_all(config: Config) -> list[str]:
 def evaluate_restored(config: Config, restored: Restored, device: torch.device) -> Evaluation | None:
     """The figures of a restored model on its data set's evaluation images; None on every rank but 0."""
     dataset = restored.dataset
-    if dataset.num_eval != 0:
-        dataset = resolve_class_list(dataset, config.output_dir)
     if dataset.num_eval == 0 and dataset.val_fraction == 0:
         raise ConfigError(f"dataset: {dataset.name} has no images to evaluate on; name another: dataset=NAME")
     source = build_source(dataset, "eval")

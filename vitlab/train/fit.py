@@ -21,7 +21,7 @@ from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader, TrainLoader
 from vitlab.data.sources import Source, build_source
 from vitlab.models.build import build_model
-from vitlab.models.checkpoint import load_weights, read_checkpoint
+from vitlab.models.checkpoint import load_start
 from vitlab.models.drop_path import install_drop_path
 from vitlab.models.last_block import shorten_last_block
 from vitlab.train import Interrupted
@@ -79,10 +79,7 @@ def _fit(
 
     torch.manual_seed(cell.seed)
     model = build_model(cell.model, num_classes)
-    loaded = None
-    if start is not None:
-        weights = read_checkpoint(start, weights=cell.pretrain.weights)
-        loaded = load_weights(model, weights, keep_head=cell.pretrain.keep_head)
+    loaded = None if start is None else load_start(model, cell.pretrain, start)[1]
     shorten_last_block(model)
     masks = install_drop_path(model, recipe.drop_path)
     model.to(device)
