@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,16 @@ from vitlab.config import ConfigError
 from vitlab.train.evaluate_task import run_evaluate
 
 ROOT = Path(__file__).parents[2]
-TINY = ["recipe.epochs=2", "recipe.warmup_epochs=0", "dataset.train_per_class=64", "wandb.mode=disabled"]
+STATISTICS = ["dataset.mean=[0.485,0.456,0.406]", "dataset.std=[0.229,0.224,0.225]", "dataset.eval_crop=0.875"]
+TINY = ["recipe.warmup_epochs=0", "wandb.mode=disabled", *STATISTICS]
+
+
+FLAGS = {
+    "best_checkpoint.pth": {"model": "vit_tiny_16_224", "data_set": "ImageNet"},
+    "deit.pth": {"model": "deit_tiny_patch16_224", "data_set": "IMNET"},
+    "checkpoint_299.pth": {"model": "vit_tiny_16_224", "data_set": "FractalDB-1k"},
+}
+"""File → the arguments of the book's main.py, or DeiT's, in it. The last one's statistics are 0.5."""
 
 
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -36,18 +46,23 @@ def figures(folder: Path, name: str) -> dict[str, float]:
 def cell(tmp_path_factory) -> Path:
     """A trained cell, the folder it lies in, and files that other programs would have made of its weights."""
     folder = tmp_path_factory.mktemp("evaluate")
-    done = run("augment=mixup", "recipe.ema_decay=0.9", *TINY, cwd=folder)
+    few = ["recipe.epochs=4", "dataset.train_per_class=64", "recipe.batch_size=16"]
+    done = run("recipe.ema_decay=0.9", *few, *TINY, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = folder.glob("runs/c*")
     ours = torch.load(record / "last.pt", weights_only=True)
-    args = argparse.Namespace(model="vit_tiny_patch16_224", data_set="FractalDB-1k", input_size=16)  # statistics 0.5
-    ema = ours["model_ema"]
-    torch.save({"model": ours["model"], "model_ema": ema, "args": args, "epoch": 1}, folder / "book.pth")
-    told = argparse.Namespace(model="x", mean=[0.5], std=[0.5], crop_pct=1.0, img_size=16)
-    state = {"arch": "vit_tiny_patch16_224", "state_dict": ours["model"], "state_dict_ema": ema, "args": told}
-    torch.save(state, folder / "timm.pth.tar")
+    both = {"model": ours["model"], "model_ema": ours["model_ema"], "epoch": 3}
+    for name, given in FLAGS.items():
+        torch.save(both | {"args": argparse.Namespace(input_size=16, **given)}, folder / name)
+    told = argparse.Namespace(model="x", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], crop_pct=0.875)
+    state = {"arch": "vit_tiny_patch16_224", "state_dict": ours["model"], "state_dict_ema": ours["model_ema"]}
+    torch.save(state | {"args": told}, folder / "timm.pth.tar")
     torch.save(ours["model"], folder / "bare.pth")
-    save_file(ours["model"], folder / "weights.safetensors")
+    (folder / "hub").mkdir()
+    card = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": vars(told)}
+    (folder / "hub/config.json").write_text(json.dumps(card))
+    for file in ("weights.safetensors", "hub/model.safetensors"):
+        save_file(ours["model"], folder / file)
     return record
 
 
@@ -66,30 +81,55 @@ def test_it_repeats_the_trainings_own_figures_to_the_digit(cell):
 
 
 def test_every_format_gives_the_same_figures(cell):
-    """One command, five files: the statistics from the file where it tells, else from dataset=."""
+    """Statistics and crop come from the file where it tells them (ImageNet's, 0.875), not from digits or timm."""
     folder = cell.parents[1]
-    files = ["book.pth", "timm.pth.tar", "bare.pth", "weights.safetensors", str(cell / "best.pt")]
-    words = ["model=vit_micro", "dataset=digits", "dataset.eval_crop=1.0", "evaluate.statistics=dataset"]
-    done = run("task=evaluate", f"checkpoint=[{','.join(files)}]", *words, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith("digits: ")]
+    tell = ["best_checkpoint.pth", "deit.pth", "timm.pth.tar", "hub/model.safetensors", cell.name, str(cell)]
+    silent = ["checkpoint_299.pth", "bare.pth", "weights.safetensors"]
     last = json.loads((cell / "result.json").read_text())["last"]
-    assert len(lines) == 5 and all(f"loss {last['loss']:.6f}, n 360" in line for line in lines[:4])
-    for kind in ("(book, epoch 1)", "(timm)", "(plain)", "(vitlab, epoch "):
-        assert kind in done.stdout
-    averaged = run("task=evaluate", "checkpoint=timm.pth.tar", "weights=ema", *words[:2], cwd=folder)
+    assert last["top1"] > 15, "better than chance, or equal figures would say little"
+    kinds = []
+    for files, words in ((tell, []), (silent, STATISTICS)):
+        listed = f"checkpoint=[{','.join(files)}]"
+        done = run("task=evaluate", listed, "model=vit_micro", "dataset=digits", *words, cwd=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = [line for line in done.stdout.splitlines() if line.startswith("digits: ")]
+        shown = f"top-1 {last['top1']:.3f} %, top-5 {last['top5']:.3f} %, loss {last['loss']:.6f}, n 360"
+        assert len(lines) == len(files) and all(shown in line for line in lines), done.stdout
+        assert done.stdout.count("mean 0.485 0.456 0.406, std 0.229 0.224 0.225; shorter side to 18") == len(files)
+        kinds += re.findall(r"^checkpoint \S+ \((\w+)", done.stdout, re.MULTILINE)
+    assert kinds == ["book", "deit", "timm", "timm", "vitlab", "vitlab", "book", "plain", "plain"]
     ema = json.loads((cell / "result.json").read_text())["ema"]["last"]
-    assert f"loss {ema['loss']:.6f}, n 360" in averaged.stdout, averaged.stdout + averaged.stderr
+    files = "checkpoint=[deit.pth,timm.pth.tar]"
+    averaged = run("task=evaluate", files, "weights=ema", "model=vit_micro", "dataset=digits", cwd=folder)
+    assert averaged.stdout.count(f"loss {ema['loss']:.6f}, n 360") == 2, averaged.stdout + averaged.stderr
 
 
-def test_two_devices_see_every_image_once(cell):
+def test_every_format_can_be_fine_tuned(cell):
+    """A sweep over the files: what became of their tensors is printed, and all train to the same figures."""
+    folder = cell.parents[1]
+    files = [*FLAGS, "timm.pth.tar", "bare.pth", "weights.safetensors", cell.name]
+    sweep = ["-m", "pretrain=checkpoint", f"pretrain.path={','.join(files)}", "recipe.epochs=1", "output_dir=tuned"]
+    sweep = [*sweep, "dataset.train_per_class=8", *TINY]
+    (folder / "tuned").mkdir()
+    (folder / "tuned" / cell.name).symlink_to(cell)
+    done = run(*sweep, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("42 tensors loaded; dropped: head.") == 7
+    line = "42 tensors loaded; dropped: head.weight, head.bias; fresh: head.weight, head.bias"
+    assert f"checkpoint best_checkpoint.pth (book, epoch 3): {line}" in done.stdout
+    results = [json.loads(f.read_text()) for f in folder.glob("tuned/c*/result.json") if f.parent.name != cell.name]
+    assert len(results) == 7 and all(r["last"] == results[0]["last"] for r in results)
+
+
+def test_any_number_of_devices_gives_the_same_digits(cell):
     folder = cell.parents[1]
     done = run("task=evaluate", f"checkpoint={cell.name}", "devices=2", "output_dir=runs", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((cell / "result.json").read_text())["last"]
-    again = figures(folder, f"{cell.name}_last_digits_raw")
-    assert done.stdout.count("n 360") == 1 and again["top1"] == result["top1"]
-    assert again["loss"] == pytest.approx(result["loss"], rel=1e-6)
+    assert done.stdout.count("n 360") == 1
+    assert figures(folder, f"{cell.name}_last_digits_raw") == {k: result[k] for k in ("top1", "top5", "loss")}
+    wrong = run("task=evaluate", "checkpoint=bare.pth", "model=vit_micro", "devices=2", cwd=folder)
+    assert wrong.returncode == 1 and "name its data set" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
 def other_digits(folder: Path) -> Path:
@@ -119,7 +159,7 @@ def test_what_does_not_fit_is_named(cell, tmp_path, compose_config, monkeypatch)
         "checkpoint=bare.pth model=vit_micro": "name its data set",
         "checkpoint=bare.pth dataset=digits": "does not tell its model",
         f"checkpoint={cell} dataset=folder dataset.root={tree}": "class 0 is '0' there and 'a' in folder",
-        "checkpoint=book.pth model=vit_micro": "has no images to evaluate on",
+        "checkpoint=checkpoint_299.pth model=vit_micro": "has no images to evaluate on",
         f"checkpoint={cell} dataset=folder dataset.root={tree.parent}": "did you mean dataset.root=",
     }
     for words, message in cases.items():
