@@ -15,6 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from vitlab.config import ConfigError
+from vitlab.study.command import run_study
+from vitlab.study.plan import Request
+from vitlab.study.run import run_cell
 from vitlab.train.evaluate_task import run_evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -104,20 +107,23 @@ def test_every_format_gives_the_same_figures(cell):
     assert averaged.stdout.count(f"loss {ema['loss']:.6f}, n 360") == 2, averaged.stdout + averaged.stderr
 
 
-def test_every_format_can_be_fine_tuned(cell):
-    """A sweep over the files: what became of their tensors is printed, and all train to the same figures."""
-    folder = cell.parents[1]
-    files = [*FLAGS, "timm.pth.tar", "bare.pth", "weights.safetensors", cell.name]
-    sweep = ["-m", "pretrain=checkpoint", f"pretrain.path={','.join(files)}", "recipe.epochs=1", "output_dir=tuned"]
-    sweep = [*sweep, "dataset.train_per_class=8", *TINY]
-    (folder / "tuned").mkdir()
-    (folder / "tuned" / cell.name).symlink_to(cell)
-    done = run(*sweep, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("42 tensors loaded; dropped: head.") == 7
+def test_every_format_can_be_fine_tuned(cell, compose_config, monkeypatch, capsys):
+    """A study over the files: what became of their tensors is printed, and all train to the same figures."""
+    monkeypatch.chdir(cell.parents[1])
+    files = [*FLAGS, "timm.pth.tar", "bare.pth", "weights.safetensors", str(cell)]
+    words = [*TINY, "recipe.epochs=1", "dataset.train_per_class=8", "output_dir=tuned", "device=cpu"]
+    words += ["pretrain=checkpoint"]
+    requests = [Request((f,), compose_config(*words, f"pretrain.path={f}")) for f in files]
+
+    def in_this_process(plan, view):
+        return {c.id: run_cell(c.config, study=plan.study, name=c.name) for c in plan.todo}
+
+    assert run_study(requests, in_this_process) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("42 tensors loaded; dropped: head.") == 7
     line = "42 tensors loaded; dropped: head.weight, head.bias; fresh: head.weight, head.bias"
-    assert f"checkpoint best_checkpoint.pth (book, epoch 3): {line}" in done.stdout
-    results = [json.loads(f.read_text()) for f in folder.glob("tuned/c*/result.json") if f.parent.name != cell.name]
+    assert f"checkpoint best_checkpoint.pth (book, epoch 3): {line}" in printed
+    results = [json.loads(file.read_text()) for file in Path("tuned").glob("c*/result.json")]
     assert len(results) == 7 and all(r["last"] == results[0]["last"] for r in results)
 
 

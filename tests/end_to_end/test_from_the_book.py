@@ -66,7 +66,8 @@ def place(tmp_path_factory) -> Path:
         file = folder / "imagenet" / split / f"n{i % 2}" / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[i]).save(file)
-    (folder / "ImageNet").symlink_to(folder / "imagenet")
+    for name in ("ImageNet", "FractalDB-1k"):
+        (folder / name).symlink_to(folder / "imagenet")
     flat = pixels[:20, :32, :32].transpose(0, 3, 1, 2).reshape(20, -1)
     names = {"label_names": [str(i) for i in range(10)], "fine_label_names": [str(i) for i in range(100)]}
     batch = {"data": flat, "labels": [i % 10 for i in range(20)], "fine_labels": list(range(20))}

@@ -28,6 +28,8 @@ from vitlab.models.build import build_model
 from vitlab.models.checkpoint import Weights, load_start, load_weights, read_checkpoint
 from vitlab.models.position import resize_position_embedding
 from vitlab.models.restore import restore
+from vitlab.study.command import run_study
+from vitlab.study.plan import Request
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
 
 MICRO = ModelConfig("vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=64, depth=3, num_heads=4)
@@ -356,6 +358,21 @@ def test_a_wrong_start_is_refused_by_its_key(tmp_path, book):
     bare = save(model.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(ConfigError, match=r"^pretrain\.weights: .*bare\.pth holds no moving average"):
         load_start(model, start, bare)
+
+
+def test_a_wrong_start_stops_the_command_before_anything_is_written(tmp_path, compose_config, capsys):
+    def train(plan, view):
+        raise AssertionError("nothing may be trained")
+
+    model = timm.create_model("resnet18", num_classes=3)
+    file = save({"state_dict": model.state_dict()}, tmp_path / "resnet.pth")
+    words = ["pretrain=checkpoint", f"pretrain.path={file}", f"output_dir={tmp_path / 'runs'}"]
+    with pytest.raises(ConfigError, match=r"^pretrain\.path: .*not those of a Vision Transformer"):
+        run_study([Request((), compose_config(*words))], train)
+    assert not (tmp_path / "runs").exists()
+    save(build_model(MICRO, 10).state_dict(), file)
+    assert run_study([Request((), compose_config(*words, "study.dry_run=true"))], train) == 0
+    assert "resnet.pth (plain): 42 tensors loaded; dropped: head.weight, head.bias" in capsys.readouterr().out
 
 
 def test_others_checkpoints_are_not_resumed(book, tmp_path, compose_config):

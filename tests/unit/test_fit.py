@@ -5,6 +5,7 @@ import errno
 
 import pytest
 import torch
+from PIL import Image
 
 from vitlab.train import Interrupted
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
@@ -85,6 +86,25 @@ def test_other_data_are_refused(compose_config, tmp_path, monkeypatch):
     monkeypatch.setattr("vitlab.data.memory.ArraySource.fingerprint", lambda self: "other")
     with pytest.raises(ValueError, match=r"data have changed.*other"):
         list(fit(config, config.cell, tmp_path))
+
+
+def test_files_that_changed_are_refused_and_restored_ones_continue(compose_config, tmp_path):
+    tree = tmp_path / "tree"
+    for split in ("train", "val"):
+        for i in range(12):
+            folder = tree / split / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (20 * i, 0, 0)).save(folder / f"{i}.png")
+    words = ["dataset=folder", f"dataset.root={tree}", "dataset.num_classes=2", "dataset.num_train=12"]
+    config = compose_config(*words, "dataset.num_eval=12", "recipe.batch_size=4", "workers=0", *TINY[:2])
+    (tmp_path / "cell").mkdir()
+    assert drain(fit(config, config.cell, tmp_path / "cell", stop=lambda: True))[1] is None
+    (tree / "train/a/0.png").rename(tree / "train/a/new.png")
+    with pytest.raises(ValueError, match=r"data have changed.*dataset\.root now holds.*study\.rerun=all"):
+        list(fit(config, config.cell, tmp_path / "cell"))
+    (tree / "train/a/new.png").rename(tree / "train/a/0.png")
+    events, result = drain(fit(config, config.cell, tmp_path / "cell"))
+    assert events[0]["start"]["step"] == 1 and result["last"]["epoch"] == 3
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
