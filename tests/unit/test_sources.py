@@ -97,6 +97,17 @@ def test_a_folder_is_read_and_its_classes_recorded(tree):
     assert unmounted.num_train == 12, "a plan needs no data once the classes are recorded"
 
 
+def test_imagenet100_is_any_tree_of_a_hundred_classes(tree):
+    imagenet = with_(choice("dataset", "imagenet100"), root=str(tree))
+    with pytest.raises(ConfigError, match=r"num_classes: imagenet100 has 100, and '.*data' has 3; .*dataset=folder"):
+        resolve_class_list(imagenet, str(tree.parent / "runs"))
+    for split in ("train", "val"):
+        for i in range(97):
+            shutil.copytree(tree / split / "a", tree / split / f"n{i:03}")
+    found = resolve_class_list(imagenet, str(tree.parent / "runs"))
+    assert (found.num_classes, found.num_train, found.num_eval) == (100, 400, 200)
+
+
 def test_a_class_list_that_disagrees_is_refused(tree):
     folder_config(tree, name="mine")
     (tree / "train" / "d").mkdir()

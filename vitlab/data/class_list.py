@@ -24,19 +24,18 @@ def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig
     if dataset.kind != "folder" or None not in (dataset.num_classes, dataset.num_train, dataset.num_eval):
         return dataset
     recorded = Path(output_dir) / "datasets" / f"{dataset.name}.json"
+    found = False
     if dataset.pack:
         content = _of_pack(Path(dataset.pack))
     elif dataset.class_list:
         content = _read(Path(dataset.class_list))
     elif dataset.root and Path(dataset.root).is_dir():
-        content = _scan(dataset)
+        content, found = _scan(dataset), True
         if recorded.is_file() and (known := _read(recorded)) != content:
             raise ConfigError(
                 f"dataset.root: {dataset.root!r} has {_describe(content)}, and the data set recorded as "
                 f"{dataset.name!r} has {_describe(known)}; give this one a name of its own: dataset.name=NAME"
             )
-        recorded.parent.mkdir(parents=True, exist_ok=True)
-        recorded.write_text(json.dumps(content))
     elif recorded.is_file():
         content = _read(recorded)
     else:
@@ -51,7 +50,13 @@ def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig
     }
     for key, value in counts.items():
         if getattr(dataset, key) not in (None, value):
-            raise ConfigError(f"dataset.{key}: {getattr(dataset, key)} was given, and the class list has {value}")
+            raise ConfigError(
+                f"dataset.{key}: {dataset.name} has {getattr(dataset, key)}, and {dataset.root or 'its class list'!r} "
+                f"has {value}; name the whole data set's folder, or take any tree with dataset=folder"
+            )
+    if found:  # only now: a refused folder must not stand in the right one's way
+        recorded.parent.mkdir(parents=True, exist_ok=True)
+        recorded.write_text(json.dumps(content))
     return dataclasses.replace(dataset, **counts)
 
 
