@@ -12,8 +12,8 @@ ENGLISH, JAPANESE = ((ROOT / name).read_text().splitlines() for name in ("README
 
 
 def typed(lines: list[str]) -> list[str]:
-    """What stands in the code blocks, without the explanations beside it."""
-    return [re.split(r"\s{2,}|\s#", line.strip())[0] for line in lines if line.startswith("    ")]
+    """What stands in the code blocks, without the explanations beside and below it."""
+    return [re.split(r"\s{2,}|\s#", line.strip())[0] for line in lines if re.match(" {4}[^ ]", line)]
 
 
 def rows(lines: list[str]) -> list[str]:
