@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from wandb_stand_in import StandIn
-from written_records import SPEC, write_all
+from written_records import write_all
 
-from vitlab.analysis.render import to_csv, to_json, to_latex, to_markdown
-from vitlab.analysis.table import build_table
-from vitlab.analysis.wandb_source import collect_wandb
+import wandb
+from vitlab.analysis import collect_wandb
 from vitlab.config import ConfigError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture()
 def server(monkeypatch, tmp_path):
+    wandb.teardown()  # what earlier tests' settings left
     with StandIn() as stand_in:
         monkeypatch.setenv("WANDB_BASE_URL", stand_in.url)
         monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
@@ -35,31 +37,62 @@ def sync(folder):
     return done
 
 
-def test_the_server_gives_the_same_table(server, tmp_path, monkeypatch):
-    runs = tmp_path / "runs"
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    frame = write_all(runs, {"none": [90.0, 91.0], "mixup": [92.0, 93.5]}, mirror=True)
-    monkeypatch.delenv("WANDB_MODE")
+def analyze(tables, *words):
+    """The tables that analyze.py writes, as a user types it: ending → text."""
+    command = [sys.executable, "analyze.py", "study=s", f"tables_dir={tables}", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {ending: (tables / f"s.{ending}").read_text() for ending in ("md", "tex", "csv", "json", "html")}
+
+
+def test_every_source_gives_the_same_table(server, tmp_path, monkeypatch):
+    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    scores = {"none": [90.0, 91.0], "randaug": [80.0, None], "mixup": [92.0, 93.5]}
+    with monkeypatch.context() as alone:
+        alone.setenv("WANDB_MODE", "offline")
+        write_all(runs, scores, mirror=True)
+    ours = analyze(tmp_path / "a", f"output_dir={runs}")
     sync(runs)
-    spec = dataclasses.replace(SPEC, rows=("none", "mixup"))
-    ours = build_table(frame, spec)
     server.queries.clear()
-    theirs = build_table(collect_wandb("me", "vitlab", "s", tmp_path / "other", False), spec)
-    for render in (to_markdown, to_latex, to_csv, to_json):
-        assert render(ours) == render(theirs)
+    theirs = analyze(tmp_path / "b", f"output_dir={elsewhere}", "source=wandb", "entity=me")
     assert sum("runs(" in q for q in server.queries) == 1, "one query for a page, none per run"
+    for file in [f for folder in runs.glob("c*") for f in folder.iterdir() if f.is_file()]:
+        file.unlink()  # only W&B's offline files are left
+    offline = analyze(tmp_path / "c", f"output_dir={runs}", "source=wandb")
+    for ending in ("md", "tex", "csv", "json"):
+        assert ours[ending] == theirs[ending] == offline[ending], ending
+    assert "randaug/s1 failed (ValueError: no luck)" in ours["md"]
+    for page in (ours, theirs, offline):
+        assert page["html"].count("<polyline") == 5 + 2 * 2, "learning curves from every source"
+    assert f'<a href="{server.url}' in theirs["html"], "links to W&B's pages"
+
+
+def test_the_server_is_asked_once_and_again_when_told(server, tmp_path, monkeypatch):
+    with monkeypatch.context() as alone:
+        alone.setenv("WANDB_MODE", "offline")
+        write_all(tmp_path / "runs", {"none": [90.0], "mixup": [92.0]}, mirror=True)
+    sync(tmp_path / "runs")
+    other = tmp_path / "other"
+    first = collect_wandb("me", study="s", output_dir=other)
     server.queries.clear()
-    collect_wandb("me", "vitlab", "s", tmp_path / "other", False)
-    assert not server.queries, "kept on disk"
-    collect_wandb("me", "vitlab", "s", tmp_path / "other", True)
+    assert collect_wandb("me", study="s", output_dir=other).equals(first) and not server.queries, "kept on disk"
+    collect_wandb("me", study="s", output_dir=other, refresh=True)
     assert server.queries, "refresh=true asks again"
+    assert len(collect_wandb("me", output_dir=other, filters={"displayName": "mixup/s0"})) == 1
+    server.fail = 2
+    assert len(collect_wandb("me", study="s", output_dir=other, refresh=True)) == 2, "a busy server is asked again"
     with pytest.raises(ConfigError, match=r"no run of vitlab's of study 'none' in me/vitlab"):
-        collect_wandb("me", "vitlab", "none", tmp_path / "other", True)
+        collect_wandb("me", study="none", output_dir=other)
+    with pytest.raises(ConfigError, match=r"source: W&B gave no runs of you/vitlab \(Could not find project vitlab\)"):
+        collect_wandb("you", study="s", output_dir=other)
 
 
-def test_no_server_is_one_message(monkeypatch, tmp_path):
+def test_no_server_is_one_message_after_growing_pauses(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-    monkeypatch.setattr("vitlab.analysis.wandb_source._TRIES", 1)
-    with pytest.raises(ConfigError, match=r"source: W&B gave no runs of me/vitlab .*wandb login"):
-        collect_wandb("me", "vitlab", None, tmp_path, False)
+    wandb.teardown()  # what earlier tests' settings left
+    pauses = []
+    monkeypatch.setattr("vitlab.analysis.wandb_source.time.sleep", pauses.append)
+    with pytest.raises(ConfigError, match=r"source: W&B gave no runs of me/vitlab \(.*refused.*wandb login"):
+        collect_wandb("me", output_dir=tmp_path)
+    assert pauses == [1.0, 2.0, 4.0]

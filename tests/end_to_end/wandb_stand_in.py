@@ -63,6 +63,8 @@ class StandIn:
         if "createRunFiles" in query:
             files = [{"name": n, "uploadUrl": f"{self.url}/upload/{n}"} for n in given["files"]]
             return {"createRunFiles": {"runID": given.get("run"), "uploadHeaders": [], "files": files}}
+        if "runs(" in query and given.get("entity") != "me":
+            return {"project": None}
         if "runs(" in query:
             wanted = json.loads(given.get("filters") or "{}")
             found = [r for r in self.runs.values() if all(r.get(k) == v for k, v in wanted.items())]

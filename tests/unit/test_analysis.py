@@ -1,35 +1,22 @@
 """From records to tables: every source gives the same table, every gap is said, every format agrees."""
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 from written_records import SCORES, SPEC, write_all, write_cell
 
-from vitlab.analysis import collect, compare_to_baseline
+from vitlab.analysis import collect
 from vitlab.analysis.command import analyze
-from vitlab.analysis.deit_logs import collect_logs
-from vitlab.analysis.page import to_html
-from vitlab.analysis.reference import beside_reference, read_reference
-from vitlab.analysis.render import to_csv, to_json, to_latex, to_markdown
-from vitlab.analysis.statistics import (
-    compare_checkpoints,
-    dunnett,
-    holm,
-    indistinguishable_from_best,
-    interaction,
-)
-from vitlab.analysis.table import TableSpec, build_table
-from vitlab.analysis.wandb_source import collect_wandb, offline_runs
+from vitlab.analysis.model import TableSpec
+from vitlab.analysis.render import to_markdown
+from vitlab.analysis.table import build_table
 from vitlab.config import ConfigError, choice
 from vitlab.config.choices import compose_group
 from vitlab.study.record import write_study
@@ -45,60 +32,6 @@ def test_collect_is_tidy(tmp_path):
         collect(tmp_path, "x")
 
 
-def test_comparisons_are_scipys():
-    groups = [np.array(v) for v in SCORES.values()]
-    reference = stats.dunnett(*groups[1:], control=groups[0], rng=1)
-    interval = reference.confidence_interval(0.95)
-    ours = dunnett([list(g) for g in groups], 0)[1:]
-    assert [c.p for c in ours] == pytest.approx(list(reference.pvalue), abs=1e-3)
-    assert [c.low for c in ours] == pytest.approx(list(interval.low), abs=5e-3)
-    assert [c.high for c in ours] == pytest.approx(list(interval.high), abs=5e-3)
-
-
-def test_compare_to_baseline(tmp_path):
-    compared = compare_to_baseline(write_all(tmp_path), "none", "label.augment", "last.top1")
-    assert list(compared.columns) == ["level", "n", "mean", "sd", "delta", "ci_low", "ci_high", "p_adjusted", "mde"]
-    assert compared.loc[1, "level"] == "mixup" and compared.loc[1, "delta"] == pytest.approx(91.2333 - 90.1, abs=1e-3)
-    assert (
-        compared.loc[1, "p_adjusted"]
-        == compare_to_baseline(collect(tmp_path, "s"), "none", "label.augment").loc[1, "p_adjusted"]
-    ), "the same to the last bit, every time"
-    with pytest.raises(ValueError, match="no column 'colour'"):
-        compare_to_baseline(collect(tmp_path, "s"), "none", "colour")
-    with pytest.raises(ValueError, match="baseline 'all'"):
-        compare_to_baseline(collect(tmp_path, "s"), "all", "label.augment")
-
-
-def test_one_seed_gets_no_interval():
-    for comparison in dunnett([[90.0], [95.0]], 0):
-        assert comparison.low is None and comparison.p is None and not comparison.significant
-    assert indistinguishable_from_best([[90.0], [95.0]]) == [False, False]
-    assert indistinguishable_from_best(list(SCORES.values())) == [False, True, False, False]
-
-
-def test_checkpoints_are_compared_exactly():
-    first = np.array([1] * 80 + [0] * 20, bool)
-    second = np.array([1] * 75 + [0] * 5 + [1] * 12 + [0] * 8, bool)
-    result = compare_checkpoints(first, second)
-    assert (result.only_first, result.only_second, result.delta) == (5, 12, 7.0)
-    assert result.p == pytest.approx(stats.binomtest(5, 17).pvalue)
-    assert result.low < 7 < result.high and compare_checkpoints(first, second) == result
-
-
-def test_holm_and_anova():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    rng = np.random.default_rng(0)
-    rows = [
-        {"a": a, "b": b, "y": (a == "x") * 3 + (b == "u") + rng.normal(0, 0.1)}
-        for a in "xz"
-        for b in "uv"
-        for _ in range(4)
-    ]
-    effects = interaction(pd.DataFrame(rows), "a", "b", "y").set_index("effect")
-    assert effects.loc["a", "p"] < 1e-6 and effects.loc["b", "p"] < 1e-6 and effects.loc["a x b", "p"] > 0.01
-    assert interaction(pd.DataFrame(rows[:1]), "a", "b", "y") is None
-
-
 def test_the_table_says_what_it_should(tmp_path):
     table = build_table(write_all(tmp_path), SPEC)
     assert [r.label for r in table.rows] == list(SCORES)
@@ -109,20 +42,6 @@ def test_the_table_says_what_it_should(tmp_path):
     assert "mixup +1.13 points over none, 95 % CI" in text and "no difference shown" in text
     assert "^a deit: everything at once" in text
     assert "- none: 90.00, 90.40, 89.90" in text
-
-
-def test_all_formats_say_the_same(tmp_path):
-    table = build_table(write_all(tmp_path), SPEC)
-    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
-    content = json.loads(to_json(table))
-    assert [line["row"] for line in lines] == [r["label"] for r in content["rows"]] == list(SCORES)
-    page, tex, text = to_html(table, {}, {}, "p"), to_latex(table), to_markdown(table)
-    for line in lines:
-        shown = f"{float(line['top1']):.2f}"
-        assert all(shown in t for t in (page, tex, text))
-        assert float(line["top1"]) == pytest.approx(np.mean([float(v) for v in line["top1_values"].split()]))
-    assert tex.count(r"\begin{") == tex.count(r"\end{") and "✓" not in tex and r"\cmark" in tex
-    assert "<script" not in page and "http" not in page.replace("http://www.w3.org", "")
 
 
 def test_gaps_and_confounds_are_said(tmp_path):
@@ -137,9 +56,63 @@ def test_gaps_and_confounds_are_said(tmp_path):
     )
     table = build_table(frame, SPEC)
     flags = " | ".join(table.flags)
-    assert "erase/s3 failed (ValueError: no luck)" in flags and "deit on digits: not run" in flags
+    assert "erase/s3 failed (ValueError: no luck)" in flags and "deit: not run" in flags
     assert "recipe.lr" in flags and "2 code versions" in flags and "seeds" in flags
     assert "| deit" in to_markdown(table) and "--" in to_markdown(table)
+
+
+def test_a_cell_resumed_on_other_code_is_said(tmp_path):
+    frame = write_all(tmp_path, {"none": [90.0, 90.5], "mixup": [91.0, 91.5]}, earlier=[{"commit": "old"}])
+    flags = build_table(frame, dataclasses.replace(SPEC, rows=("none", "mixup"))).flags
+    assert "none/s0 was resumed with another commit and device_name" in flags
+
+
+def test_two_names_of_one_cell_are_counted_once(tmp_path):
+    """deit_no_jitter is deit: the pooled variance, its degrees of freedom and the intervals must not see it twice."""
+    scores = {"deit": [80.0, 81.0, 79.5], "deit_no_mixup": [81.0, 82.5, 81.2]}
+    frame = write_all(tmp_path, scores)
+    spec = dataclasses.replace(SPEC, rows=(*scores, "deit_no_jitter"), baseline="deit", footnotes={})
+    table = build_table(frame, spec)
+    alone = build_table(frame, dataclasses.replace(spec, rows=tuple(scores)))
+    assert table.rows[1].entries == alone.rows[1].entries and table.detectable == alone.detectable
+    twin = table.rows[2]
+    assert twin.notes == ("the same cells as deit, counted once",) and not table.flags
+    assert twin.entries["digits"].comparison.delta is None and twin.entries["digits"].values["last.top1"]
+
+
+def test_a_product_has_main_effects_and_an_interaction(tmp_path):
+    """augment × pretrain, beside statsmodels' own table."""
+    rng = np.random.default_rng(0)
+    cells = [write_cell(tmp_path, a, s, float(round(80 + (a == "mixup") + 4 * (p == "checkpoint") + rng.normal(), 2)),
+                        pretrain=p)
+             for a in ("none", "mixup") for p in ("scratch", "checkpoint") for s in range(4)]  # fmt: skip
+    write_study(tmp_path, "s", {"table": None, "cells": cells})
+    frame = collect(tmp_path, "s")
+    table = build_table(frame, dataclasses.replace(SPEC, rows=None, factor=None, baseline="none / scratch"))
+    assert [e["effect"] for e in table.anova] == ["augment", "pretrain", "augment × pretrain"]
+    data = frame.rename(columns={"label.augment": "a", "label.pretrain": "p", "last.top1": "y"})
+    reference = anova_lm(ols("y ~ C(a) * C(p)", data[["a", "p", "y"]]).fit(), typ=2)
+    assert [e["F"] for e in table.anova] == pytest.approx(list(reference["F"][:3]))
+    assert re.search(r"- pretrain: F\(1, 12\) = [\d.]+, p < 0\.001", to_markdown(table))
+
+
+def test_further_pairs_are_named_and_adjusted(tmp_path):
+    frame = write_all(tmp_path)
+    text = to_markdown(build_table(frame, dataclasses.replace(SPEC, pairs=(("mixup", "erase"), ("erase", "deit")))))
+    assert "p by Holm" in text and "- erase 1.03 points below mixup, 95 % CI" in text
+    with pytest.raises(ConfigError, match=r"pairs: 'mixupp' is no row of this table\. Did you mean 'mixup'"):
+        build_table(frame, dataclasses.replace(SPEC, pairs=(("mixupp", "erase"),)))
+    with pytest.raises(ConfigError, match="pairs: takes two different rows each"):
+        build_table(frame, dataclasses.replace(SPEC, pairs=(("mixup", "mixup"),)))
+
+
+def test_unlike_spread_and_cells_of_no_row_are_said(tmp_path):
+    scores = {"none": [90.0, 90.1, 90.2], "mixup": [91.0, 70.0, 80.0], "jitter": [90.0]}
+    table = build_table(write_all(tmp_path, scores), dataclasses.replace(SPEC, rows=("none", "mixup")))
+    assert any(
+        "the spread between seeds is not alike in all rows (Bartlett, p < 0.001)" in note for note in table.notes
+    )
+    assert [flag for flag in table.flags if flag.startswith("in no row of this table, by their values: jitter/s0")]
 
 
 def test_one_seed_speaks_of_checkpoints(tmp_path):
@@ -156,67 +129,6 @@ def test_data_sets_never_share_a_column(tmp_path):
     table = build_table(collect(tmp_path, "s"), dataclasses.replace(SPEC, rows=None, factor=None, baseline=None))
     assert table.datasets == ("digits", "fashion_mnist") and [r.label for r in table.rows] == ["none", "mixup"]
     assert len(table.anova) == 3 and "fashion_mnist: top-1" in to_markdown(table)
-
-
-def test_offline_wandb_gives_the_same_table(tmp_path):
-    frame = write_all(tmp_path / "runs", {"none": [90.0, 91.0], "mixup": [92.0, 93.5]}, mirror=True)
-    spec = dataclasses.replace(SPEC, rows=("none", "mixup"))
-    ours = build_table(frame, spec)
-    theirs = build_table(collect_wandb(None, "vitlab", "s", tmp_path / "runs", False), spec)
-    for render in (to_markdown, to_latex, to_csv, to_json):
-        assert render(ours) == render(theirs)
-    run = offline_runs(tmp_path / "runs")[0]
-    assert [row["epoch"] for row in run["history"]] == [1, 2, 3]
-
-
-def test_a_torn_wandb_file_is_a_crashed_run(tmp_path):
-    write_all(tmp_path / "runs", {"none": [90.0]}, mirror=True)
-    (file,) = (tmp_path / "runs").rglob("run-*.wandb")
-    file.write_bytes(file.read_bytes()[:-200])
-    assert [r["state"] for r in offline_runs(tmp_path / "runs")] == ["crashed"]
-    file.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=r"not a \.wandb file"):
-        offline_runs(tmp_path / "runs")
-    with pytest.raises(ConfigError, match="no run of vitlab's"):
-        collect_wandb(None, "vitlab", None, tmp_path / "empty", False)
-
-
-def test_deits_logs_become_a_table(tmp_path):
-    for name, top in (("scratch", 70.8), ("finetuned", 69.4)):
-        (tmp_path / name).mkdir()
-        lines = [{"train_lr": 1e-3, "train_loss": 3.0, "test_loss": 1.2, "test_acc1": top - 1 + e, "test_acc5": 90.0,
-                  "epoch": e, "n_parameters": 5717416} for e in (0, 1)]  # fmt: skip
-        (tmp_path / name / "log.txt").write_text("\n".join(map(json.dumps, lines)))
-    frame = collect_logs([tmp_path])
-    table = build_table(frame, TableSpec("deit_logs", "Logs"))
-    assert {r.label: r.entries["as logged"].mean("last.top1") for r in table.rows} == {
-        "scratch": 70.8,
-        "finetuned": 69.4,
-    }
-    (tmp_path / "scratch" / "log.txt").write_text("epoch 1: fine\n")
-    with pytest.raises(ValueError, match=r"log\.txt, line 1: not a line of DeiT's"):
-        collect_logs([tmp_path])
-    with pytest.raises(ConfigError, match=r"no log\.txt"):
-        collect_logs([tmp_path / "nowhere"])
-
-
-def test_a_reference_stands_beside(tmp_path):
-    table = build_table(write_all(tmp_path), SPEC)
-    file = tmp_path / "book.csv"
-    file.write_text(
-        "row,dataset,figure,value,sd,source\nnone,digits,top1,90.0,,me\nmixup,*,top1,,,\nerase,digits,top1,70,,me\n"
-    )
-    text = to_markdown(beside_reference(table, read_reference(str(file))))
-    assert "ours 90.10, reference 90.00 (me): +0.10, within seed noise" in text
-    assert "not known" in text and "beyond seed noise" in text and "look at epochs" in text
-    file.write_text("row,dataset,figure,value,sd,source\nother,digits,top1,90,,me\n")
-    with pytest.raises(ConfigError, match=r"its rows \(other\) are none of the table's"):
-        beside_reference(table, read_reference(str(file)))
-    file.write_text("row,dataset,figure,value,sd,source\nnone,digits,top1,ninety,,me\n")
-    with pytest.raises(ConfigError, match="'ninety' is no number"):
-        read_reference(str(file))
-    for name in ("book_table3_2", "book_table3_3", "deit_table8"):
-        assert read_reference(name)
 
 
 def composed(folder, **changes):
@@ -275,9 +187,21 @@ def test_a_row_of_a_pretraining_holds_no_other(tmp_path):
     means = {row.label: row.entries["digits"].mean("last.top1") for row in table.rows}
     assert means == {"scratch": 81.0, "fractaldb60": 86.0, "fractaldb_small": 91.0, "fractaldb": None}
     assert "fractaldb_small: its cells differ in pretrain.recipe.epochs" in table.flags
-    assert "fractaldb on digits: not run" in table.flags
+    assert "fractaldb: not run" in table.flags
     assert [flag for flag in table.flags if flag.startswith("in no row of this table, by their values: none/s0")]
     assert "The pre-training has one seed of its own: the spread covers fine-tuning only" in table.caption
+
+
+def test_a_table_that_does_not_fit_is_one_message(tmp_path):
+    frame = write_all(tmp_path, {"none": [90.0]})
+    for changes, message in (
+        ({"factor": "augmnt"}, "table: factor 'augmnt' is no group. Did you mean 'augment'"),
+        ({"factor": None}, "names rows .* but no factor"),
+        ({"rows": ("nothing",)}, "augment: 'nothing' is no choice of conf/augment"),
+        ({"ticks": {"Mixup": "augment.mixupp"}}, "the column 'Mixup' shows 'augment.mixupp', which no cell has"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_table(frame, dataclasses.replace(SPEC, **changes))
 
 
 def test_a_factor_no_run_has(tmp_path):
@@ -314,45 +238,3 @@ def test_diff_names_everything(tmp_path):
 def test_every_layout_composes(name):
     layout = compose_group("table", name)
     assert layout["title"] and layout["study"]
-
-
-def test_finished_runs_of_one_cell_that_disagree_are_refused(tmp_path):
-    for place, score in (("a", 90.0), ("b", 91.0)):
-        write_all(tmp_path / place, {"none": [score]}, mirror=True)
-    with pytest.raises(ValueError, match=r"two finished runs of cell c\w+ disagree \(last/top1 90\.0 and 91\.0\)"):
-        offline_runs(tmp_path)
-
-
-@pytest.mark.slow()
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex; Debian's texlive-latex-recommended has it")
-def test_the_latex_compiles(tmp_path):
-    (tmp_path / "t.tex").write_text(to_latex(build_table(write_all(tmp_path / "runs"), SPEC)))
-    packages = r"\usepackage{booktabs,amssymb,graphicx}"
-    (tmp_path / "main.tex").write_text(
-        rf"\documentclass{{article}}{packages}\begin{{document}}\input{{t}}\end{{document}}"
-    )
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and (tmp_path / "main.pdf").exists(), done.stdout[-2000:]
-
-
-@pytest.mark.slow()
-@pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_error_rates_under_the_null(seeds):
-    """7 ablations that do nothing: how often any interval leaves zero out (4 to 6 %), and the coverage of true ones."""
-    from vitlab.dunnett import critical_value
-
-    rng = np.random.default_rng(seeds)
-    runs, k = 40_000, 7
-    shifts = np.linspace(-1, 1, k + 1)
-    data = rng.normal(0, 0.2, (runs, k + 1, seeds)) + shifts[:, None]
-    means, pooled = data.mean(2), data.var(2, ddof=1).mean(1)
-    half = critical_value((seeds,) * k, seeds, (k + 1) * (seeds - 1)) * np.sqrt(pooled * 2 / seeds)
-    error = np.abs((means[:, 1:] - means[:, :1]) - (shifts[1:] - shifts[0]))
-    covered = float((error <= half[:, None]).all(1).mean())
-    print(f"{seeds} seeds: simultaneous coverage {100 * covered:.2f} %, family-wise error {100 * (1 - covered):.2f} %")
-    assert 0.94 < covered < 0.96
-    for run in range(20):
-        ours = dunnett([list(g) for g in data[run]], 0)
-        inside = all(c.low <= s - shifts[0] <= c.high for c, s in zip(ours[1:], shifts[1:], strict=True))
-        assert inside == bool((error[run] <= half[run]).all())

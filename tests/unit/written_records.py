@@ -1,14 +1,16 @@
 """Finished and failed records as a run leaves them, for the tests of what reads them."""
 
 import dataclasses
+import time
 
 import numpy as np
 
 from vitlab.analysis import collect
-from vitlab.analysis.table import TableSpec
+from vitlab.analysis.model import TableSpec
+from vitlab.analysis.wandb_files import read_offline_run
 from vitlab.config import CellConfig, WandbConfig, choice, experiment
 from vitlab.study.identity import identity
-from vitlab.study.mirror import Mirror, flat_summary, packed_hits
+from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
 from vitlab.study.record import Record, write_study
 
 SCORES = {
@@ -24,27 +26,40 @@ SPEC = TableSpec(
 )
 
 
-def make_cell(augment, seed, dataset="digits", start=None, **recipe):
+def make_cell(augment, seed, dataset="digits", pretrain="scratch", start=None, **recipe):
     parts = [choice(g, n) for g, n in (("model", "vit_micro"), ("dataset", dataset), ("augment", augment))]
-    start = start or choice("pretrain", "scratch")
+    start = start or choice("pretrain", pretrain)
+    if pretrain == "checkpoint":
+        start = dataclasses.replace(start, path="before.pth", digest="0" * 64)
     return CellConfig(*parts, start, dataclasses.replace(choice("recipe", "quick"), **recipe), seed)
 
 
 def write_cell(
-    folder, augment, seed, top1, state="finished", dataset="digits", mirror=False, commit="abc123456789", **recipe
-):
+    folder, augment, seed, top1, state="finished", dataset="digits", mirror=False, commit="abc123456789", place=None,
+    pretrain="scratch", earlier=(), **recipe,
+):  # fmt: skip
     """A record as a run leaves it; with `mirror`, its offline W&B run too."""
-    cell = make_cell(augment, seed, dataset, **recipe)
+    cell = make_cell(augment, seed, dataset, pretrain, **recipe)
     record = Record(folder / identity(cell))
-    labels = {"model": "vit_micro", "dataset": dataset, "augment": augment, "pretrain": "scratch", "recipe": "quick"}
+    labels = {"model": "vit_micro", "dataset": dataset, "augment": augment, "pretrain": pretrain, "recipe": "quick"}
     name = f"{augment}/s{seed}"
     record.write("config.yaml", {"schema_version": 1, "id": record.id, "name": name, "experiment": experiment(cell),
                                  "labels": labels, "runtime": {"devices": 1}})  # fmt: skip
     origin = {"commit": commit, "dirty": False, "device_name": "CPU"}
-    record.write("provenance.json", origin)
+    record.write("provenance.json", origin | {"earlier": list(earlier)})
     entry = {"id": record.id, "name": name, "part": "cell", "labels": labels, "aliases": [], "overrides": []}
+    run = None
+    if mirror:
+        about = {"id": record.id, "name": name, "study": "s", "labels": labels, "devices": 1, "mixed": "",
+                 "part": "cell", "table": None, "place": place} | origin  # fmt: skip
+        run = Mirror(WandbConfig(mode="offline"), identity=record.id, name=name, study="s", folder=record.folder,
+                     config=experiment(cell) | {"vitlab": about})  # fmt: skip
     if state != "finished":
-        record.write("failure.json", {"type": "ValueError", "message": "no luck"})
+        if state == "failed":
+            record.write("failure.json", {"type": "ValueError", "message": "no luck"})
+        if run is not None:
+            run.finish({"failure": "ValueError: no luck"} if state == "failed" else None, int(state == "failed"))
+            _wait_until_written(record.folder)
         return entry
     rng = np.random.default_rng(seed)
     label = np.arange(400) % 10
@@ -59,17 +74,29 @@ def write_cell(
     for row in rows:
         record.append_row(row)
     record.write("result.json", {"schema_version": 1, "id": record.id} | result | {"finished_at": None})
-    if mirror:
-        about = {"name": name, "study": "s", "labels": labels, "devices": 1} | origin
-        run = Mirror(WandbConfig(mode="offline"), identity=record.id, name=name, study="s", folder=record.folder,
-                     config=experiment(cell) | {"vitlab": about})  # fmt: skip
+    if run is not None:
         for row in rows:
             run.log(row)
-        run.finish(flat_summary(result) | {"hits": packed_hits(record.folder)})
+        run.finish(flat_summary(result) | {"hits": packed_hits(record.folder), "curve": packed_curve(rows)})
+        _wait_until_written(record.folder)
     return entry
 
 
+def _wait_until_written(folder, seconds=60):
+    """W&B's own process writes the file a moment after `finish` returns."""
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    end = time.monotonic() + seconds
+    while (run := read_offline_run(file)) is None or run["state"] == "crashed":
+        assert time.monotonic() < end, f"{file} has no end after {seconds} s"
+        time.sleep(0.02)
+
+
 def write_all(folder, scores=SCORES, **options):
-    cells = [write_cell(folder, a, s, v, **options) for a, values in scores.items() for s, v in enumerate(values)]
+    """A study `s` of these scores; None is a cell that failed."""
+    planned = [(augment, seed, top1) for augment, values in scores.items() for seed, top1 in enumerate(values)]
+    cells = [
+        write_cell(folder, a, s, v, "failed" if v is None else "finished", place=place, **options)
+        for place, (a, s, v) in enumerate(planned)
+    ]
     write_study(folder, "s", {"table": None, "cells": cells})
     return collect(folder, "s")

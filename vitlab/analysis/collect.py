@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.study.record import Record, read_study, records
+from vitlab.study.record import Record, mixed, read_study, records
 
 FIGURES = ("top1", "top5", "loss", "epoch")
 PARTS = ("last", "best", "ema.last", "ema.best")
@@ -25,8 +25,8 @@ def collect(output_dir: str | Path = "runs", study: str | None = None) -> pd.Dat
 
     Columns: id, name, state, seed, the flattened experiment (`augment.mixup`, `recipe.lr`, `pretrain.dataset.name`, …),
     `label.<group>`, `last.top1` … `ema.best.loss` (percent, nats), num_eval, num_parameters, device_hours, commit,
-    device_name, devices, failure. Figures of unfinished cells are missing. Raises ValueError for a damaged record, or
-    where no such study is known.
+    device_name, devices, mixed (in what the attempts at a resumed cell differ), failure. Figures of unfinished cells
+    are missing. Raises ValueError for a damaged record, or where no such study is known.
     """
     folder = Path(output_dir)
     if study is None:
@@ -60,6 +60,7 @@ def read_record(record: Record) -> dict[str, Any]:
     row |= {"name": config["name"], "devices": config["runtime"]["devices"]}
     origin = record.read("provenance.json") or {}
     row |= {"commit": origin.get("commit"), "dirty": origin.get("dirty"), "device_name": origin.get("device_name")}
+    row["mixed"] = mixed(origin)
     if result := record.read("result.json"):
         row |= result_columns(result)
     if failure := record.read("failure.json"):
@@ -73,21 +74,27 @@ def experiment_columns(experiment: Mapping[str, Any], labels: Mapping[str, str])
 
 
 def result_columns(result: Mapping[str, Any]) -> dict[str, Any]:
-    """result.json's figures as columns. Raises ValueError for a figure that is not a number."""
+    """result.json's figures as columns. Raises ValueError for a figure that is missing or not a number."""
     row: dict[str, Any] = {}
+    hours = result.get("device_seconds")
+    if not isinstance((result.get("last") or {}).get("top1"), int | float) or not isinstance(hours, int | float):
+        raise ValueError(
+            f"{result.get('id')}: its result has no number last.top1 or device_seconds; the record is damaged, train "
+            "the cell anew"
+        )
     for part in PARTS:
         node: Any = result
         for key in part.split("."):
             node = (node or {}).get(key)
         for figure in FIGURES:
             value = (node or {}).get(figure)
-            if isinstance(value, float) and not math.isfinite(value):
+            if value is not None and (isinstance(value, str) or not math.isfinite(value)):  # W&B writes "NaN"
                 raise ValueError(
                     f"{result.get('id')}: {part}.{figure} is {value}; the record is damaged, train the cell anew"
                 )
             row[f"{part}.{figure}"] = value
     row |= {key: result.get(key) for key in ("num_eval", "num_train", "num_parameters", "epochs", "images_per_second")}
-    return row | {"device_hours": result["device_seconds"] / 3600, "finished_at": result.get("finished_at")}
+    return row | {"device_hours": hours / 3600, "finished_at": result.get("finished_at")}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -12,11 +13,16 @@ from typing import Any, Literal
 import pandas as pd
 
 from vitlab.analysis.collect import collect
+from vitlab.analysis.deit_logs import collect_logs
 from vitlab.analysis.diff import describe_difference
+from vitlab.analysis.latex import to_latex
+from vitlab.analysis.model import Table, TableSpec
 from vitlab.analysis.reference import beside_reference, read_reference
-from vitlab.analysis.render import to_csv, to_json, to_latex, to_markdown
-from vitlab.analysis.table import Table, TableSpec, build_table
+from vitlab.analysis.render import to_csv, to_json, to_markdown
+from vitlab.analysis.table import build_table
+from vitlab.analysis.wandb_source import collect_wandb
 from vitlab.config import ConfigError, build
+from vitlab.config.choices import compose_group
 from vitlab.study.record import Record, read_study
 
 
@@ -29,11 +35,13 @@ class AnalyzeConfig:
     study: str | None = None
     tables_dir: str = "tables"
     baseline: str | None = None
+    pairs: tuple[tuple[str, ...], ...] | None = None
     reference: str | None = None
     strict: bool = False
     diff: tuple[str, ...] | None = None
     entity: str | None = None
     project: str = "vitlab"
+    filters: Mapping[str, object] | None = None
     refresh: bool = False
     logs: str | tuple[str, ...] | None = None
 
@@ -51,11 +59,13 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
             raise ConfigError(f"diff: takes two identities, got {len(config.diff)}; for instance diff='[c1…,c2…]'")
         return describe_difference(Path(config.output_dir), *config.diff)
     frame, study = load(config, None if layout is None else layout.get("study"))
-    spec = table_spec(layout, table_name, study, config)
+    recorded = read_study(Path(config.output_dir), study) if config.source == "runs" else None
+    named = (recorded or {}).get("table") if config.source == "runs" else _agreed(frame, "table")
+    spec = table_spec(layout, table_name, study, named, config)
     table = build_table(frame, spec)
     file = config.reference or spec.reference
     if file:
-        table = beside_reference(table, read_reference(file))
+        table = beside_reference(table, read_reference(file), asked=config.reference is not None)
     lines = write_table(table, frame, Path(config.tables_dir))
     if config.strict and table.flags:
         raise RuntimeError("strict: the table has gaps or confounds: " + "; ".join(table.flags))
@@ -66,15 +76,12 @@ def load(config: AnalyzeConfig, table_study: str | None) -> tuple[pd.DataFrame, 
     """The cells from the chosen source, and the study's name."""
     folder = Path(config.output_dir)
     if config.source == "deit_logs":
-        from vitlab.analysis.deit_logs import collect_logs
-
         logs = (config.logs,) if isinstance(config.logs, str) else config.logs or ()
         return collect_logs([Path(log) for log in logs]), "deit_logs"
     if config.source == "wandb":
-        from vitlab.analysis.wandb_source import collect_wandb
-
         study = config.study or table_study
-        return collect_wandb(config.entity, config.project, study, folder, config.refresh), study or config.project
+        found = collect_wandb(config.entity, config.project, study, folder, config.refresh, config.filters)
+        return found, study or config.project
     study = config.study or table_study
     if study is None:
         last = read_study(folder)
@@ -86,31 +93,34 @@ def load(config: AnalyzeConfig, table_study: str | None) -> tuple[pd.DataFrame, 
     return collect(folder, study), study
 
 
-def table_spec(layout: Mapping[str, Any] | None, name: str | None, study: str, config: AnalyzeConfig) -> TableSpec:
-    """The table's layout: from conf/table, or made for whatever varies in the study."""
+def _agreed(frame: pd.DataFrame, column: str) -> str | None:
+    """What all cells say, where they say one thing."""
+    said = set(frame[column]) if column in frame else set()
+    only = said.pop() if len(said) == 1 else None
+    return only if isinstance(only, str) else None
+
+
+def table_spec(
+    layout: Mapping[str, Any] | None, name: str | None, study: str, named: str | None, config: AnalyzeConfig
+) -> TableSpec:
+    """The table's layout: the one asked for, the one that the study `named`, or one for whatever varies."""
+    if layout is None and named:
+        layout, name = compose_group("table", named), named
     if layout is None:
-        recorded = read_study(Path(config.output_dir), study) if config.source == "runs" else None
-        if recorded and recorded.get("table"):
-            layout, name = _layout(str(recorded["table"])), str(recorded["table"])
-        else:
-            return TableSpec(study, f"Study {study}", study=study, baseline=config.baseline, ticks=DEFAULT_TICKS)
-    assert name is not None
-    spec: TableSpec = build(TableSpec, {"name": name, **layout}, "table")
-    changes = {"baseline": config.baseline or spec.baseline}
-    return TableSpec(**{**vars(spec), **changes})
+        factor = "model" if config.source == "deit_logs" else None  # a log tells no more than its name
+        ticks = {} if factor else DEFAULT_TICKS
+        spec = TableSpec(study, f"Study {study}", study=study, factor=factor, ticks=ticks)
+    else:
+        assert name is not None
+        spec = build(TableSpec, {"name": name, **layout}, "table")
+    pairs = spec.pairs if config.pairs is None else config.pairs
+    return dataclasses.replace(spec, baseline=config.baseline or spec.baseline, pairs=pairs)
 
 
 DEFAULT_TICKS = {
     "Auto/RandAug": "augment.auto_augment", "Mixup": "augment.mixup", "CutMix": "augment.cutmix",
     "Jitter": "augment.color_jitter", "Erase": "augment.erase", "Smoothing": "augment.smoothing",
 }  # fmt: skip
-
-
-def _layout(name: str) -> dict[str, Any]:
-    """conf/table/NAME.yaml, composed."""
-    from vitlab.config.choices import compose_group
-
-    return compose_group("table", name)
 
 
 def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
@@ -127,12 +137,16 @@ def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
         "md": f"{markdown}\n<!-- {provenance} -->\n",
         "tex": f"% {provenance}\n{to_latex(table)}",
         "csv": to_csv(table),
-        "json": to_json(table),
+        "json": to_json(table, provenance),
         "html": to_html(table, curves, links, provenance),
     }
     for ending, text in texts.items():
         (folder / f"{table.name}.{ending}").write_text(text)
-    figures = {"differences": draw_differences(table), "curves": draw_curves(curves), "cost": draw_cost(table)}
+    figures = {
+        "differences": draw_differences(table),
+        "curves": draw_curves(curves, len(table.datasets)),
+        "cost": draw_cost(table),
+    }
     for name, figure in figures.items():
         save(figure, folder / f"{table.name}_{name}")
     return [

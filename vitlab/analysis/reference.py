@@ -1,70 +1,124 @@
-"""Published values beside ours: a CSV of row, dataset, figure, value, sd, source; an empty value is not known."""
+"""Published values beside ours: a CSV of row, dataset, figure, value, sd, source, and what is known of the recipe."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitlab.analysis.table import Entry, Table
+from vitlab.analysis.model import Entry, Table
 from vitlab.config import ConfigError
 from vitlab.config.choices import CONF
 
 COLUMNS = ("row", "dataset", "figure", "value", "sd", "source")
-FIGURES = {"top1": "last.top1", "top5": "last.top5", "best_top1": "best.top1"}
+RECIPE = {"epochs": "recipe.epochs", "batch_size": "recipe.batch_size", "ema_decay": "recipe.ema_decay"}
+"""Further columns that a file may have → the setting of ours that they are held against."""
+FIGURES = {"top1": "last.top1", "top5": "last.top5", "best_top1": "best.top1", "ema_top1": "ema.last.top1"}
+_WORDS = {
+    "last.top1": "the last epoch's", "best.top1": "the best epoch's", "ema.last.top1": "the averaged weights'",
+    "ema.best.top1": "the averaged weights' best",
+}  # fmt: skip
 
 
 def read_reference(name: str) -> list[dict[str, Any]]:
-    """The lines of a reference file: a path, or a name in conf/reference. Raises ConfigError for a malformed one."""
+    """The lines of a reference file: a path, or a name in conf/reference. Raises ConfigError for a malformed one.
+
+    `value`, `sd` and the columns of RECIPE are numbers, or None where the file leaves them empty.
+    """
     path = Path(name) if Path(name).is_file() else CONF / "reference" / f"{name}.csv"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (CONF / "reference").glob("*.csv")))
         raise ConfigError(f"reference: no file {name!r}; shipped: {known}")
     with path.open(newline="") as stream:
-        lines = list(csv.DictReader(line for line in stream if not line.startswith("#")))
-    for number, line in enumerate(lines, start=2):
-        if set(line) != set(COLUMNS) or line["figure"] not in FIGURES:
+        numbered = [(i, line) for i, line in enumerate(stream, 1) if line.strip() and not line.startswith("#")]
+    lines = list(csv.DictReader(text for _, text in numbered))
+    for (number, _), line in zip(numbered[1:], lines, strict=True):
+        keys = set(line)
+        if not set(COLUMNS) <= keys <= {*COLUMNS, *RECIPE} or line["figure"] not in FIGURES:
             raise ConfigError(
-                f"reference: {path}, line {number}: the columns are {','.join(COLUMNS)}, and figure is one of "
-                f"{', '.join(FIGURES)}"
+                f"reference: {path}, line {number}: the columns are {','.join(COLUMNS)} and, where known, "
+                f"{','.join(RECIPE)}; figure is one of {', '.join(FIGURES)}"
             )
-        try:
-            for key in ("value", "sd"):
-                line[key] = float(line[key]) if line[key].strip() else None
-        except ValueError:
-            raise ConfigError(f"reference: {path}, line {number}: {key} {line[key]!r} is no number") from None
+        for key in ("value", "sd", *RECIPE):
+            line[key] = _number(line.get(key), f"{path}, line {number}: {key}")
+    if not lines:
+        raise ConfigError(f"reference: {path} has no line below its header {','.join(COLUMNS)}")
     return lines
 
 
-def beside_reference(table: Table, lines: list[dict[str, Any]]) -> Table:
-    """The table with each known value beside ours and a verdict. Raises ConfigError where no row's name matches."""
+def _number(text: str | None, where: str) -> float | None:
+    if not (text or "").strip():
+        return None
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(f"reference: {where} {text!r} is no number")
+    return value
+
+
+def beside_reference(table: Table, lines: list[dict[str, Any]], *, asked: bool = True) -> Table:
+    """The table with each published value beside ours, a verdict, and the causes that the records can show.
+
+    Raises ConfigError where no line is about a row and data set of the table, unless the layout brings the file and
+    nobody `asked` for it.
+    """
     labels = {row.label: row for row in table.rows}
-    matched = [line for line in lines if line["row"] in labels]
-    if lines and not matched:
-        raise ConfigError(
-            f"reference: its rows ({', '.join(dict.fromkeys(x['row'] for x in lines))}) are none of the table's "
-            f"({', '.join(labels)})"
-        )
+    matched = [line for line in lines if line["row"] in labels and line["dataset"] in (*table.datasets, "*")]
+    if not matched and asked:
+        key, own = ("dataset", table.datasets) if any(x["row"] in labels for x in lines) else ("row", tuple(labels))
+        theirs = ", ".join(dict.fromkeys(line[key] for line in lines))
+        words = {"row": "rows", "dataset": "data sets"}[key]
+        raise ConfigError(f"reference: its {words} ({theirs}) are none of the table's ({', '.join(own)})")
     entries = []
     for line in matched:
         for dataset, entry in labels[line["row"]].entries.items():
             if line["dataset"] in (dataset, "*"):
-                ours = entry.mean(FIGURES[line["figure"]])
-                entries.append({**line, "dataset": dataset, "ours": ours, "verdict": _verdict(line, entry, ours)})
-    return dataclasses.replace(table, reference=tuple(entries))
+                entries.append({**line, "dataset": dataset} | _verdict(line, dataset, entry))
+    unknown = list(dict.fromkeys(x["row"] for x in lines if x["row"] not in labels)) if asked else []
+    notes = [f"the reference has rows that the table has not: {', '.join(unknown)}"] if unknown else []
+    return dataclasses.replace(table, reference=tuple(entries), notes=(*table.notes, *notes))
 
 
-def _verdict(line: dict[str, Any], entry: Entry, ours: float | None) -> str:
+def _verdict(line: Mapping[str, Any], dataset: str, entry: Entry) -> dict[str, Any]:
     """Whether the difference is within what seeds do (two standard errors), where the spread is known."""
-    if line["value"] is None or ours is None:
-        return ""
-    difference = ours - line["value"]
-    spread = entry.comparison.sd or line["sd"]
+    ours, value = entry.mean(FIGURES[line["figure"]]), line["value"]
+    found: dict[str, Any] = {"ours": ours, "delta": None, "margin": None, "verdict": "", "causes": ""}
+    if value is None:
+        return found | {"verdict": "not known: fill it in"}
+    if ours is None:
+        return found | {"verdict": "not run"}
+    found["delta"] = ours - value
+    spread = line["sd"] or entry.comparison.sd
     if spread is None:
-        return f": {difference:+.2f}; one seed each, so seed noise cannot be ruled out"
-    error = math.sqrt(spread**2 / max(1, entry.comparison.n) + (line["sd"] or spread) ** 2)
-    within = abs(difference) <= 2 * error
-    causes = "" if within else "; look at epochs, global batch, EMA, and whether it is the last or the best epoch"
-    return f": {difference:+.2f}, {'within' if within else 'beyond'} seed noise ({2 * error:.2f}){causes}"
+        return found | {"verdict": "one seed each: seed noise cannot be told"}
+    own = entry.comparison.sd or spread
+    margin = 2 * math.sqrt(own**2 / max(1, entry.comparison.n) + spread**2)
+    if abs(found["delta"]) <= margin:
+        return found | {"margin": margin, "verdict": f"matches within seed noise (±{margin:.2f})"}
+    causes = f"{line['row']} on {dataset}, {line['figure']}: {'; '.join(_causes(line, entry, margin))}"
+    return found | {"margin": margin, "verdict": f"differs beyond seed noise (±{margin:.2f})", "causes": causes}
+
+
+def _causes(line: Mapping[str, Any], entry: Entry, margin: float) -> list[str]:
+    """What the records show of epochs, global batch, averaged weights, and the choice of the epoch."""
+    causes = []
+    for key, column in RECIPE.items():
+        ours = entry.settings.get(column, ())
+        shown = ", ".join("none" if v is None else f"{v:g}" for v in ours) or "not recorded"
+        name = {"epochs": "epochs", "batch_size": "global batch", "ema_decay": "EMA decay"}[key]
+        if line[key] is None:
+            causes.append(f"{name} {shown} here, not told there")
+        elif ours != (line[key],):
+            causes.append(f"{name} {shown} here, {line[key]:g} there")
+    if line["figure"] in ("top1", "best_top1"):
+        asked = FIGURES[line["figure"]]
+        others = {f: mean for f in _WORDS if f != asked and (mean := entry.mean(f)) is not None}
+        near = [f"{_WORDS[f]} {mean:.2f} would match" for f, mean in others.items()
+                if abs(mean - line["value"]) <= margin]  # fmt: skip
+        causes += near or [f"no choice of epoch or weights explains it ({_WORDS[asked]} stands above)"]
+    return causes

@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX, CSV and JSON. The same strings go into every format."""
+"""A table as grids of cells, and these as Markdown, CSV and JSON. The same strings go into every format."""
 
 from __future__ import annotations
 
@@ -6,163 +6,179 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from dataclasses import dataclass
+from typing import Any
 
-from vitlab.analysis.table import Entry, Row, Table
+from vitlab.analysis.model import Entry, Row, Table
+from vitlab.analysis.words import pair_line, seed_lines
 
 PLUS_MINUS, DELTA, TICK, CROSS, GAP = "±", "Δ", "✓", "✗", "--"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in one place of the grid."""
+    """What stands in one place of a grid."""
 
     text: str
     bold: bool = False
     align: str = "right"
+    mark: str = ""
+    """The letter of a footnote."""
 
 
-def grid(table: Table) -> tuple[list[str], list[list[Cell]]]:
-    """Column titles, and one list of cells per row: what every format shows."""
+@dataclass(frozen=True)
+class Grid:
+    """What a reader sees as a table."""
+
+    name: str
+    """main, details or reference."""
+    title: str
+    titles: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def grids(table: Table) -> list[Grid]:
+    """The grids of a table: its main one; details where several data sets leave no room; published values."""
     several = len(table.datasets) > 1
-    ticks = list(table.rows[0].ticks)
-    titles = ["", *ticks]
+    found = [_main(table, several)]
+    if several:
+        found.append(_details(table))
+    if table.reference:
+        found.append(_reference(table))
+    return found
+
+
+def marks(table: Table) -> dict[str, str]:
+    """Row → the letter of its footnote: a to z, then aa, ab, …"""
+    noted = [row.label for row in table.rows if row.notes]
+    return {label: (chr(96 + i // 26) if i >= 26 else "") + chr(97 + i % 26) for i, label in enumerate(noted)}
+
+
+def _main(table: Table, several: bool) -> Grid:
+    titles = ["", *table.rows[0].ticks]
     for dataset in table.datasets:
         prefix = f"{dataset}: " if several else ""
-        titles += [f"{prefix}top-1", f"{prefix}{DELTA} (95 % CI)"] + ([] if several else ["p", "top-5", "best top-1"])
-        titles += [f"{prefix}n"]
-    titles += [] if several else ["params", "device-h"]
-    marks = {row.label: chr(ord("a") + i) for i, row in enumerate(r for r in table.rows if r.note)}
-    rows = []
+        titles += [f"{prefix}top-1", f"{prefix}{DELTA} (95 % CI)", f"{prefix}p", f"{prefix}n"]
+    averaged = _is_averaged(table)
+    titles += [] if several else _detail_titles(averaged)
+    letters, rows = marks(table), []
     for row in table.rows:
-        mark = f" ^{marks[row.label]}" if row.label in marks else ""
-        cells = [Cell(row.label + mark, align="left")]
+        cells = [Cell(row.label, align="left", mark=letters.get(row.label, ""))]
         cells += [Cell(TICK if on else CROSS, changed, "center") for on, changed in row.ticks.values()]
         for dataset in table.datasets:
-            cells += _entry_cells(row, row.entries[dataset], table, brief=several)
-        if not several:
-            entry = row.entries[table.datasets[0]]
-            cells.append(Cell(f"{entry.parameters / 1e6:.3g} M" if entry.parameters else GAP))
-            cells.append(Cell(f"{entry.device_hours:.2g}" if entry.device_hours is not None else GAP))
-        rows.append(cells)
-    return titles, rows
+            cells += _result_cells(row.entries[dataset])
+        cells += [] if several else _detail_cells(row.entries[table.datasets[0]], averaged)
+        rows.append(tuple(cells))
+    return Grid("main", table.title, tuple(titles), tuple(rows))
 
 
-def _entry_cells(row: Row, entry: Entry, table: Table, brief: bool) -> list[Cell]:
+def _result_cells(entry: Entry) -> list[Cell]:
     c = entry.comparison
     if not c.n:
-        return [Cell(GAP)] * (2 if brief else 5) + [Cell("0")]
+        return [Cell(GAP), Cell(""), Cell(""), Cell("0")]
     spread = f" {PLUS_MINUS} {c.sd:.2f}" if c.sd is not None else ""
     delta = "" if c.delta is None else f"{c.delta:+.2f}"
     if c.low is not None and c.high is not None:
         delta += f" ({c.low:+.2f} to {c.high:+.2f})"
-    cells = [Cell(f"{c.mean:.2f}{spread}", entry.best), Cell(delta)]
-    if not brief:
-        p = "" if c.p is None else "< 0.001" if c.p < 0.001 else f"{c.p:.3f}"
-        cells += [Cell(p), Cell(_mean(entry, "last.top5")), Cell(_mean(entry, "best.top1"))]
-    return [*cells, Cell(str(c.n))]
+    p = "" if c.p is None else "< 0.001" if c.p < 0.001 else f"{c.p:.3f}"
+    return [Cell(f"{c.mean:.2f}{spread}", entry.best), Cell(delta), Cell(p), Cell(str(c.n))]
 
 
-def _mean(entry: Entry, figure: str) -> str:
-    value = entry.mean(figure)
-    return GAP if value is None else f"{value:.2f}"
+def _is_averaged(table: Table) -> bool:
+    return any("ema.last.top1" in e.values for row in table.rows for e in row.entries.values())
+
+
+def _detail_titles(averaged: bool) -> list[str]:
+    return ["top-5", "best top-1", *(["EMA top-1"] if averaged else []), "params", "device-h"]
+
+
+def _detail_cells(entry: Entry, averaged: bool) -> list[Cell]:
+    figures = ["last.top5", "best.top1", *(["ema.last.top1"] if averaged else [])]
+    means = [entry.mean(figure) for figure in figures]
+    cells = [Cell(GAP if mean is None else f"{mean:.2f}") for mean in means]
+    cells.append(Cell(f"{entry.parameters / 1e6:.3g} M" if entry.parameters else GAP))
+    return [*cells, Cell(GAP if entry.device_hours is None else f"{entry.device_hours:.2g}")]
+
+
+def _details(table: Table) -> Grid:
+    averaged = _is_averaged(table)
+    rows = [
+        (Cell(row.label, align="left"), Cell(dataset, align="left"), *_detail_cells(entry, averaged))
+        for row in table.rows
+        for dataset, entry in row.entries.items()
+    ]
+    return Grid("details", "Details", ("", "data set", *_detail_titles(averaged)), tuple(rows))
+
+
+def _reference(table: Table) -> Grid:
+    rows = []
+    for line in table.reference:
+        figures = [GAP if line[key] is None else f"{line[key]:.2f}" for key in ("ours", "value")]
+        delta = "" if line["delta"] is None else f"{line['delta']:+.2f}"
+        words = [line["row"], line["dataset"], line["figure"]]
+        cells = [Cell(word, align="left") for word in words] + [Cell(figure) for figure in figures]
+        rows.append((*cells, Cell(delta), Cell(line["verdict"], align="left"), Cell(line["source"], align="left")))
+    titles = ("", "data set", "figure", "ours", "reference", DELTA, "verdict", "source")
+    return Grid("reference", "Beside the reference", titles, tuple(rows))
 
 
 def footnotes(table: Table) -> list[str]:
-    """Marked notes of rows first, then gaps and confounds."""
-    noted = [row for row in table.rows if row.note]
-    lines = [f"^{chr(ord('a') + i)} {row.label}: {row.note}" for i, row in enumerate(noted)]
-    return lines + [note for note in table.notes if not any(note == f"{r.label}: {r.note}" for r in noted)]
-
-
-def seed_lines(table: Table) -> list[str]:
-    """Every seed's top-1: means hide what a reader should see."""
-    lines = []
-    for row in table.rows:
-        for dataset in table.datasets:
-            values = row.entries[dataset].values.get("last.top1", ())
-            if len(values) > 1:
-                on = f" on {dataset}" if len(table.datasets) > 1 else ""
-                lines.append(f"{row.label}{on}: {', '.join(f'{v:.2f}' for v in values)}")
-    return lines
+    """Marked notes of rows first, then those on the whole table."""
+    letters = marks(table)
+    lines = [f"^{letters[row.label]} {row.label}: {'; '.join(row.notes)}" for row in table.rows if row.notes]
+    return [*lines, *table.notes]
 
 
 def extras(table: Table) -> list[tuple[str, list[str]]]:
-    """The blocks of text below the grid: title and lines."""
-    blocks = [("Findings", list(table.findings)), ("Every seed (top-1, last epoch)", seed_lines(table))]
-    if table.anova:
-        lines = [
-            f"{e['effect']}: F = {e['F']:.2f}, p = {'< 0.001' if e['p'] < 0.001 else format(e['p'], '.3f')}"
-            for e in table.anova
-        ]
-        blocks.append(("Main effects and interaction (analysis of variance, type II)", lines))
-    if table.reference:
-        blocks.append(("Beside the reference", [_reference_line(r) for r in table.reference]))
-    blocks.append(("Notes", footnotes(table)))
+    """The blocks of text below the grids: title and lines."""
+    several = len(table.datasets) > 1
+    blocks = [
+        ("Findings", [*table.findings, *table.detectable]),
+        ("Further pairs (t with pooled variance; p by Holm, intervals by Bonferroni)",
+         [pair_line(pair, several) for pair in table.pairs]),
+        ("Main effects and interaction (analysis of variance, type II)", [_effect(e) for e in table.anova]),
+        ("Causes that the records can show", [line["causes"] for line in table.reference if line["causes"]]),
+        ("Every seed (top-1, last epoch)", seed_lines(table)),
+        ("Notes", footnotes(table)),
+    ]  # fmt: skip
     return [(title, lines) for title, lines in blocks if lines]
 
 
-def _reference_line(entry: dict) -> str:
-    ours = "not run" if entry["ours"] is None else f"{entry['ours']:.2f}"
-    known = "not known" if entry["value"] is None else f"{entry['value']:.2f} ({entry['source']})"
-    return f"{entry['row']} on {entry['dataset']}, {entry['figure']}: ours {ours}, reference {known}{entry['verdict']}"
+def _effect(effect: dict[str, Any]) -> str:
+    on = f" on {effect['dataset']}" if effect["dataset"] else ""
+    p = "< 0.001" if effect["p"] < 0.001 else f"= {effect['p']:.3f}"
+    return f"{effect['effect']}{on}: F({effect['df']}, {effect['df_residual']}) = {effect['F']:.2f}, p {p}"
 
 
 def to_markdown(table: Table) -> str:
-    titles, rows = grid(table)
-    text = [[f"**{c.text}**" if c.bold else c.text for c in row] for row in rows]
-    widths = [max(len(t), *(len(r[i]) for r in text), 3) for i, t in enumerate(titles)]
-    ends = {"left": (":", "-"), "center": (":", ":"), "right": ("-", ":")}
-    rule = [ends[rows[0][i].align][0] + "-" * (w - 2) + ends[rows[0][i].align][1] for i, w in enumerate(widths)]
-
-    def line(parts: list[str]) -> str:
-        place = {"left": str.ljust, "center": str.center, "right": str.rjust}
-        cells = zip(parts, widths, rows[0], strict=True)
-        justified = [place[cell.align](part, width) for part, width, cell in cells]
-        return "| " + " | ".join(justified) + " |"
-
-    lines = [line(titles), "| " + " | ".join(rule) + " |", *map(line, text), "", table.caption]
+    first, *others = grids(table)
+    lines = [*_pipes(first), "", table.caption]
+    for grid in others:
+        lines += ["", f"{grid.title}:", "", *_pipes(grid)]
     for title, block in extras(table):
         lines += ["", f"{title}:", "", *(f"- {entry}" for entry in block)]
     return "\n".join(lines) + "\n"
 
 
-_LATEX = {
-    "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "Δ": r"$\Delta$",
-    "✓": r"\cmark", "✗": r"\xmark",
-    "→": r"$\rightarrow$", "×": r"$\times$", "<": r"$<$", ">": r"$>$", "−": "--",
-}  # fmt: skip
+def _pipes(grid: Grid) -> list[str]:
+    text = [[_marked(cell) for cell in row] for row in grid.rows]
+    columns = grid.rows[0]
+    widths = [max(len(t), *(len(r[i]) for r in text), 3) for i, t in enumerate(grid.titles)]
+    ends = {"left": (":", "-"), "center": (":", ":"), "right": ("-", ":")}
+    rule = [ends[c.align][0] + "-" * (w - 2) + ends[c.align][1] for c, w in zip(columns, widths, strict=True)]
+    place = {"left": str.ljust, "center": str.center, "right": str.rjust}
+
+    def line(parts: list[str]) -> str:
+        cells = zip(parts, widths, columns, strict=True)
+        return "| " + " | ".join(place[cell.align](part, width) for part, width, cell in cells) + " |"
+
+    return [line(list(grid.titles)), "| " + " | ".join(rule) + " |", *map(line, text)]
 
 
-def _tex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-def _tex_label(text: str) -> str:
-    label, _, mark = text.partition(" ^")
-    return _tex(label) + (rf"\textsuperscript{{{mark}}}" if mark else "")
-
-
-def to_latex(table: Table) -> str:
-    r"""An \input-able booktabs table; needs booktabs, amssymb (ticks) and, for wide tables, graphicx."""
-    titles, rows = grid(table)
-    columns = "".join({"left": "l", "center": "c", "right": "r"}[c.align] for c in rows[0])
-    body = []
-    for row in rows:
-        parts = [_tex_label(row[0].text)] + [rf"\textbf{{{_tex(c.text)}}}" if c.bold else _tex(c.text) for c in row[1:]]
-        body.append(" & ".join(parts) + r" \\")
-    body.insert(1, r"\midrule")
-    notes = [_tex(note) for note in footnotes(table)]
-    return "\n".join([
-        r"% needs: \usepackage{booktabs,amssymb,graphicx}",
-        r"\providecommand{\cmark}{\ensuremath{\checkmark}}",
-        r"\providecommand{\xmark}{\ensuremath{\times}}",
-        r"\begin{table}[t]", r"\centering", rf"\caption{{{_tex(table.caption)}}}", rf"\label{{tab:{table.name}}}",
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(_tex, titles)) + r" \\", r"\midrule", *body,
-        r"\bottomrule", r"\end{tabular}}", *(rf"\par\footnotesize {note}" for note in notes), r"\end{table}", "",
-    ])  # fmt: skip
+def _marked(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.bold else cell.text
+    return f"{text} ^{cell.mark}" if cell.mark else text
 
 
 def to_csv(table: Table) -> str:
@@ -175,22 +191,31 @@ def to_csv(table: Table) -> str:
         "best_top1", "ema_top1", "top1_values", "parameters", "device_hours", "missing", "ids",
     ])  # fmt: skip
     for row in table.rows:
-        for dataset, e in row.entries.items():
-            c = e.comparison
-            writer.writerow([
-                row.label, dataset, *(int(on) for on, _ in row.ticks.values()), c.n, " ".join(map(str, e.seeds)),
-                c.mean if c.n else "", *("" if v is None else v for v in (c.sd, c.delta, c.low, c.high, c.p)),
-                *("" if (v := e.mean(f)) is None else v for f in ("last.top5", "best.top1", "ema.last.top1")),
-                " ".join(map(repr, e.values.get("last.top1", ()))), e.parameters or "",
-                "" if e.device_hours is None else e.device_hours, "; ".join(e.missing), " ".join(e.ids),
-            ])  # fmt: skip
+        for dataset, entry in row.entries.items():
+            writer.writerow(_csv_line(row, dataset, entry))
     return stream.getvalue()
 
 
-def to_json(table: Table) -> str:
-    """The model itself."""
-    content = dataclasses.asdict(table)
-    return (
-        json.dumps({"schema_version": 1} | content, indent=1, ensure_ascii=False, default=str).replace("NaN", "null")
-        + "\n"
-    )
+def _csv_line(row: Row, dataset: str, e: Entry) -> list[Any]:
+    c = e.comparison
+    figures = [e.mean(f) for f in ("last.top5", "best.top1", "ema.last.top1")]
+    return [
+        row.label, dataset, *(int(on) for on, _ in row.ticks.values()), c.n, " ".join(map(str, e.seeds)),
+        c.mean if c.n else "", *("" if v is None else v for v in (c.sd, c.delta, c.low, c.high, c.p)),
+        *("" if v is None else v for v in figures), " ".join(map(repr, e.values.get("last.top1", ()))),
+        e.parameters or "", "" if e.device_hours is None else e.device_hours, "; ".join(e.missing), " ".join(e.ids),
+    ]  # fmt: skip
+
+
+def to_json(table: Table, provenance: str | None = None) -> str:
+    """The model itself; what is not known is null."""
+    content = {"schema_version": 1, "provenance": provenance} | _plain(dataclasses.asdict(table))
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

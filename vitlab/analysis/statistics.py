@@ -79,16 +79,56 @@ def dunnett(groups: Sequence[Sequence[float]], baseline: int) -> list[Comparison
     return comparisons
 
 
+def compare_pairs(groups: Sequence[Sequence[float]], pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
+    """The second of each pair of groups beside the first: t tests with the variance pooled over all groups.
+
+    The p-values are adjusted by Holm's method, the intervals by Bonferroni's, for the number of pairs. Where one of a
+    pair has a single value, only the difference is given; where one has none, n is 0.
+    """
+    variance, freedom = pooled_variance(groups)
+    statistics: dict[int, tuple[float, float]] = {}  # pair → difference and its standard error, where supported
+    for i, (a, b) in enumerate(pairs):
+        sizes = len(groups[a]), len(groups[b])
+        if min(sizes) > 1 and freedom and variance:
+            error = float(np.sqrt(variance * (1 / sizes[0] + 1 / sizes[1])))
+            statistics[i] = float(np.mean(groups[b]) - np.mean(groups[a])), error
+    raw = [2 * float(stats.t.sf(abs(delta) / error, freedom)) for delta, error in statistics.values()]
+    p_values = dict(zip(statistics, holm(raw) if raw else [], strict=True))
+    critical = float(stats.t.ppf(1 - (1 - LEVEL) / 2 / max(1, len(raw)), freedom)) if raw else 0.0
+    comparisons = []
+    for i, (a, b) in enumerate(pairs):
+        known = bool(len(groups[a]) and len(groups[b]))
+        mean = float(np.mean(groups[b])) if len(groups[b]) else float("nan")
+        sd = float(np.std(groups[b], ddof=1)) if len(groups[b]) > 1 else None
+        delta = mean - float(np.mean(groups[a])) if known else None
+        half = critical * statistics[i][1] if i in statistics else None
+        low, high = (None, None) if delta is None or half is None else (delta - half, delta + half)
+        n = min(len(groups[a]), len(groups[b]))
+        comparisons.append(Comparison(n, mean, sd, delta, low, high, p_values.get(i)))
+    return comparisons
+
+
+def unequal_spread(groups: Sequence[Sequence[float]]) -> float | None:
+    """Bartlett's test that the groups have one variance, which pooling takes for granted: its p-value.
+
+    None where fewer than two groups have two different values.
+    """
+    several = [g for g in groups if len(g) > 1 and np.var(g) > 0]
+    return float(stats.bartlett(*several).pvalue) if len(several) > 1 else None
+
+
 def compare_to_baseline(frame: pd.DataFrame, baseline: object, factor: str, metric: str = "last.top1") -> pd.DataFrame:
     """Every level of column `factor` beside level `baseline`, over the finished cells of `frame`.
 
     Returns columns level, n, mean, sd, delta, ci_low, ci_high (simultaneous, 95 %), p_adjusted, mde (the smallest
-    difference that so many seeds find with 80 % power). Raises ValueError for an unknown factor, level or metric.
+    difference that so many seeds find with 80 % power; none where a level has one seed). Raises ValueError for an
+    unknown factor, level or metric, and where a level has two cells of one seed: they differ in something else.
     """
     for column in (factor, metric):
         if column not in frame:
             raise ValueError(f"no column {column!r}; columns: {', '.join(map(str, frame.columns))}")
     data = frame[frame[metric].notna()]
+    _require_one_cell_per_seed(data, factor)
     levels = list(dict.fromkeys(data[factor]))
     if baseline not in levels:
         raise ValueError(
@@ -104,6 +144,18 @@ def compare_to_baseline(frame: pd.DataFrame, baseline: object, factor: str, metr
         for level, c in zip(levels, dunnett(groups, 0), strict=True)
     ]  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _require_one_cell_per_seed(data: pd.DataFrame, factor: str) -> None:
+    """Means over data sets or recipes are means of nothing, and would count one seed twice."""
+    if "seed" not in data or not data.duplicated([factor, "seed"]).any():
+        return
+    level = data.loc[data.duplicated([factor, "seed"]), factor].iloc[0]
+    alike = data[data[factor] == level]
+    tree = [c for c in alike if c.split(".")[0] in ("model", "dataset", "augment", "pretrain", "recipe")]
+    others = [c for c in tree if c != factor and alike[c].map(repr).nunique() > 1]
+    what = f"; they differ in {', '.join(others)}: select one value of each, or take one of them as factor"
+    raise ValueError(f"{factor}={level} has several cells of one seed{what if others else ''}")
 
 
 def indistinguishable_from_best(groups: Sequence[Sequence[float]]) -> list[bool]:
@@ -160,7 +212,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def interaction(frame: pd.DataFrame, first: str, second: str, metric: str = "last.top1") -> pd.DataFrame | None:
     """Main effects and interaction of two factors over the seeds: an analysis of variance (type II).
 
-    Returns rows first, second, interaction with columns df, F, p; None where there are no spare degrees of freedom.
+    Returns rows first, second, interaction with columns effect, df, df_residual, F, p; None where there are no spare
+    degrees of freedom or a combination has no run.
     """
     import statsmodels.api as sm
     from statsmodels.formula.api import ols
@@ -173,5 +226,8 @@ def interaction(frame: pd.DataFrame, first: str, second: str, metric: str = "las
         return None
     table = sm.stats.anova_lm(ols("y ~ C(a) * C(b)", data=data.astype({"y": float})).fit(), typ=2)
     names = (first, second, f"{first} x {second}")
-    figures = zip(names, table["df"], table["F"], table["PR(>F)"], strict=False)  # the table's last row is the residual
-    return pd.DataFrame([{"effect": n, "df": int(df), "F": float(f), "p": float(p)} for n, df, f, p in figures])
+    residual = int(table["df"].iloc[-1])  # the table's last row
+    figures = zip(names, table["df"], table["F"], table["PR(>F)"], strict=False)
+    return pd.DataFrame(
+        [{"effect": n, "df": int(df), "df_residual": residual, "F": float(f), "p": float(p)} for n, df, f, p in figures]
+    )

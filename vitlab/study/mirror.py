@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import warnings
 import zlib
@@ -83,6 +84,11 @@ def packed_hits(folder: Path) -> str | None:
     with np.load(file) as content:
         hits = content["label"] == content["top5"][:, 0]
     return f"{len(hits)}:{base64.b64encode(zlib.compress(np.packbits(hits).tobytes())).decode()}"
+
+
+def packed_curve(rows: list[dict[str, Any]]) -> str:
+    """Top-1 over the epochs as JSON, `[[epoch, top1], …]`: a table's learning curves without a query per run."""
+    return json.dumps([[row["epoch"], row["eval/top1"]] for row in rows if "eval/top1" in row])
 
 
 def flat_summary(result: dict[str, Any]) -> dict[str, Any]:

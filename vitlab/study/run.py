@@ -13,9 +13,9 @@ from typing import Any
 
 from vitlab.config import CellConfig, Config, ConfigError, experiment, plain
 from vitlab.study.identity import SEMANTICS, identity
-from vitlab.study.mirror import Mirror, flat_summary, packed_hits
+from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
 from vitlab.study.provenance import code_patch, code_version, provenance
-from vitlab.study.record import SCHEMA_VERSION, Record
+from vitlab.study.record import SCHEMA_VERSION, Record, mixed, place
 
 Report = Callable[[dict[str, Any]], None]
 Outcome = str
@@ -99,8 +99,11 @@ def _record(
     _write_config(config, cell, record, name)
     origin = provenance(device_name(config.device))
     patch = code_patch()
-    about = {"name": name, "study": study, "labels": dict(config.labels), "devices": config.devices}
+    about = {"id": record.id, "name": name, "study": study, "labels": dict(config.labels), "devices": config.devices}
+    about |= {"part": config.study.part, "table": config.study.table}
+    about["place"] = place(config.output_dir, study, record.id)
     about |= {key: origin[key] for key in ("commit", "dirty", "device_name")}
+    about["mixed"] = mixed(_attempts(record, origin))
     shown = experiment(cell) | {"vitlab": about}
     mirror = Mirror(config.wandb, identity=record.id, name=name, study=study, folder=record.folder, config=shown)
     try:
@@ -126,7 +129,7 @@ def _record(
             "result.json",
             {"schema_version": SCHEMA_VERSION, "id": record.id} | result | {"finished_at": _now()},
         )
-        mirror.finish(flat_summary(result) | {"hits": packed_hits(record.folder)})
+        mirror.finish(flat_summary(result) | {"hits": packed_hits(record.folder), "curve": packed_curve(record.rows())})
         return "finished"
     except Interrupted:
         mirror.finish(None)
@@ -142,7 +145,7 @@ def _record(
                     "at": _now(),
                 },
             )
-        mirror.finish(None, exit_code=1)
+        mirror.finish({"failure": f"{type(error).__name__}: {error}"}, exit_code=1)
         raise
 
 

@@ -1,0 +1,80 @@
+"""Published values beside ours."""
+
+import dataclasses
+
+import pytest
+from written_records import SPEC, write_all
+
+from vitlab.analysis.reference import beside_reference, read_reference
+from vitlab.analysis.render import to_markdown
+from vitlab.analysis.table import build_table
+from vitlab.config import ConfigError
+
+
+def test_a_reference_stands_beside(tmp_path):
+    table = build_table(write_all(tmp_path), SPEC)
+    file = tmp_path / "book.csv"
+    file.write_text(
+        "row,dataset,figure,value,sd,source\nnone,digits,top1,90.0,,me\nmixup,*,top1,,,\nerase,digits,top1,70,,me\n"
+    )
+    text = to_markdown(beside_reference(table, read_reference(str(file))))
+    assert "| none  | digits   | top1   | 90.10 |     90.00 |  +0.10 | matches within seed noise (±0.61)" in text
+    assert "not known: fill it in" in text and "differs beyond seed noise" in text
+    file.write_text("row,dataset,figure,value,sd,source\nother,digits,top1,90,,me\n")
+    with pytest.raises(ConfigError, match=r"its rows \(other\) are none of the table's"):
+        beside_reference(table, read_reference(str(file)))
+    file.write_text("row,dataset,figure,value,sd,source\nnone,digits,top1,ninety,,me\n")
+    with pytest.raises(ConfigError, match="'ninety' is no number"):
+        read_reference(str(file))
+    for name in ("book_table3_2", "book_table3_3", "deit_table8"):
+        assert read_reference(name)
+
+
+HEADER = "row,dataset,figure,value,sd,source,epochs,batch_size,ema_decay\n"
+
+
+def test_causes_are_what_the_records_show(tmp_path):
+    table = build_table(write_all(tmp_path), SPEC)
+    (tmp_path / "r.csv").write_text(
+        HEADER + "none,digits,top1,90.6,0.1,them,300,1024,\nmixup,digits,top1,95,,,18,32,0\n"
+    )
+    first, second = (
+        line["causes"] for line in beside_reference(table, read_reference(str(tmp_path / "r.csv"))).reference
+    )
+    assert "epochs 18 here, 300 there" in first and "global batch 32 here, 1024 there" in first
+    assert "EMA decay 0 here, not told there" in first and "the best epoch's 90.60 would match" in first
+    assert second.startswith("mixup on digits, top1: no choice of epoch or weights explains it"), "all else is alike"
+
+
+def test_one_seed_each_decides_nothing(tmp_path):
+    table = build_table(write_all(tmp_path, {"none": [90.0], "mixup": [91.0]}), dataclasses.replace(SPEC, rows=None))
+    (tmp_path / "r.csv").write_text(HEADER + "none,*,top1,95,,them,,,\n")
+    (line,) = beside_reference(table, read_reference(str(tmp_path / "r.csv"))).reference
+    assert line["verdict"] == "one seed each: seed noise cannot be told" and line["delta"] == -5.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER + "none,cifar10,top1,90,,me,,,\n", r"its data sets \(cifar10\) are none of the table's \(digits\)"),
+        (HEADER + "none,digits,accuracy,90,,me,,,\n", r"line 2: .*figure is one of top1"),
+        ("# a remark\n" + HEADER + "none,digits,top1,nan,,me,,,\n", r"line 3: value 'nan' is no number"),
+        (HEADER, "has no line below its header"),
+        ("name,top1\nnone,90\n", r"line 2: the columns are row,dataset,figure"),
+    ],
+)
+def test_a_wrong_file_is_one_message(tmp_path, text, message):
+    table = build_table(write_all(tmp_path / "runs", {"none": [90.0]}), dataclasses.replace(SPEC, rows=None))
+    (tmp_path / "r.csv").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        beside_reference(table, read_reference(str(tmp_path / "r.csv")))
+
+
+def test_rows_of_others_are_said_and_a_layouts_file_may_not_fit(tmp_path):
+    table = build_table(write_all(tmp_path), SPEC)
+    (tmp_path / "r.csv").write_text(HEADER + "none,digits,top1,90,,me,,,\nsam,digits,top1,91,,me,,,\n")
+    lines = read_reference(str(tmp_path / "r.csv"))
+    assert "the reference has rows that the table has not: sam" in to_markdown(beside_reference(table, lines))
+    assert beside_reference(table, read_reference("book_table3_3"), asked=False).reference == ()
+    with pytest.raises(ConfigError, match=r"reference: no file 'nowhere'; shipped: book_table3_2"):
+        read_reference("nowhere")

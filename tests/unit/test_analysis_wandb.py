@@ -1,0 +1,124 @@
+"""Offline W&B runs give the same table as the records, and what is broken in them is said."""
+
+import dataclasses
+import json
+
+import pytest
+from written_records import SPEC, write_all, write_cell
+
+from vitlab.analysis import collect_wandb
+from vitlab.analysis.latex import to_latex
+from vitlab.analysis.model import TableSpec
+from vitlab.analysis.render import to_csv, to_json, to_markdown
+from vitlab.analysis.table import build_table
+from vitlab.analysis.wandb_files import merge_runs, offline_runs
+from vitlab.config import ConfigError
+from vitlab.study.record import Record
+
+
+def test_offline_wandb_gives_the_same_table(tmp_path):
+    frame = write_all(tmp_path / "runs", {"none": [90.0, 91.0], "mixup": [92.0, 93.5]}, mirror=True)
+    spec = dataclasses.replace(SPEC, rows=("none", "mixup"))
+    ours = build_table(frame, spec)
+    theirs = build_table(collect_wandb(study="s", output_dir=tmp_path / "runs"), spec)
+    for render in (to_markdown, to_latex, to_csv, to_json):
+        assert render(ours) == render(theirs)
+    run = offline_runs(tmp_path / "runs")[0]
+    assert [row["epoch"] for row in run["history"]] == [1, 2, 3]
+
+
+def test_a_torn_wandb_file_is_a_crashed_run(tmp_path):
+    write_all(tmp_path / "runs", {"none": [90.0]}, mirror=True)
+    (file,) = (tmp_path / "runs").rglob("run-*.wandb")
+    file.write_bytes(file.read_bytes()[:-200])
+    assert [r["state"] for r in offline_runs(tmp_path / "runs")] == ["crashed"]
+    frame = collect_wandb(study="s", output_dir=tmp_path / "runs")
+    assert list(frame["state"]) == ["interrupted"] and "last.top1" not in frame, "no low number"
+    file.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"not a \.wandb file"):
+        offline_runs(tmp_path / "runs")
+    with pytest.raises(ConfigError, match="no run of vitlab's"):
+        collect_wandb(output_dir=tmp_path / "empty")
+
+
+def test_finished_runs_of_one_cell_that_disagree_are_refused(tmp_path):
+    for place, score in (("a", 90.0), ("b", 91.0)):
+        write_all(tmp_path / place, {"none": [score]}, mirror=True)
+    with pytest.raises(ValueError, match=r"two finished runs of cell c\w+ disagree \(last/top1 90\.0 and 91\.0;"):
+        offline_runs(tmp_path)
+
+
+def test_the_order_gaps_and_found_rows_are_the_studys(tmp_path):
+    """Without a layout: rows in the order of the plan, a failure with its reason, from either source."""
+    frame = write_all(tmp_path, {"none": [90.0, 90.5], "randaug": [80.0, None], "autoaug": [85.0, 86.0]}, mirror=True)
+    spec = TableSpec("s", "Study s", study="s")
+    ours, theirs = (build_table(f, spec) for f in (frame, collect_wandb(study="s", output_dir=tmp_path)))
+    assert [row.label for row in theirs.rows] == ["none", "randaug", "autoaug"]
+    assert to_markdown(ours) == to_markdown(theirs) and "randaug/s1 failed (ValueError: no luck)" in to_markdown(theirs)
+
+
+def test_a_run_saved_before_its_end_is_no_result(tmp_path):
+    write_all(tmp_path, {"none": [90.0]}, mirror=True)
+    write_cell(tmp_path, "mixup", 0, None, state="interrupted", mirror=True)
+    frame = collect_wandb(study="s", output_dir=tmp_path)
+    assert dict(zip(frame["name"], frame["state"], strict=True)) == {"none/s0": "finished", "mixup/s0": "interrupted"}
+    (cell,) = [r for r in map(Record, tmp_path.glob("c*")) if r.read("config.yaml")["name"] == "mixup/s0"]
+    assert cell.state() == "interrupted", "as the records say"
+
+
+def run_of(state, top1=None, epochs=(), **about):
+    summary = {} if top1 is None else {"last/top1": top1}
+    config = {"vitlab": {"id": "c1", "name": "none/s0", "study": "s", "labels": {}} | about}
+    return {"id": "other", "state": state, "config": config, "summary": summary,
+            "history": [{"epoch": e, "eval/top1": 50.0 + e} for e in epochs]}  # fmt: skip
+
+
+def test_attempts_at_one_cell_are_one_run():
+    requeued = merge_runs([run_of("crashed", epochs=[1, 2]), run_of("finished", 90.0, epochs=[2, 3])])
+    assert len(requeued) == 1 and requeued[0]["state"] == "finished"
+    assert [row["epoch"] for row in requeued[0]["history"]] == [1, 2, 3]
+    stray = merge_runs([run_of("finished", 90.0), run_of("crashed", 12.0)])
+    assert stray[0]["state"] == "finished" and stray[0]["summary"]["last/top1"] == 90.0
+    assert len(merge_runs([run_of("finished", 90.0), run_of("finished", 90.0)])) == 1
+    with pytest.raises(ValueError, match="two finished runs of cell c1 disagree"):
+        merge_runs([run_of("finished", 90.0), run_of("finished", 91.0)])
+
+
+def test_archived_attempts_do_not_count(tmp_path):
+    write_all(tmp_path, {"none": [90.0]}, mirror=True)
+    (record,) = (Record(folder) for folder in tmp_path.glob("c*"))
+    record.archive()
+    write_all(tmp_path, {"none": [91.0]}, mirror=True)
+    assert list(collect_wandb(study="s", output_dir=tmp_path)["last.top1"]) == [91.0]
+
+
+def test_damage_and_mistakes_are_one_message(tmp_path):
+    write_all(tmp_path, {"none": [90.0]}, mirror=True)
+    with pytest.raises(ConfigError, match="filters: W&B's server applies them"):
+        collect_wandb(output_dir=tmp_path, filters={"tags": "paper"})
+    cached = tmp_path / "wandb_cache"
+    run = offline_runs(tmp_path)[0] | {"url": "https://example.org"}
+    run["summary"]["last/top1"] = "NaN"  # what W&B makes of it
+    cached.mkdir()
+
+    def keep(text):
+        import hashlib
+
+        name = hashlib.sha256(json.dumps(["me", "vitlab", "s", {}], sort_keys=True).encode()).hexdigest()[:12]
+        (cached / f"vitlab_{name}.json").write_text(text)
+
+    keep(json.dumps({"runs": [run]}))
+    with pytest.raises(ValueError, match=r"c\w+: .*last\.top1.*the record is damaged"):
+        collect_wandb("me", study="s", output_dir=tmp_path)
+    keep('{"runs": [')
+    with pytest.raises(ConfigError, match="is damaged; ask W&B again with refresh=true"):
+        collect_wandb("me", study="s", output_dir=tmp_path)
+
+
+def test_pre_trainings_are_no_rows(tmp_path, monkeypatch):
+    runs = [run_of("finished", 90.0), run_of("finished", 1.0, part="pretraining", id="c2")]
+    for run in runs:
+        run["config"]["vitlab"] |= {"devices": 1, "commit": "a", "dirty": False, "device_name": "CPU"}
+        run["summary"] |= {"device_seconds": 3.0}
+    monkeypatch.setattr("vitlab.analysis.wandb_source.offline_runs", lambda folder: runs)
+    assert list(collect_wandb(output_dir=tmp_path)["id"]) == ["c1"]

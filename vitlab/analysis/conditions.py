@@ -1,0 +1,142 @@
+"""Which cells stand in which row and column: by their resolved values, never by their labels."""
+
+# The types that pandas declares say too little of what a frame holds.
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOptionalIterable=false
+# pyright: reportReturnType=false, reportCallIssue=false, reportArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from vitlab.analysis.collect import flatten
+from vitlab.analysis.model import TableSpec
+from vitlab.config import GROUPS, ConfigError, choice, plain, suggest
+
+_LEFT_OPEN = (
+    "pretrain.recipe.", "pretrain.augment.",
+    "pretrain.dataset.num_classes", "pretrain.dataset.num_train", "pretrain.dataset.num_eval",
+)  # fmt: skip
+"""What a row does not ask of a pre-training: how it was trained, and counts that follow from what it saw."""
+COLUMN = "(column)"
+"""The frame's column that says in which column of the table a cell stands."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A row of the table before anything is computed."""
+
+    label: str
+    members: tuple[int, ...]
+    """Index labels of the frame's rows."""
+    keys: frozenset[str]
+    """The columns that define the condition."""
+    levels: tuple[tuple[str, str], ...] = ()
+    """(Group, the level's name) of each group that the conditions vary in."""
+
+
+def find_conditions(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
+    """The rows of the table, the baseline first. Raises ConfigError for a factor, row, tick or baseline unknown."""
+    if spec.factor is not None and spec.factor not in GROUPS:
+        raise ConfigError(f"table: factor {spec.factor!r} is no group.{suggest(spec.factor, list(GROUPS))}")
+    if spec.rows and not spec.factor:
+        raise ConfigError(
+            f"table: table={spec.name} names rows ({', '.join(spec.rows)}) but no factor; give table.factor"
+        )
+    if spec.factor and not any(c.startswith(f"{spec.factor}.") for c in frame.columns):
+        raise ConfigError(
+            f"table: table={spec.name} has rows of {spec.factor}, which no cell tells; choose another table=NAME"
+        )
+    for title, key in spec.ticks.items():
+        if spec.factor and key not in frame:
+            raise ConfigError(f"table: the column {title!r} shows {key!r}, which no cell has; mend ticks in the layout")
+    conditions = _declared(frame, spec) if spec.factor and spec.rows else _found(frame, spec)
+    baseline = _baseline(conditions, spec)
+    return [baseline, *(c for c in conditions if c is not baseline)]
+
+
+def config_columns(frame: pd.DataFrame) -> list[str]:
+    return [c for c in frame.columns if c.split(".")[0] in GROUPS]
+
+
+def varying(frame: pd.DataFrame) -> list[str]:
+    """The configuration's columns in which the cells differ."""
+    return [c for c in config_columns(frame) if frame[c].map(repr).nunique() > 1]
+
+
+def same(found: Any, wanted: Any) -> bool:
+    """Equality with missing values equal to one another."""
+    if wanted is None or wanted != wanted:
+        return found is None or found != found
+    return found == wanted
+
+
+def _found(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
+    """A row for each combination of what varies."""
+    columns = [c for c in varying(frame) if not c.startswith("dataset.")]
+    if spec.factor:
+        columns = [c for c in columns if c.startswith(f"{spec.factor}.")]
+    found: dict[tuple[str, ...], list[int]] = {}
+    for i in frame.index:
+        found.setdefault(tuple(repr(frame.at[i, c]) for c in columns), []).append(i)
+    groups = list(dict.fromkeys(c.split(".")[0] for c in columns))
+    conditions = []
+    for members in found.values():
+        levels = {g: _level(frame, members[0], [c for c in columns if c.startswith(f"{g}.")]) for g in groups}
+        label = " / ".join(levels.values()) or _only(frame, members[0])
+        conditions.append(Condition(label, tuple(members), frozenset(columns), tuple(levels.items())))
+    return conditions
+
+
+def _level(frame: pd.DataFrame, i: int, columns: Sequence[str]) -> str:
+    """The option's name where it tells the levels apart, else the values that vary."""
+    column = f"label.{columns[0].split('.')[0]}"
+    if column in frame:
+        alike = frame[frame[column] == frame.at[i, column]]
+        if len(alike[list(columns)].map(repr).drop_duplicates()) == 1:
+            return str(frame.at[i, column])
+    return " ".join(f"{c.split('.', 1)[1]}={frame.at[i, c]}" for c in columns)
+
+
+def _only(frame: pd.DataFrame, i: int) -> str:
+    return str(frame.at[i, "label.augment"]) if "label.augment" in frame else "all cells"
+
+
+def _declared(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
+    """The rows that the table's file names."""
+    assert spec.factor and spec.rows
+    conditions, keys = [], [c for c in frame.columns if c.startswith(f"{spec.factor}.")]
+    for name in spec.rows:
+        values = flatten(plain(choice(spec.factor, name)), f"{spec.factor}.")
+        wanted = {k: v for k, v in values.items() if k in keys and not k.startswith(_LEFT_OPEN)}
+        members = [i for i in frame.index if all(same(frame.at[i, k], v) for k, v in wanted.items())]
+        conditions.append(Condition(name, tuple(members), frozenset(keys), ((spec.factor, name),)))
+    if not any(c.members for c in conditions):
+        raise ConfigError(f"table: no cell of the study is a row of table={spec.name} ({', '.join(spec.rows)})")
+    return conditions
+
+
+def _baseline(conditions: list[Condition], spec: TableSpec) -> Condition:
+    names = [c.label for c in conditions]
+    if spec.baseline is None:
+        return next((c for c in conditions if c.label.split(" / ")[0] in ("none", "scratch", "deit")), conditions[0])
+    if spec.baseline not in names:
+        raise ConfigError(f"baseline: {spec.baseline!r} is no row of this table.{suggest(spec.baseline, names)}")
+    return conditions[names.index(spec.baseline)]
+
+
+def dataset_labels(frame: pd.DataFrame) -> list[str]:
+    """For each cell its data set's name, with what varies within it: data sets never share a column."""
+    if "dataset.name" not in frame:
+        return ["?"] * len(frame)
+    inner = {}
+    for name, alike in frame.groupby("dataset.name"):
+        columns = [c for c in alike.columns if c.startswith("dataset.")]
+        inner[name] = [c for c in columns if alike[c].map(repr).nunique() > 1]
+    return [
+        " ".join([str(name), *(f"{c.split('.', 1)[1]}={frame.at[i, c]}" for c in inner[name])])
+        for i, name in frame["dataset.name"].items()
+    ]

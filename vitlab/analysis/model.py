@@ -1,0 +1,107 @@
+"""The one model of a table that every format is rendered from, so that they cannot disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vitlab.analysis.statistics import CheckpointComparison, Comparison
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """How a study is laid out: `conf/table/*.yaml`."""
+
+    name: str
+    title: str
+    study: str | None = None
+    reading: str | None = None
+    factor: str | None = None
+    """The group whose options are the rows; null: whatever varies."""
+    rows: tuple[str, ...] | None = None
+    baseline: str | None = None
+    ticks: Mapping[str, str] = field(default_factory=dict)
+    """Column title → the configuration's key that it shows on (✓) or off (✗)."""
+    footnotes: Mapping[str, str] = field(default_factory=dict)
+    """Row → what a reader should know of it."""
+    reference: str | None = None
+    pairs: tuple[tuple[str, ...], ...] = ()
+    """Further pairs of rows to compare, the second with the first; their p-values are adjusted by Holm's method."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One condition on one data set."""
+
+    values: dict[str, tuple[float, ...]]
+    """Figure (last.top1, last.top5, best.top1, …) → the value of every seed."""
+    seeds: tuple[int, ...]
+    comparison: Comparison
+    best: bool
+    """Not to be told from the best of its data set."""
+    checkpoint: CheckpointComparison | None
+    missing: tuple[str, ...]
+    """Cells without a result, in words."""
+    ids: tuple[str, ...]
+    parameters: int | None
+    device_hours: float | None
+    """Of all seeds together."""
+    settings: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """What may explain a difference to a published value (SETTINGS) → the values that the cells have."""
+
+    def mean(self, figure: str) -> float | None:
+        values = self.values.get(figure, ())
+        return float(np.mean(values)) if values else None
+
+
+SETTINGS = ("recipe.epochs", "recipe.batch_size", "recipe.ema_decay")
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    ticks: dict[str, tuple[bool, bool]]
+    """Column title → (on, differs from the baseline)."""
+    entries: dict[str, Entry]
+    """Data set → entry."""
+    notes: tuple[str, ...] = ()
+    """What its footnote says: the layout's remark, gaps, confounds."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows beside one another on one data set; None where n cannot support a figure."""
+
+    first: str
+    second: str
+    dataset: str
+    n: tuple[int, int]
+    delta: float
+    """Second minus first, in percentage points."""
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    title: str
+    caption: str
+    datasets: tuple[str, ...]
+    rows: tuple[Row, ...]
+    """The baseline first."""
+    findings: tuple[str, ...]
+    """A sentence per data set and row beside the baseline, in their order."""
+    detectable: tuple[str, ...]
+    """What the seeds could have found."""
+    notes: tuple[str, ...]
+    """What concerns the whole table."""
+    flags: tuple[str, ...]
+    """Gaps and confounds, of rows and of the whole, which `strict=true` refuses."""
+    pairs: tuple[Pair, ...] = ()
+    anova: tuple[dict[str, Any], ...] = ()
+    reference: tuple[dict[str, Any], ...] = ()

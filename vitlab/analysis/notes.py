@@ -1,0 +1,119 @@
+"""Honest gaps: what is missing, fewer, or differs in more than the ablated factor, in words."""
+
+# The types that pandas declares say too little of what a frame holds.
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOptionalIterable=false
+# pyright: reportReturnType=false, reportCallIssue=false, reportArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from vitlab.analysis.conditions import COLUMN, Condition, varying
+from vitlab.analysis.model import Entry, Row, TableSpec
+from vitlab.analysis.statistics import unequal_spread
+from vitlab.analysis.words import p_in_words
+
+_MIXTURES = (
+    ("commit", "code versions"),
+    ("device_name", "kinds of device"),
+    ("devices", "device counts"),
+)
+
+
+def row_notes(
+    frame: pd.DataFrame, conditions: Sequence[Condition], entries: Mapping[str, Sequence[Entry]], spec: TableSpec
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """For each condition the lines of its footnote; and those among all that a strict reader refuses."""
+    base = conditions[0]
+    confounds = [c for c in varying(frame) if c not in base.keys and not c.startswith("dataset.")]
+    notes, flags = [], []
+    for k, condition in enumerate(conditions):
+        said = [spec.footnotes[condition.label]] if condition.label in spec.footnotes else []
+        twin = next((c.label for c in conditions[:k] if condition.members and c.members == condition.members), None)
+        if twin and not said:
+            said.append(f"the same cells as {twin}, counted once")
+        gaps = _within(frame, condition)
+        for dataset, column in entries.items():
+            on = f"on {dataset}: " if len(entries) > 1 else ""
+            most = max(e.comparison.n for e in column)
+            entry = column[k]
+            if entry.missing and not (twin and twin in (c.label for c in conditions[:k])):
+                gaps.append(on + "; ".join(entry.missing))
+            if 0 < entry.comparison.n < most:
+                gaps.append(f"{on}{entry.comparison.n} of {most} seeds")
+            gaps += [on + line for line in _beyond(frame, condition, base, dataset, confounds)]
+        notes.append((*said, *gaps))
+        flags += [f"{condition.label}: {gap}" for gap in gaps]
+    return notes, flags
+
+
+def _within(frame: pd.DataFrame, condition: Condition) -> list[str]:
+    """Where a row's cells differ in what the row leaves open."""
+    members = frame.loc[list(condition.members)]
+    differing = sorted(k for k in condition.keys if members[k].map(repr).nunique() > 1)
+    return [f"its cells differ in {', '.join(differing)}"] if differing else []
+
+
+def _beyond(
+    frame: pd.DataFrame, condition: Condition, base: Condition, dataset: str, columns: Sequence[str]
+) -> list[str]:
+    """In what a row differs from the baseline (or the baseline within itself) that is not the ablated factor."""
+    lines = []
+    for column in columns:
+        here, there = (_values(frame, c, dataset, column) for c in (condition, base))
+        if condition is base and len(here) > 1:
+            lines.append(f"its cells differ among themselves in {column}: {', '.join(here)}")
+        elif condition is not base and here and there and here != there:
+            lines.append(f"differs in {column} too: {', '.join(here)}, where {base.label} has {', '.join(there)}")
+    return lines
+
+
+def _values(frame: pd.DataFrame, condition: Condition, dataset: str, column: str) -> list[str]:
+    cells = [i for i in condition.members if frame.at[i, COLUMN] == dataset]
+    return sorted({_shown(frame.at[i, column]) for i in cells})
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None or value != value else str(value)
+
+
+def table_notes(frame: pd.DataFrame, rows: Sequence[Row], left_out: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Notes on the whole table, and those among them that a strict reader refuses (they are in both).
+
+    `frame` holds the cells of the rows alone; `left_out` are those in no row, in words.
+    """
+    finished = frame[frame["state"] == "finished"]
+    flags = [f"in no row of this table, by their values: {'; '.join(left_out)}"] if left_out else []
+    for column, words in _MIXTURES:
+        if column in finished and finished[column].map(_shown).nunique() > 1:
+            kinds = sorted({_shown(v)[:40] for v in finished[column]})
+            flags.append(f"the cells mix {len(kinds)} {words}: {', '.join(kinds)}")
+    if "dirty" in finished and finished["dirty"].map(_shown).nunique() > 1:
+        flags.append("some cells were trained by changed, uncommitted code (code.patch in their folders), others not")
+    if "mixed" in finished:
+        for name, mixed in zip(finished["name"], finished["mixed"], strict=True):
+            if isinstance(mixed, str) and mixed:
+                flags.append(f"{name} was resumed with another {mixed}")
+    notes = [*flags]
+    for dataset in rows[0].entries:
+        p = unequal_spread([g for row in rows if not _copied(row, rows) for g in [_scores(row, dataset)]])
+        if p is not None and p < 0.01:
+            on = f" on {dataset}" if len(rows[0].entries) > 1 else ""
+            notes.append(
+                f"the spread between seeds is not alike in all rows{on} (Bartlett, {p_in_words(p)}): the pooled "
+                "intervals are too wide for the steadier rows and too narrow for the others"
+            )
+    return notes, flags
+
+
+def _scores(row: Row, dataset: str) -> tuple[float, ...]:
+    return row.entries[dataset].values.get("last.top1", ())
+
+
+def _copied(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether an earlier row shows the same cells."""
+    ids = [entry.ids for entry in row.entries.values()]
+    return any(ids == [e.ids for e in other.entries.values()] for other in rows[: rows.index(row)])
