@@ -98,7 +98,8 @@ def _facts(table: Table) -> str:
     counts = sorted({e.comparison.n for row in table.rows for e in row.entries.values()})
     cells = len({i for row in table.rows for e in row.entries.values() for i in e.ids})
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    gaps = f"<b>{len(table.flags)}</b> gaps or confounds: see the notes" if table.flags else "no gaps, no confounds"
+    many = "gap or confound" if len(table.flags) == 1 else "gaps or confounds"
+    gaps = f"<b>{len(table.flags)}</b> {many}: see the notes" if table.flags else "no gaps, no confounds"
     facts = [f"<b>{len(table.rows)}</b> conditions", f"<b>{cells}</b> finished cells", f"<b>{seeds}</b> seeds", gaps]
     facts += [f"<b>{html.escape(dataset)}</b>" for dataset in table.datasets]
     return f'<ul class="facts">{"".join(f"<li>{fact}</li>" for fact in facts)}</ul>'
