@@ -19,6 +19,11 @@ class LocalLauncher(Launcher):
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.config = config
 
+    def prove_plan(self, plan: Any) -> None:
+        from vitlab.study.local import prove_locally
+
+        prove_locally(plan)
+
     def run_plan(self, plan: Any, view: Any) -> dict[str, str]:
         from vitlab.study.local import run_locally
 

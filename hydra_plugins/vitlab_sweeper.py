@@ -68,13 +68,14 @@ class StudySweeper(BasicSweeper):
             return run_task(config)
         launcher = self.launcher
         if hasattr(launcher, "run_plan"):
-            return run_study(requests, launcher.run_plan)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+            prove = getattr(launcher, "prove_plan", None)  # absent where other machines train
+            return run_study(requests, launcher.run_plan, prove)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         if "submitit" in type(launcher).__module__:
             raise ConfigError(
                 "hydra/launcher: submitit's launchers lose results of killed cells and let dependents of failed cells "
                 "run; use hydra/launcher=slurm, which takes the same partition, gpus_per_node and timeout_min"
             )
-        return run_study(requests, self._through_stock_launcher)
+        return run_study(requests, self._through_stock_launcher, _prove_here)
 
     def _through_stock_launcher(self, plan: Any, view: Any) -> dict[str, str]:
         """Any other launcher of Hydra's: stage by stage, without isolation; what happened is read from the records."""
@@ -95,6 +96,12 @@ class StudySweeper(BasicSweeper):
                 except Exception as error:
                     view.say(f"{type(error).__name__}: {error}")
         return {cell.id: plan.record(cell).state() for cell in plan.todo} | outcomes
+
+
+def _prove_here(plan: Any) -> None:
+    from vitlab.study.proof import prove
+
+    prove([(cell.name, cell.config) for cell in plan.todo])
 
 
 class _Composer:

@@ -31,3 +31,14 @@ def compose_config():
             return parse(OmegaConf.to_container(values, resolve=True), labels)  # pyright: ignore
 
     return composed
+
+
+@pytest.fixture()
+def requests_for(compose_config, tmp_path):
+    """`requests_for(["seed=0"], ["seed=1"])` → the requests of these cells, recorded in `tmp_path`."""
+    from vitlab.study.plan import Request
+
+    def made(*lists, shared=()):
+        return [Request((*o, *shared), compose_config(*o, *shared, f"output_dir={tmp_path}")) for o in lists]
+
+    return made

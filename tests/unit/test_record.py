@@ -120,3 +120,13 @@ def test_a_cell_in_training_is_not_archived(tmp_path):
         record.archive()
     first, second = record.archive(), record.archive()
     assert first != second and (first / "result.json").exists()
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    record = Record(tmp_path / "c1")
+    record.write("config.yaml", {"a": 1})
+    for name in (".last.pt.4711", ".config.yaml.12"):
+        (record.folder / name).write_text("half")
+    (record.folder / ".keep").write_text("somebody's")
+    record.remove_temporaries()
+    assert {p.name for p in record.folder.iterdir()} == {"config.yaml", ".keep"}

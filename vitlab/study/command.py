@@ -11,7 +11,7 @@ from typing import Any
 
 from vitlab.config import CellConfig, Config, ConfigError, DatasetConfig, check_cell
 from vitlab.data.class_list import resolve_class_list
-from vitlab.study.execute import RunCells, execute
+from vitlab.study.execute import Prove, RunCells, execute
 from vitlab.study.plan import Request, build_plan, name_cells, study_content, study_name
 from vitlab.study.record import write_study
 from vitlab.study.tasks import TASKS, load_task
@@ -19,8 +19,11 @@ from vitlab.study.tasks import TASKS, load_task
 Resolve = Callable[[DatasetConfig, str], DatasetConfig]
 
 
-def run_study(requests: Sequence[Request], run: RunCells) -> int:
-    """Plan and train the requested cells; returns the exit code. Raises ConfigError before anything starts."""
+def run_study(requests: Sequence[Request], run: RunCells, prove: Prove | None) -> int:
+    """Plan and train the requested cells; returns the exit code. Raises ConfigError before anything starts.
+
+    `prove` sees that the cells can start here; None where `run` gives them to other machines.
+    """
     resolve = functools.cache(resolve_class_list)
     requests = [dataclasses.replace(r, config=_with_class_list(r.config, resolve)) for r in requests]
     name = study_name(requests[0].config, requests)
@@ -28,7 +31,7 @@ def run_study(requests: Sequence[Request], run: RunCells) -> int:
         return _run_rank(requests, name)
     for line in _try_starts([request.config.cell for request in requests]):
         print(line)
-    return execute(build_plan(requests, name), requests[0].config, run)
+    return execute(build_plan(requests, name, trains_here=prove is not None), requests[0].config, run, prove)
 
 
 def run_task(config: Config) -> int:

@@ -1,160 +1,170 @@
-"""What a plan costs, from what earlier cells measured; where nothing was measured, that is what is said."""
+"""What a cell costs, from what earlier cells measured; where nothing was measured, that is what is said."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
+import heapq
 import shlex
-from collections import Counter
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitlab.config import CellConfig, experiment
+from vitlab.config import CellConfig, DatasetConfig, RecipeConfig, experiment
 from vitlab.data.order import epoch_length
-from vitlab.study.plan import Plan, PlannedCell, throughputs
+from vitlab.models.size import count_parameters
+from vitlab.study.plan import Plan, PlannedCell, planned_steps
 from vitlab.study.provenance import device_kind
+from vitlab.study.record import Record, records
 from vitlab.study.run import cell_of
-from vitlab.study.view import duration
 
-_BYTES_PER_PARAMETER = 4 * 3  # weights and AdamW's two moments, float32
+_MOMENTS = {"adamw": 2, "sgd": 1}
+"""Tensors of the weights' size that an optimizer's state holds."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What one finished cell tells of the speed of its model."""
+
+    id: str
+    model: dict[str, Any]
+    dataset: str
+    precision: str
+    device_name: str
+    finished_at: str
+    num_parameters: int
+    result: dict[str, Any]
+    experiment: dict[str, Any]
+    record: Record
+
+    @functools.cached_property
+    def seconds_per_image(self) -> tuple[float, float]:
+        """Device-seconds of an image that is trained on, and of one that is evaluated.
+
+        The first is the median of the epochs' rates; the second is what is left of the whole time.
+        """
+        recipe, result = self.experiment["recipe"], self.result
+        devices = max(1.0, result["device_seconds"] / max(result["wall_seconds"], 1e-9))
+        rates = [row["images_per_second"] for row in self.record.rows()] or [result["images_per_second"]]
+        per_trained = devices / max(statistics.median(rates), 1e-9)
+        length = epoch_length(result["num_train"], recipe["repeated_augmentation"])
+        trained = recipe["epochs"] * (length // recipe["batch_size"]) * recipe["batch_size"]
+        evaluated = _evaluations(recipe["epochs"], recipe["eval_every"], recipe["ema_decay"]) * result["num_eval"]
+        rest = result["device_seconds"] - trained * per_trained
+        return per_trained, max(0.0, rest) / evaluated if evaluated else 0.0
 
 
 @dataclass(frozen=True)
 class Price:
-    """Of one cell. Seconds and bytes are None where no earlier cell of the same model tells."""
+    """Of one cell, from where it stands to its end. None where nothing of the same model tells."""
 
     steps: int
     device_seconds: float | None
     wall_seconds: float | None
     disk_bytes: int | None
-    source: str | None
+    source: Throughput | None
 
 
-def price(cell: PlannedCell, known: list[dict[str, Any]]) -> Price:
-    """The price of training a cell from its start, after `known` cells (`throughputs`) of the same model.
+def throughputs(plan: Plan) -> list[Throughput]:
+    """What the finished cells below the plan's folder tell."""
+    known = []
+    for record in records(plan.output_dir):
+        result, config = record.read("result.json"), record.read("config.yaml")
+        if result and config:
+            origin, cell = record.read("provenance.json") or {}, config["experiment"]
+            known.append(Throughput(
+                record.id, cell["model"], cell["dataset"]["name"], cell["recipe"]["precision"],
+                str(origin.get("device_name")), result.get("finished_at", ""), result["num_parameters"], result, cell,
+                record,
+            ))  # fmt: skip
+    return known
 
-    Those trained on this machine's kind of device count first, then those of the same precision, then the latest.
+
+def price(plan: Plan, cell: PlannedCell, known: Sequence[Throughput], here: str | None) -> Price:
+    """The price of what is left of a cell, after a `known` one of the same model.
+
+    Those measured on the kind of device that will train count first (`here`; None: not known), then those of the same
+    data set, of the same precision, and the latest.
     """
-    recipe, data = cell_of(cell.config).recipe, cell_of(cell.config).dataset
-    length = epoch_length(data.train_images, recipe.repeated_augmentation)
-    steps = recipe.epochs * (length // recipe.batch_size)
-    model = _experiment(cell.config.cell.model)
-    here = device_kind(cell.config.device)
-    same = [k for k in known if k["model"] == model]
-    if not same:
-        return Price(steps, None, None, None, None)
-    base = max(same, key=lambda k: (k["device_name"] == here, k["precision"] == recipe.precision, k["finished_at"]))
-    result, before = base["result"], base["config"]["experiment"]
-    per_image = result["device_seconds"] / (before["recipe"]["epochs"] * max(1, result["num_train"]))
-    device_seconds = per_image * recipe.epochs * length
-    copies = 3 + bool(recipe.keep_every) * recipe.epochs // max(1, recipe.keep_every)
-    disk = copies * _BYTES_PER_PARAMETER * result["num_parameters"] * (4 if recipe.ema_decay else 3) // 3
-    return Price(
-        steps, device_seconds, device_seconds / cell.config.devices, disk, f"{base['id']} on {base['device_name']}"
+    content = cell_of(cell.config)
+    recipe, data = content.recipe, content.dataset
+    left = 1 - _done(plan, cell)
+    steps = round(planned_steps(cell) * left)
+    own = _experiment(content.model)
+    same = [k for k in known if k.model == own]
+    base = max(
+        same,
+        key=lambda k: (k.device_name == here, k.dataset == data.name, k.precision == recipe.precision, k.finished_at),
+        default=None,
     )
+    disk = _disk(content, base.num_parameters if base and base.dataset == data.name else None)
+    if base is None:
+        return Price(steps, None, None, disk, None)
+    per_trained, per_evaluated = base.seconds_per_image
+    evaluated = _evaluations(recipe.epochs, recipe.eval_every, recipe.ema_decay) * _eval_images(data)
+    seconds = steps * recipe.batch_size * per_trained + left * evaluated * per_evaluated
+    return Price(steps, seconds, seconds / cell.config.devices, disk, base)
 
 
 _experiment = functools.cache(experiment)
 
 
-def describe(plan: Plan) -> list[str]:
-    """The plan as lines of text: every cell with its state, the price, and what the seeds can detect."""
-    known = throughputs(plan.output_dir) if plan.todo or plan.cells[0].config.study.dry_run else []
-    prices = {cell.id: price(cell, known) for cell in plan.cells}
-    width = max(len(c.name) for c in plan.cells)
-    lines = []
-    total_wall = total_device = 0.0
-    unknown: list[PlannedCell] = []
-    hopeless = {c.id for c in plan.cells if c.state == "failed" and not c.selected}
-    for cell in plan.cells:
-        cost = prices[cell.id]
-        told = f"{cost.steps:>8,} steps"
-        if cell.selected and cost.wall_seconds is not None:
-            total_wall += cost.wall_seconds
-            total_device += cost.device_seconds or 0.0
-            told += f"  about {duration(cost.wall_seconds)}"
-        elif cell.selected:
-            unknown.append(cell)
-        state = (
-            "to train"
-            if cell.selected and cell.state == "missing"
-            else cell.state + (" → train" if cell.selected else "")
-        )
-        wait = f"  after {cell.needs}" if cell.needs and cell.selected else ""
-        wait += ", which failed: study.retry_failed=true" if wait and cell.needs in hopeless else ""
-        alias = f"  = {', '.join(cell.aliases)}" if cell.aliases else ""
-        lines.append(f"  {cell.id}  {cell.name:<{width}}  {state:<20}{told}{wait}{alias}")
-    lines.append(_total(plan, total_wall, total_device, unknown, prices))
-    if detect := _detectable(plan):
-        lines.append(detect)
-    return lines
+def _done(plan: Plan, cell: PlannedCell) -> float:
+    """The share of a cell that its checkpoint has behind it."""
+    record = plan.record(cell)
+    if cell.again or cell.state in ("missing", "finished") or not (record.folder / "last.pt").exists():
+        return 0.0
+    return len(record.rows()) / cell_of(cell.config).recipe.epochs
 
 
-def _total(plan: Plan, wall: float, device: float, unknown: list[PlannedCell], prices: dict[str, Price]) -> str:
-    todo = plan.todo
-    if not todo:
-        return "nothing to train: every cell is finished (or failed; study.retry_failed=true repeats those)"
-    parts = [f"{len(todo)} cells to train"]
-    if wall:
-        at_once = plan.cells[0].config.study.cells_at_once
-        sources = ", ".join(dict.fromkeys(p.source for c in todo if (p := prices[c.id]).source))
-        parts.append(f"about {device / 3600:.2f} device-hours, {duration(wall / at_once)} (from {sources})")
-    disk = sum(prices[c.id].disk_bytes or 0 for c in todo)
-    if disk:
-        parts.append(f"{disk / 1e6:,.0f} MB of disk")
-    if unknown:
-        parts.append(
-            f"{len(unknown)} without a price, since no cell of their model has been trained here; one epoch measures "
-            f"it: {_measuring(unknown[0])}"
-        )
-    return "; ".join(parts)
+def _evaluations(epochs: int, every: int, ema_decay: float | None) -> int:
+    return (epochs // every + bool(epochs % every)) * (2 if ema_decay else 1)
 
 
-def _measuring(cell: PlannedCell) -> str:
+def _eval_images(data: DatasetConfig) -> int:
+    return round((data.num_train or 0) * data.val_fraction) if data.val_fraction else data.num_eval or 0
+
+
+def _disk(content: CellConfig, num_parameters: int | None) -> int | None:
+    """Bytes of a cell's folder, from its parameters, counted or recorded."""
+    counted = _count(content.model, content.dataset.num_classes or 0) or num_parameters
+    return counted and counted * 4 * _copies(content.recipe)
+
+
+_count = functools.cache(count_parameters)
+
+
+def _copies(recipe: RecipeConfig) -> int:
+    """How many times a folder holds the weights: last, best (of the average too) and kept, each with its state."""
+    files = 3 if recipe.ema_decay else 2
+    files += recipe.epochs // recipe.keep_every if recipe.keep_every else 0
+    return files * (1 + _MOMENTS[recipe.optimizer] + bool(recipe.ema_decay))
+
+
+def wall_seconds(cells: Sequence[PlannedCell], prices: Mapping[str, Price], at_once: int) -> float:
+    """How long `cells` take, so many at once, pre-trainings before their dependents.
+
+    Cells without a price count as nothing.
+    """
+    free = [0.0] * at_once
+    ended: dict[str, float] = {}
+    for cell in sorted(cells, key=lambda c: (c.stage, c.needs is not None)):
+        begin = max(heapq.heappop(free), ended.get(cell.needs or "", 0.0))
+        ended[cell.id] = begin + (prices[cell.id].wall_seconds or 0.0)
+        heapq.heappush(free, ended[cell.id])
+    return max(ended.values())
+
+
+def measuring_command(cell: PlannedCell) -> str:
     """The command that trains one epoch of the cell's model, from scratch and by itself."""
     set_below = ("recipe.epochs=", "recipe.warmup_epochs=", "pretrain=", "pretrain.", "study.")
     words = [o for o in cell.overrides if not o.startswith(set_below)]
     own = ["pretrain=scratch", "recipe.epochs=1", "recipe.warmup_epochs=0", "study.name=measure"]
-    return "python run.py " + shlex.join(words + own + ["study.cells=[]"] * bool(cell.config.study.cells))
+    script = sys.argv[0] if sys.argv[0].endswith("run.py") else "run.py"
+    return f"python {script} " + shlex.join(words + own + ["study.cells=[]"] * bool(cell.config.study.cells))
 
 
-def _detectable(plan: Plan) -> str | None:
-    """The smallest difference to a baseline that the planned seeds find four times in five."""
-    cells = [c for c in plan.cells if c.config.study.part == "cell"]
-    seeds = Counter(_without_seed(c.config.cell) for c in cells)
-    if len(seeds) < 2:
-        return None
-    columns = Counter((c.model, c.dataset) for c in seeds)  # a baseline is compared with cells of its own column
-    n, k = min(seeds.values()), max(columns.values()) - 1
-    if k < 1:
-        return None
-    if n < 2:
-        return "one seed each: no difference between cells can be told from noise; add seed=0,1,2"
-    from vitlab.dunnett import minimum_detectable_difference  # scipy: only where something is to be told
-
-    scatter = _seed_deviation(plan, cells)
-    sd, origin = (scatter, "as measured in finished cells") if scatter else (0.2, "assumed, as ImageNet runs do")
-    least = minimum_detectable_difference(k, n, sd)
-    return (
-        f"{n} seeds of {k + 1} conditions detect a difference of {least:.2f} points to the baseline (80 % power, "
-        f"Dunnett) if seeds scatter by {sd:.2f} points ({origin})"
-    )
-
-
-def _without_seed(cell: CellConfig) -> CellConfig:
-    return dataclasses.replace(cell, seed=0)
-
-
-def _seed_deviation(plan: Plan, cells: list[PlannedCell]) -> float | None:
-    """The pooled standard deviation of top-1 between seeds of equal cells, or None without two such."""
-    groups: dict[CellConfig, list[float]] = {}
-    for cell in cells:
-        result = plan.record(cell).read("result.json")
-        if result and result["last"]:
-            groups.setdefault(_without_seed(cell.config.cell), []).append(result["last"]["top1"])
-    several = [values for values in groups.values() if len(values) > 1]
-    freedom = sum(len(v) - 1 for v in several)
-    if not freedom:
-        return None
-    return math.sqrt(sum(sum((x - sum(v) / len(v)) ** 2 for x in v) for v in several) / freedom)
+def kind_here(plan: Plan) -> str | None:
+    """The kind of device that will train the plan's cells; None where they train on other machines than this."""
+    return device_kind(plan.cells[0].config.device) if plan.trains_here else None

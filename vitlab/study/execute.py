@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 
 from vitlab.config import Config
-from vitlab.study.cost import describe
+from vitlab.study.describe import counted, describe
 from vitlab.study.plan import Plan, PlannedCell, study_content
 from vitlab.study.record import write_study
 from vitlab.study.view import MARKS, View
@@ -16,18 +17,25 @@ RunCells = Callable[[Plan, View], dict[str, str]]
 """Runs a plan's cells somewhere; returns identity → outcome."""
 
 
-def execute(plan: Plan, config: Config, run: RunCells) -> int:
+Prove = Callable[[Plan], None]
+"""Sees that a plan's cells can start on this machine; raises ConfigError."""
+
+
+def execute(plan: Plan, config: Config, run: RunCells, prove: Prove | None = None) -> int:
     """Carry out a plan; returns the exit code: 0, or 1 where a cell failed, 130 where it was interrupted."""
-    lines = describe(plan)
+    lines = describe(plan, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
     dry = config.study.dry_run
-    print(f"study {plan.study}: {len(plan.cells)} cells, {len(plan.todo)} to train, records in {plan.output_dir}/")
-    for line in lines if dry or len(plan.cells) <= 40 else lines[-2:]:
+    cells = counted(len(plan.cells), "cell")
+    print(f"study {plan.study}: {cells}, {len(plan.todo)} to train, records in {plan.output_dir}/")
+    for line in lines if dry or len(plan.cells) <= 40 else lines[len(plan.cells) :]:
         print(line)
     for note in plan.notes:
         print(f"note: {note}")
     if dry:
         print(f"dry run: nothing was trained. To train: {command(without='study.dry_run')}")
         return 0
+    if plan.todo and prove:
+        prove(plan)
     write_study(plan.output_dir, plan.study, study_content(plan, config))
     outcomes: dict[str, str] = {}
     if plan.todo:

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import Config, ConfigError
-from vitlab.data.presence import require_data
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.provenance import visible_gpus
-from vitlab.study.run import cell_of
+from vitlab.study.record import Record
 from vitlab.study.view import View
 
 SAVE_SECONDS = 60
@@ -45,27 +44,16 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
     """Train the plan's cells, `study.cells_at_once` side by side; returns what became of each: identity → outcome.
 
     Outcomes: finished, failed, killed, blocked (its pre-training did not finish), interrupted, running elsewhere.
-    Raises ConfigError where there are too few GPUs, or the data of a cell are not there.
     """
     config = plan.cells[0].config
-    gpus = visible_gpus() if config.device in ("auto", "cuda") else []
-    slots = config.study.cells_at_once
-    if gpus and slots * config.devices > len(gpus):
-        raise ConfigError(
-            f"study.cells_at_once: {slots} cells on {config.devices} devices each need {slots * config.devices} GPUs, "
-            f"and {len(gpus)} are visible"
-        )
-    _require_data(plan)
-    _make_importable()
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["vitlab.study.preload", *(["wandb"] if config.wandb.mode != "disabled" else [])])
+    gpus, slots, context = _gpus(config), config.study.cells_at_once, _fork_server(config)
     waiting, running, outcomes = list(plan.todo), [], {}
     stopping = 0
     with _deferred_interrupt() as interrupted:
         while waiting or running:
             if interrupted() > stopping:
                 stopping = interrupted()
-                _stop(running, at_once=stopping > 1)
+                _stop(running, stopping > 1, view)
             if stopping:
                 outcomes |= {cell.id: "interrupted" for cell in waiting}
                 waiting = []
@@ -82,14 +70,48 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
     return outcomes
 
 
-def _require_data(plan: Plan) -> None:
-    """Raise ConfigError where a cell's data are missing: not only when its turn comes, after days of pre-training."""
-    needed = dict.fromkeys((c.config.study.part == "pretraining", cell_of(c.config).dataset) for c in plan.todo)
-    for of_pretraining, dataset in needed:
-        try:
-            require_data(dataset)
-        except ConfigError as error:
-            raise ConfigError(f"{'pretrain.' * of_pretraining}{error}") from None
+def prove_locally(plan: Plan) -> None:
+    """See that every cell to train can start on this machine. Raises ConfigError, before anything is recorded."""
+    config = plan.cells[0].config
+    slots, gpus = config.study.cells_at_once, _gpus(config)
+    if gpus and slots * config.devices > len(gpus):
+        raise ConfigError(
+            f"study.cells_at_once: {slots} cells on {config.devices} devices each need {slots * config.devices} GPUs, "
+            f"and {len(gpus)} are visible"
+        )
+    reader, writer = mp.Pipe(duplex=False)
+    named = [(cell.name, cell.config) for cell in plan.todo]
+    process = _fork_server(config).Process(target=_prove_in_process, args=(named, writer))
+    process.start()
+    writer.close()
+    with contextlib.suppress(EOFError):  # it died: the cells will tell why
+        if (problem := reader.recv()) is not None:
+            raise ConfigError(problem)
+    process.join()
+
+
+def _prove_in_process(named: list[tuple[str, Config]], pipe: Connection) -> None:
+    from vitlab.study.proof import prove
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
+    try:
+        prove(named)
+    except ConfigError as error:
+        pipe.send(str(error))
+    else:
+        pipe.send(None)
+
+
+def _gpus(config: Config) -> list[str]:
+    return visible_gpus() if config.device in ("auto", "cuda") else []
+
+
+def _fork_server(config: Config) -> Any:
+    """The start method whose processes have torch, timm and, where it is used, W&B loaded."""
+    _make_importable()
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["vitlab.study.preload", *(["wandb"] if config.wandb.mode != "disabled" else [])])
+    return context
 
 
 def _ready(waiting: list[PlannedCell], plan: Plan, outcomes: dict[str, str], view: View) -> Sequence[PlannedCell]:
@@ -118,8 +140,10 @@ def _ready(waiting: list[PlannedCell], plan: Plan, outcomes: dict[str, str], vie
     return ready
 
 
-def _stop(running: list[_Job], at_once: bool) -> None:
+def _stop(running: list[_Job], at_once: bool, view: View) -> None:
     """Ask the running cells to save and end, or end them where they stand."""
+    view.say(f"ending {len(running)} cells where they stand" if at_once else
+             f"stopping: {len(running)} cells save and end; Ctrl-C again ends them where they stand")  # fmt: skip
     for job in running:
         job.stopping = "interrupted"
         job.deadline = None if at_once else time.monotonic() + SAVE_SECONDS
@@ -177,7 +201,7 @@ def _drain(job: _Job, view: View) -> None:
 def _conclude(job: _Job, plan: Plan, view: View) -> str:
     """What became of a cell whose process has ended, from what it said, its record and how it ended."""
     code, record = job.process.exitcode, plan.record(job.cell)
-    outcome, note = job.outcome, ""
+    outcome, note = job.outcome.removeprefix("already "), ""
     if not outcome:
         outcome = "finished" if record.state() == "finished" else "failed" if code and code > 0 else "killed"
     if outcome == "killed" and job.stopping == "interrupted":
@@ -189,10 +213,18 @@ def _conclude(job: _Job, plan: Plan, view: View) -> str:
             "failure.json", {"type": "Killed", "message": note, "traceback": "", "at": time.strftime("%FT%T%z")}
         )
     elif outcome == "failed":
-        failure = record.read("failure.json") or {}
-        note = f"{failure.get('type', 'error')}: {failure.get('message', f'exit code {code}')}"
+        failure = record.read("failure.json") or _unrecorded_failure(record, code)
+        note = f"{failure['type']}: {failure['message']}"
     view.status(job.cell.id, outcome, note)
     return outcome
+
+
+def _unrecorded_failure(record: Record, code: int | None) -> dict[str, Any]:
+    """Record the end of a cell that failed before it could do so itself: its log's last line says why."""
+    words = (record.log_tail(1) or [f"exit code {code}"])[0]
+    failure = {"type": "Failed", "message": words, "traceback": "", "at": time.strftime("%FT%T%z")}
+    record.write("failure.json", failure)
+    return failure
 
 
 def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connection, gpus: list[str]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitlab.config import GROUPS, Config, ConfigError, experiment
+from vitlab.config import GROUPS, CellConfig, Config, ConfigError, experiment
+from vitlab.data.order import epoch_length
 from vitlab.study.identity import differences, identity
-from vitlab.study.provenance import code_version, device_kind, package_versions, visible_gpus
-from vitlab.study.record import Record, State, read_study, records
+from vitlab.study.provenance import code_version, device_kind, package_versions
+from vitlab.study.record import Record, State, read_study
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,19 @@ class Plan:
     cells: tuple[PlannedCell, ...]
     notes: tuple[str, ...]
     """What a person should know before paying: drift, mixed code, mixed devices."""
+    trains_here: bool = True
+    """Whether this machine is the one that trains, or only the one that submits."""
 
     @property
     def todo(self) -> tuple[PlannedCell, ...]:
         """The cells to train, pre-training first."""
         return tuple(sorted((c for c in self.cells if c.selected), key=lambda c: c.stage))
+
+    @functools.cached_property
+    def blocked(self) -> frozenset[str]:
+        """Identities of the cells to train whose pre-training has failed and is not to be tried again."""
+        failed = {c.id for c in self.cells if c.state == "failed" and not c.selected}
+        return frozenset(c.id for c in self.cells if c.selected and c.needs in failed)
 
     def record(self, cell: PlannedCell) -> Record:
         return self.record_of(cell.id)
@@ -65,14 +75,26 @@ class Plan:
         return Record(self.output_dir / identity)
 
 
-def build_plan(requests: Sequence[Request], study: str) -> Plan:
+def planned_steps(cell: PlannedCell) -> int:
+    """Optimizer steps of the whole cell, or of the pre-training that stands in its place."""
+    content = cell.config.cell
+    if cell.config.study.part == "pretraining":
+        assert content.pretraining is not None, "only planned where there is one"
+        content = content.pretraining
+    length = epoch_length(content.dataset.train_images, content.recipe.repeated_augmentation)
+    return content.recipe.epochs * (length // content.recipe.batch_size)
+
+
+def build_plan(requests: Sequence[Request], study: str, trains_here: bool = True) -> Plan:
     """The plan for all requested cells and the pre-trainings they start from.
 
-    Raises ConfigError where `study.rerun` names a cell that is not in the study.
+    `trains_here` is False where this machine only submits, so that its own device says nothing. Raises ConfigError
+    where `study.rerun` names a cell that is not in the study.
     """
     first = requests[0].config
     output_dir = Path(first.output_dir)
     names = name_cells(requests)
+    starts = _name_pretrainings(requests)
     merged: dict[str, PlannedCell] = {}
     for request, name in zip(requests, names, strict=True):
         before = request.config.cell.pretraining
@@ -82,9 +104,9 @@ def build_plan(requests: Sequence[Request], study: str) -> Plan:
             if needs not in merged:
                 study_of_part = dataclasses.replace(request.config.study, part="pretraining")
                 config = dataclasses.replace(request.config, study=study_of_part)
-                label = f"pretrain/{before.dataset.name}/s{before.seed}"
                 overrides = (*request.overrides, "study.part=pretraining")
-                merged[needs] = PlannedCell(needs, label, config, overrides, Record(output_dir / needs).state())
+                state = Record(output_dir / needs).state()
+                merged[needs] = PlannedCell(needs, starts[needs], config, overrides, state)
         key = identity(request.config.cell)
         if key in merged:
             cell = merged[key]
@@ -93,9 +115,8 @@ def build_plan(requests: Sequence[Request], study: str) -> Plan:
             continue
         merged[key] = PlannedCell(key, name, request.config, request.overrides, Record(output_dir / key).state(), needs)
     cells = _select(list(merged.values()), first)
-    return Plan(
-        study, output_dir, tuple(cells), tuple([*_drift(cells, study, output_dir), *_mixture(cells, output_dir)])
-    )
+    notes = [*_drift(cells, study, output_dir), *_mixture(cells, output_dir, trains_here)]
+    return Plan(study, output_dir, tuple(cells), tuple(notes), trains_here)
 
 
 def _select(cells: list[PlannedCell], config: Config) -> list[PlannedCell]:
@@ -132,6 +153,22 @@ def name_cells(requests: Sequence[Request]) -> list[str]:
         ]
         names.append("/".join([*parts, f"s{request.config.cell.seed}"]))
     return names
+
+
+def _name_pretrainings(requests: Sequence[Request]) -> dict[str, str]:
+    """Identity → name of every pre-training: its data, its seed, and between them what tells it from the others."""
+    found: dict[str, tuple[CellConfig, dict[str, str]]] = {}
+    for request in requests:
+        if (before := request.config.cell.pretraining) is not None:
+            below = {k: v for k, v in _traits(request).items() if k.startswith("pretrain.")}
+            found.setdefault(identity(before), (before, below))
+    keys = dict.fromkeys(key for _, below in found.values() for key in below)
+    varying = [key for key in keys if len({below.get(key) for _, below in found.values()}) > 1]
+    names = {}
+    for key, (cell, below) in found.items():
+        told = [f"{k.removeprefix('pretrain.').split('.')[-1]}={below[k]}" for k in varying if k in below]
+        names[key] = "/".join(["pretrain", str(cell.dataset.name), *told, f"s{cell.seed}"])
+    return {key: name if list(names.values()).count(name) == 1 else f"{name}/{key[:5]}" for key, name in names.items()}
 
 
 def _traits(request: Request) -> dict[str, Any]:
@@ -179,7 +216,7 @@ def _drift(cells: Iterable[PlannedCell], study: str, output_dir: Path) -> list[s
     return notes
 
 
-def _mixture(cells: Sequence[PlannedCell], output_dir: Path) -> list[str]:
+def _mixture(cells: Sequence[PlannedCell], output_dir: Path, trains_here: bool) -> list[str]:
     """Whether finished and coming cells would mix code, packages or kinds of device."""
     if not any(c.selected for c in cells):
         return []
@@ -191,9 +228,8 @@ def _mixture(cells: Sequence[PlannedCell], output_dir: Path) -> list[str]:
             packages.add(tuple(sorted(origin.get("packages", {}).items())))
             devices.add(origin.get("device_name"))
     config = cells[0].config
-    here = device_kind(config.device)
-    if devices and (config.device != "auto" or visible_gpus()):  # else this may be the machine that only submits
-        devices.add(here)
+    if devices and trains_here:
+        devices.add(device_kind(config.device))
     notes = []
     now = code_version()
     if others := commits - {(now["commit"], now["dirty"])}:
@@ -206,19 +242,3 @@ def _mixture(cells: Sequence[PlannedCell], output_dir: Path) -> list[str]:
     if len(devices) > 1:
         notes.append(f"the study mixes kinds of device: {', '.join(sorted(map(str, devices)))}")
     return notes
-
-
-def throughputs(output_dir: Path) -> list[dict[str, Any]]:
-    """What finished cells tell about speed: model, device kind, precision, images per second and device."""
-    known = []
-    for record in records(output_dir):
-        result, config = record.read("result.json"), record.read("config.yaml")
-        if result and config:
-            origin = record.read("provenance.json") or {}
-            devices = max(1, config["runtime"]["devices"])
-            known.append({
-                "id": record.id, "model": config["experiment"]["model"], "device_name": origin.get("device_name"),
-                "precision": config["experiment"]["recipe"]["precision"], "finished_at": result.get("finished_at", ""),
-                "images_per_second": result["images_per_second"] / devices, "result": result, "config": config,
-            })  # fmt: skip
-    return known

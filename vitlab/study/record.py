@@ -136,6 +136,12 @@ class Record:
     def remove(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
 
+    def remove_temporaries(self) -> None:
+        """Remove what killed processes left half written. Only for the process that holds the cell."""
+        for entry in self.folder.glob(".*"):
+            if entry.name.rpartition(".")[2].isdigit():
+                entry.unlink(missing_ok=True)
+
     def archive(self) -> Path:
         """Move everything but the archive itself into `archive/<time>`, so that the cell can be trained anew.
 

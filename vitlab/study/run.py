@@ -96,6 +96,7 @@ def _record(
     from vitlab.train.fit import fit
 
     record.remove("failure.json")
+    record.remove_temporaries()
     _write_config(config, cell, record, name)
     origin = provenance(device_name(config.device))
     patch = code_patch()

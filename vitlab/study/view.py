@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.plan import Plan, PlannedCell, planned_steps
 
 MARKS = {
     "finished": "✓",
@@ -18,6 +19,7 @@ MARKS = {
     "interrupted": "‖",
     "killed": "✗",
 }
+COLOURS = {"finished": "green", "failed": "red", "killed": "red", "blocked": "yellow", "running": "cyan"}
 
 
 @dataclass
@@ -25,13 +27,14 @@ class Progress:
     """Where one cell stands, from the events of its process."""
 
     cell: PlannedCell
+    total_steps: int
     status: str = "waiting"
     epoch: int = 0
     step: int = 0
-    total_steps: int = 0
     rate: float = 0.0
     row: dict[str, Any] = field(default_factory=dict)
     started: float = 0.0
+    """When training began; 0 while the process still starts, reads and builds."""
     first_step: int = 0
     note: str = ""
 
@@ -49,6 +52,18 @@ class Progress:
                 event,
                 event["images_per_second"],
             )
+
+    @property
+    def epochs(self) -> int:
+        content = self.cell.config.cell
+        part = content.pretraining if self.cell.config.study.part == "pretraining" else content
+        assert part is not None, "only planned where there is one"
+        return part.recipe.epochs
+
+    @property
+    def shown_status(self) -> str:
+        """`starting` until the first step."""
+        return "starting" if self.status == "running" and not self.started else self.status
 
     @property
     def seconds_left(self) -> float | None:
@@ -69,7 +84,8 @@ class View:
 
     def __init__(self, plan: Plan, stream: Any = None) -> None:
         self.stream = stream or sys.stdout
-        self.cells = {cell.id: Progress(cell) for cell in plan.todo}
+        self.cells = {cell.id: Progress(cell, planned_steps(cell)) for cell in plan.todo}
+        self.before = Counter(c.state for c in plan.cells if not c.selected and c.state in ("finished", "failed"))
         self.study, self.begun = plan.study, time.monotonic()
         self._live: Any = None
 
@@ -78,7 +94,8 @@ class View:
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(self.table(), console=Console(file=self.stream), refresh_per_second=4, transient=True)
+            console = Console(file=self.stream)
+            self._live = Live(self.table(console.width), console=console, refresh_per_second=4, transient=True)
             self._live.start()
         return self
 
@@ -91,11 +108,9 @@ class View:
         progress.update(event)
         if self._live is None and "epoch" in event:
             left = progress.seconds_left
-            epochs = progress.cell.config.study.part == "cell" and progress.cell.config.cell.recipe.epochs
-            of = f"/{epochs}" if epochs else ""
             until = f"  {duration(left)} left" if left else ""
-            rate = f"{progress.rate:.0f} img/s"
-            self.say(f"{progress.cell.name}: epoch {event['epoch']}{of}  {progress.metrics()}  {rate}{until}")
+            done = f"epoch {event['epoch']}/{progress.epochs}"
+            self.say(f"{progress.cell.name}: {done}  {progress.metrics()}  {progress.rate:.0f} img/s{until}")
         self.refresh()
 
     def status(self, identity: str, status: str, note: str = "") -> None:
@@ -103,6 +118,8 @@ class View:
         if (progress.status, progress.note) == (status, note):
             return
         progress.status, progress.note = status, note
+        if status == "finished":
+            progress.step = progress.total_steps  # whoever has trained it
         if self._live is None:
             self.say(
                 f"{MARKS.get(status, ' ')} {progress.cell.name} ({identity}): {status}{': ' + note if note else ''}"
@@ -117,33 +134,36 @@ class View:
 
     def refresh(self) -> None:
         if self._live is not None:
-            self._live.update(self.table())
+            self._live.update(self.table(self._live.console.width))
 
-    def table(self) -> Any:
-        """The live view: a line on the whole study, one row per cell, and what went wrong below."""
+    def table(self, width: int = 120) -> Any:
+        """The live view in `width` columns: a line on the whole study, a row per cell, and below what went wrong."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, expand=False)
-        table.add_column("", min_width=1, no_wrap=True)
-        table.add_column("cell", overflow="ellipsis")  # the one that gives way where the terminal is narrow
-        table.add_column("progress", width=24, no_wrap=True, overflow="ellipsis")
-        for title, width in (("epoch", 5), ("loss", 5), ("top-1", 5), ("img/s", 5), ("left", 10)):
-            table.add_column(title, justify="right", min_width=width, no_wrap=True)
-        colours = {"finished": "green", "failed": "red", "killed": "red", "blocked": "yellow", "running": "cyan"}
-        for progress in self._shown():
-            row = progress.row
-            bar = ProgressBar(total=max(1, progress.total_steps), completed=progress.step, width=24)
-            left = progress.seconds_left
+        bar = 24 if width >= 120 else 12
+        shown = self._shown()
+        titles = [("epoch", 7), ("loss", 5), ("top-1", 6), ("img/s", 5), ("left", 11)]
+        names = max(12, width - 2 - (bar + 1) - sum(size + 1 for _, size in titles))
+        table = Table(box=None, pad_edge=False, expand=False, padding=(0, 1, 0, 0))
+        table.add_column("", width=1, no_wrap=True)
+        table.add_column("cell", no_wrap=True)
+        table.add_column("progress", width=bar, no_wrap=True, overflow="ellipsis")
+        for title, size in titles:
+            table.add_column(title, justify="right", width=size, no_wrap=True)
+        for progress in shown:
+            row, status, left = progress.row, progress.shown_status, progress.seconds_left
+            style = COLOURS.get(progress.status, "dim")
+            moving = status in ("running", "finished", "interrupted")
             table.add_row(
-                Text(MARKS.get(progress.status, " "), style=colours.get(progress.status, "dim")),
-                Text(progress.cell.name, style=colours.get(progress.status, "dim")),
-                bar
-                if progress.status in ("running", "finished")
-                else Text(progress.status, style=colours.get(progress.status, "dim")),
-                str(progress.epoch) if progress.epoch else "",
+                Text(MARKS.get(progress.status, " "), style=style),
+                Text(shortened(progress.cell.name, names), style=style),
+                ProgressBar(total=max(1, progress.total_steps), completed=progress.step, width=bar)
+                if moving
+                else Text(status, style=style),
+                f"{progress.epoch}/{progress.epochs}" if progress.epoch else "",
                 f"{row['train/loss']:.3f}" if "train/loss" in row else "",
                 f"{row['eval/top1']:.2f}" if "eval/top1" in row else "",
                 f"{progress.rate:.0f}" if progress.status == "running" and progress.rate else "",
@@ -154,7 +174,10 @@ class View:
             for p in self.cells.values()
             if p.note
         ]
-        return Group(Text(self.headline(), style="bold"), table, *notes[-5:])
+        hidden = len(self.cells) - len(shown)
+        more = [Text(f"  … and {hidden} more", style="dim")] if hidden else []
+        hint = Text("Ctrl-C saves and stops; the same command goes on", style="dim")
+        return Group(Text(self.headline(), style="bold"), table, *more, *notes[-5:], hint)
 
     def _shown(self, most: int = 30) -> list[Progress]:
         """All cells of a small study; of a large one those that are running or have ended last."""
@@ -165,23 +188,31 @@ class View:
         return sorted(cells, key=lambda p: (order.get(p.status, 3), -p.started))[:most]
 
     def headline(self) -> str:
-        counts: dict[str, int] = {}
-        for progress in self.cells.values():
-            counts[progress.status] = counts.get(progress.status, 0) + 1
-        parts = [
-            f"{counts[s]} {s}" for s in ("finished", "running", "waiting", "failed", "killed", "blocked") if s in counts
-        ]
+        """How many cells are where, of the whole study; how long it has taken and is likely to take."""
+        counts = Counter(p.status for p in self.cells.values()) + self.before
+        order = dict.fromkeys(("finished", "running", "waiting", "failed", "killed", "blocked", *counts))
+        parts = [f"{counts[status]} {status}" for status in order if counts[status]]
         alive = [p for p in self.cells.values() if p.status not in ("failed", "killed", "blocked")]
-        done = sum(p.step / p.total_steps if p.total_steps else 0.0 for p in alive)
+        todo = sum(p.total_steps - p.first_step for p in alive)
+        done = sum(p.step - p.first_step for p in alive) / todo if todo else 0.0
         elapsed = time.monotonic() - self.begun
-        eta = f", {duration(elapsed / done * (len(alive) - done))} left" if 0.05 < done < len(alive) else ""
-        return f"{self.study}: {', '.join(parts)} of {len(self.cells)}; {duration(elapsed)} so far{eta}"
+        eta = f", about {duration(elapsed / done * (1 - done))} left" if 0.02 < done < 1 else ""
+        return f"{self.study}: {', '.join(parts)} of {counts.total()}; {duration(elapsed)} so far{eta}"
+
+
+def shortened(text: str, most: int) -> str:
+    """`text` in at most so many characters: its two ends, which tell cells apart, around an ellipsis."""
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def duration(seconds: float) -> str:
     """A length of time as people say it: 42 s, 3 min 20 s, 5 h 10 min, 12 d 3 h."""
+    seconds = round(seconds)
     for size, unit, below, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
-            rest = round(seconds % size / below)
-            return f"{int(seconds // size)} {unit}" + (f" {rest} {name}" if rest else "")
-    return f"{seconds:.0f} s"
+            whole, rest = divmod(round(seconds / below), size // below)
+            return f"{whole} {unit}" + (f" {rest} {name}" if rest else "")
+    return f"{seconds} s"

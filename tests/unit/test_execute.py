@@ -1,0 +1,38 @@
+"""From the plan to the summary: dry runs, failures."""
+
+import dataclasses
+import json
+
+from planned import finish, with_study
+
+from vitlab.study.execute import execute
+from vitlab.study.plan import build_plan
+
+
+def test_a_dry_run_trains_nothing(requests_for, capsys, tmp_path):
+    requests = [
+        dataclasses.replace(r, config=with_study(r.config, dry_run=True)) for r in requests_for(["seed=0"], ["seed=1"])
+    ]
+
+    def never(*_):
+        raise AssertionError("a dry run trains nothing")
+
+    assert execute(build_plan(requests, "s"), requests[0].config, never) == 0
+    assert "dry run: nothing was trained" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_summary_shows_the_error_and_fails(requests_for, capsys, tmp_path):
+    requests = requests_for(["seed=0"], ["seed=1"])
+
+    def run(plan, view):
+        finish(tmp_path, plan.cells[0].config)
+        record = plan.record(plan.cells[1])
+        record.write("failure.json", {"type": "ValueError", "message": "no such luck", "traceback": "…"})
+        (record.folder / "log.txt").write_text("first\nlast words\n")
+        return {plan.cells[0].id: "finished", plan.cells[1].id: "failed"}
+
+    assert execute(build_plan(requests, "s"), requests[0].config, run) == 1
+    out = capsys.readouterr().out
+    assert "ValueError: no such luck" in out and "| last words" in out and "log.txt" in out and "retry_failed" in out
+    assert json.loads((tmp_path / "studies/s.json").read_text())["cells"][1]["name"] == "none/s1"
