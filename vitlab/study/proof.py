@@ -45,7 +45,11 @@ def _data(cell: CellConfig) -> None:
         from vitlab.data.folder import class_folders, find_root, train_folder
 
         class_folders(train_folder(data, find_root(data)))
-    elif data.kind != "fractal":
+    elif data.fractal is not None:
+        from vitlab.data.fractal_cache import check_spec
+
+        check_spec(data.fractal)
+    else:
         from vitlab.data.sources import build_source
 
         build_source(data, "train")

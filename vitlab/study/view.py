@@ -170,7 +170,11 @@ class View:
                 duration(left) if left else "",
             )
         notes = [
-            Text(f"{MARKS.get(p.status, ' ')} {p.cell.name}: {p.note}", no_wrap=True, overflow="ellipsis")
+            Text(
+                f"{MARKS.get(p.status, ' ')} {shortened(p.cell.name, names)}: {p.note}",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
             for p in self.cells.values()
             if p.note
         ]
