@@ -37,7 +37,7 @@ def fake_context(begun):
 def test_cells_side_by_side_have_devices_of_their_own(requests_for, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3,GPU-8f1e")
     begun = []
-    monkeypatch.setattr(local, "_fork_server", lambda config: fake_context(begun))
+    monkeypatch.setattr(local, "fork_server", lambda config: fake_context(begun))
     shared = ("study.cells_at_once=2", "devices=2")
     plan = build_plan(requests_for(*[[f"seed={s}"] for s in range(4)], shared=shared), "s")
     outcomes = local.run_locally(plan, SimpleNamespace(status=lambda *a: None, refresh=lambda: None))  # pyright: ignore
@@ -78,3 +78,19 @@ def test_a_cell_that_failed_before_its_record_began_is_told_of(requests_for, tmp
     assert local._conclude(job, plan, view) == "failed"  # pyright: ignore[reportArgumentType]
     assert said == [(plan.cells[0].id, "failed", "Failed: OSError: no such luck")]
     assert json.loads((record.folder / "failure.json").read_text())["message"] == "OSError: no such luck"
+
+
+def test_what_another_process_has_seen_fail_is_not_run_again(requests_for, monkeypatch, tmp_path):
+    """Two controllers at once: a failure since the plan counts; one before it, which is to be retried, does not."""
+    begun, said = [], []
+    requests = requests_for(["seed=0"], ["seed=1"], shared=("study.retry_failed=true",))
+    failed = build_plan(requests, "s").cells[1].id
+    Record(tmp_path / failed).write("failure.json", {"type": "E", "message": "before"})
+    plan = build_plan(requests, "s")
+    plan.record(plan.cells[0]).write("config.yaml", {})
+    plan.record(plan.cells[0]).write("failure.json", {"type": "E", "message": "meanwhile"})
+    monkeypatch.setattr(local, "fork_server", lambda config: fake_context(begun))
+    view = SimpleNamespace(status=lambda *a: said.append(a), refresh=lambda: None)
+    outcomes = local.run_locally(plan, view)  # pyright: ignore[reportArgumentType]
+    assert [name for name, _ in begun] == ["none/s1"]
+    assert outcomes[plan.cells[0].id] == "failed" and said[0][2] == "by another process: E: meanwhile"

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import Config, ConfigError
+from vitlab.study.fork_server import fork_server, gpus_for
 from vitlab.study.plan import Plan, PlannedCell
-from vitlab.study.provenance import visible_gpus
 from vitlab.study.record import Record
 from vitlab.study.view import View
 
@@ -46,8 +46,9 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
     Outcomes: finished, failed, killed, blocked (its pre-training did not finish), interrupted, running elsewhere.
     """
     config = plan.cells[0].config
-    gpus, slots, context = _gpus(config), config.study.cells_at_once, _fork_server(config)
+    gpus, slots, context = gpus_for(config), config.study.cells_at_once, fork_server(config)
     waiting, running, outcomes = list(plan.todo), [], {}
+    failures = {cell.id: _failed_at(plan.record(cell)) if cell.state == "failed" else None for cell in waiting}
     stopping = 0
     with _deferred_interrupt() as interrupted:
         while waiting or running:
@@ -62,6 +63,10 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
                 if free is None:
                     break
                 waiting.remove(cell)
+                if _failed_at(plan.record(cell)) != failures[cell.id] and plan.record(cell).state() == "failed":
+                    outcomes[cell.id] = "failed"
+                    view.status(cell.id, "failed", f"by another process: {_reason(plan.record(cell))}")
+                    continue
                 running.append(_begin(cell, plan, context, free, gpus))
                 view.status(cell.id, "running")
             for job in _ended(running, view):
@@ -73,7 +78,7 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
 def prove_locally(plan: Plan) -> None:
     """See that every cell to train can start on this machine. Raises ConfigError, before anything is recorded."""
     config = plan.cells[0].config
-    slots, gpus = config.study.cells_at_once, _gpus(config)
+    slots, gpus = config.study.cells_at_once, gpus_for(config)
     if gpus and slots * config.devices > len(gpus):
         raise ConfigError(
             f"study.cells_at_once: {slots} cells on {config.devices} devices each need {slots * config.devices} GPUs, "
@@ -81,7 +86,7 @@ def prove_locally(plan: Plan) -> None:
         )
     reader, writer = mp.Pipe(duplex=False)
     named = [(cell.name, cell.config) for cell in plan.todo]
-    process = _fork_server(config).Process(target=_prove_in_process, args=(named, writer))
+    process = fork_server(config).Process(target=_prove_in_process, args=(named, writer))
     process.start()
     writer.close()
     with contextlib.suppress(EOFError):  # it died: the cells will tell why
@@ -100,18 +105,6 @@ def _prove_in_process(named: list[tuple[str, Config]], pipe: Connection) -> None
         pipe.send(str(error))
     else:
         pipe.send(None)
-
-
-def _gpus(config: Config) -> list[str]:
-    return visible_gpus() if config.device in ("auto", "cuda") else []
-
-
-def _fork_server(config: Config) -> Any:
-    """The start method whose processes have torch, timm and, where it is used, W&B loaded."""
-    _make_importable()
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["vitlab.study.preload", *(["wandb"] if config.wandb.mode != "disabled" else [])])
-    return context
 
 
 def _ready(waiting: list[PlannedCell], plan: Plan, outcomes: dict[str, str], view: View) -> Sequence[PlannedCell]:
@@ -213,18 +206,29 @@ def _conclude(job: _Job, plan: Plan, view: View) -> str:
             "failure.json", {"type": "Killed", "message": note, "traceback": "", "at": time.strftime("%FT%T%z")}
         )
     elif outcome == "failed":
-        failure = record.read("failure.json") or _unrecorded_failure(record, code)
-        note = f"{failure['type']}: {failure['message']}"
+        if _failed_at(record) is None:
+            _record_failure(record, code)
+        note = _reason(record)
     view.status(job.cell.id, outcome, note)
     return outcome
 
 
-def _unrecorded_failure(record: Record, code: int | None) -> dict[str, Any]:
+def _failed_at(record: Record) -> int | None:
+    """What tells one failure of a cell from the next: when it was recorded; None for none."""
+    file = record.folder / "failure.json"
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
+def _reason(record: Record) -> str:
+    failure = record.read("failure.json") or {}
+    return f"{failure.get('type', 'error')}: {failure.get('message', '')}"
+
+
+def _record_failure(record: Record, code: int | None) -> None:
     """Record the end of a cell that failed before it could do so itself: its log's last line says why."""
     words = (record.log_tail(1) or [f"exit code {code}"])[0]
     failure = {"type": "Failed", "message": words, "traceback": "", "at": time.strftime("%FT%T%z")}
     record.write("failure.json", failure)
-    return failure
 
 
 def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connection, gpus: list[str]) -> None:
@@ -294,11 +298,3 @@ def _deferred_interrupt() -> Any:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _make_importable() -> None:
-    """Let the fork server import vitlab from any working directory; where it cannot, it silently preloads nothing."""
-    root = str(Path(__file__).parents[2])
-    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if root not in known:
-        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, known)])

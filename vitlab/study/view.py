@@ -18,6 +18,7 @@ MARKS = {
     "waiting": "·",
     "interrupted": "‖",
     "killed": "✗",
+    "running elsewhere": "▹",
 }
 COLOURS = {"finished": "green", "failed": "red", "killed": "red", "blocked": "yellow", "running": "cyan"}
 
@@ -162,7 +163,7 @@ class View:
                 Text(shortened(progress.cell.name, names), style=style),
                 ProgressBar(total=max(1, progress.total_steps), completed=progress.step, width=bar)
                 if moving
-                else Text(status, style=style),
+                else Text("elsewhere" if status == "running elsewhere" else status, style=style),
                 f"{progress.epoch}/{progress.epochs}" if progress.epoch else "",
                 f"{row['train/loss']:.3f}" if "train/loss" in row else "",
                 f"{row['eval/top1']:.2f}" if "eval/top1" in row else "",
