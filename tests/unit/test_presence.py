@@ -7,7 +7,7 @@ from vitlab.data.presence import require_data
 from vitlab.study.command import run_study
 from vitlab.study.local import run_locally
 from vitlab.study.plan import Request, build_plan
-from vitlab.study.view import View
+from vitlab.study.proof import prove
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_no_pretraining_starts_for_a_cell_without_data(compose_config, tmp_path,
     plan = build_plan([Request((), config)], "s")
     assert [cell.config.study.part for cell in plan.todo] == ["pretraining", "cell"]
     with pytest.raises(ConfigError, match=said):
-        run_locally(plan, View(plan))
+        prove([(cell.name, cell.config) for cell in plan.todo])
     assert not list(tmp_path.glob("runs/c*"))
 
 

@@ -16,9 +16,8 @@ from vitlab.study.proof import prove
         (["dataset=cifar10", "dataset.root=/nowhere"], "dataset.root: no folder cifar-10-batches-py"),
         (["dataset.train_per_class=1000"], "dataset.train_per_class: 1000 were asked for"),
         (["dataset.pack=/nowhere", "dataset.pack_id=p0"], "/nowhere"),
-        (["dataset=fractaldb60", "dataset.fractal.image_size=1"], "dataset.fractal.image_size: got 1, allowed: 16"),
     ],
-    ids=["model", "folder", "fashion", "cifar", "class", "pack", "fractal"],
+    ids=["model", "folder", "fashion", "cifar", "class", "pack"],
 )
 def test_what_is_missing_is_named_with_the_cell(compose_config, overrides, message):
     named = [("well", compose_config("seed=1")), ("ill/s0", compose_config(*overrides))]

@@ -19,7 +19,7 @@ from vitlab.study.tasks import TASKS, load_task
 Resolve = Callable[[DatasetConfig, str], DatasetConfig]
 
 
-def run_study(requests: Sequence[Request], run: RunCells, prove: Prove | None) -> int:
+def run_study(requests: Sequence[Request], run: RunCells, prove: Prove | None = None) -> int:
     """Plan and train the requested cells; returns the exit code. Raises ConfigError before anything starts.
 
     `prove` sees that the cells can start here; None where `run` gives them to other machines.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitlab.config import CellConfig, Config, ConfigError, DatasetConfig
+from vitlab.config import CellConfig, Config, ConfigError
 from vitlab.study.run import cell_of
 
 
@@ -31,34 +31,21 @@ def prove(named: Sequence[tuple[str, Config]]) -> None:
                 _weights(cell)
             seen |= {"device", cell.pretrain}
         except (ValueError, OSError) as error:
+            part = "pretrain." if config.study.part == "pretraining" else ""
             of = "" if len(named) == 1 else f" (in the cell {name})"
-            raise ConfigError(f"{error}{of}; nothing was started") from None
+            raise ConfigError(f"{part}{error}{of}; nothing was started") from None
 
 
 def _data(cell: CellConfig) -> None:
+    from vitlab.data.presence import require_data
+    from vitlab.data.sources import build_source
+
     data = cell.dataset
-    if data.pack:
-        from vitlab.data.pack import read_manifest
-
-        read_manifest(Path(data.pack))
-    elif data.kind == "folder":
-        from vitlab.data.folder import class_folders, find_root, train_folder
-
-        class_folders(train_folder(data, find_root(data)))
-    elif data.fractal is not None:
-        from vitlab.data.fractal_cache import check_spec
-
-        check_spec(data.fractal)
-    else:
-        from vitlab.data.sources import build_source
-
+    require_data(data)
+    if data.pack or data.kind not in ("folder", "fractal"):  # quickly read
         build_source(data, "train")
-        if _evaluates(data):
+        if data.num_eval != 0 or data.val_fraction > 0:
             build_source(data, "eval")
-
-
-def _evaluates(data: DatasetConfig) -> bool:
-    return data.num_eval != 0 or data.val_fraction > 0
 
 
 def _model(cell: CellConfig) -> None:
