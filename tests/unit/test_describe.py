@@ -102,6 +102,16 @@ def test_every_cell_says_where_it_stands(requests_for, tmp_path):
     assert f"after {plan.cells[5].id}" in lines[6] and "3 cells to train" in "\n".join(lines)
 
 
+def test_the_plan_says_which_cells_wait_for_a_failed_pretraining(requests_for):
+    (request,) = requests_for(["pretrain=fractaldb"])
+    plan = build_plan([request], "s")
+    plan.record(plan.todo[0]).write("failure.json", {"type": "ValueError", "message": "no luck"})
+    words = f"after {plan.todo[0].id}, which failed: study.retry_failed=true"
+    assert words in " ".join(describe(build_plan([request], "s")))
+    again = dataclasses.replace(request, config=with_study(request.config, retry_failed=True))
+    assert words not in " ".join(describe(build_plan([again], "s")))
+
+
 def test_nothing_to_train_is_said_with_what_there_is(requests_for, tmp_path):
     requests = requests_for(["seed=0"], ["seed=1"])
     finish(tmp_path, requests[0].config)

@@ -48,16 +48,6 @@ def test_one_pretraining_feeds_many_and_comes_first(requests_for, tmp_path):
     assert [c.id for c in done.todo] == [rest[3].id], "a pre-training that nothing waits for is not trained"
 
 
-def test_the_plan_says_which_cells_wait_for_a_failed_pretraining(requests_for):
-    (request,) = requests_for(["pretrain=fractaldb"])
-    plan = build_plan([request], "s")
-    plan.record(plan.todo[0]).write("failure.json", {"type": "ValueError", "message": "no luck"})
-    words = f"after {plan.todo[0].id}, which failed: study.retry_failed=true"
-    assert words in " ".join(describe(build_plan([request], "s")))
-    again = dataclasses.replace(request, config=with_study(request.config, retry_failed=True))
-    assert words not in " ".join(describe(build_plan([again], "s")))
-
-
 def test_names_tell_what_varies(requests_for):
     requests = requests_for(
         ["augment=none", "recipe.lr=0.1"], ["augment=none", "recipe.lr=0.2"], ["augment=mixup", "recipe.lr=0.1"]

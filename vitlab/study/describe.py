@@ -33,6 +33,7 @@ def _cells(plan: Plan, prices: dict[str, Price], columns: int | None) -> list[st
         if coming and cost.source and cost.device_seconds is not None and cost.wall_seconds is not None:
             told += f"  {cost.device_seconds / 3600:>8,.2f} {_unit(cost)}  about {duration(cost.wall_seconds)}"
         wait = f"  after {cell.needs}" if cell.needs and cell.selected else ""
+        wait += ", which failed: study.retry_failed=true" if cell.id in plan.blocked else ""
         alias = f"  = {', '.join(cell.aliases)}" if cell.aliases else ""
         rows.append((cell.id, cell.name, _standing(plan, cell), told + wait + alias))
     names, states = (max(len(row[i]) for row in rows) for i in (1, 2))
