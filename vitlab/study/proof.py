@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from vitlab.config import CellConfig, Config, ConfigError
 from vitlab.study.run import cell_of
 
 
 def prove(named: Sequence[tuple[str, Config]]) -> None:
-    """Look for the device, the data, the model and the starting weights of these cells, each once.
+    """Look for the device, the data and the model of these cells, each once.
 
     Raises ConfigError naming the key, and the cell where there are several. Nothing is trained, and of a tree of image
     files only the top is read.
@@ -27,9 +26,7 @@ def prove(named: Sequence[tuple[str, Config]]) -> None:
                 if what not in seen:
                     check(cell)
                 seen.add(what)
-            if cell.pretrain.kind == "checkpoint" and cell.pretrain not in seen:
-                _weights(cell)
-            seen |= {"device", cell.pretrain}
+            seen.add("device")
         except (ValueError, OSError) as error:
             part = "pretrain." if config.study.part == "pretraining" else ""
             of = "" if len(named) == 1 else f" (in the cell {name})"
@@ -60,10 +57,3 @@ def _model(cell: CellConfig) -> None:
             build_model(cell.model, classes)
     except (ConfigError, NotImplementedError):
         build_model(cell.model, classes)
-
-
-def _weights(cell: CellConfig) -> None:
-    from vitlab.models.checkpoint import read_checkpoint
-
-    assert cell.pretrain.path, "checked when the configuration was read"
-    read_checkpoint(Path(cell.pretrain.path), weights=cell.pretrain.weights)
