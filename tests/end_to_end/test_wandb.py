@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 from wandb_stand_in import StandIn
 from written_records import write_all
 
-import wandb
 from vitlab.analysis import collect_wandb
 from vitlab.config import ConfigError
 
