@@ -5,6 +5,8 @@ import sys
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.config.words import mistakes_in_words
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="analyze")
 def main(tree: DictConfig) -> None:
@@ -22,4 +24,6 @@ def main(tree: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    if mistakes := mistakes_in_words(sys.argv[1:], "analyze"):
+        sys.exit("\n".join(f"vitlab: {mistake}" for mistake in mistakes))
     main()

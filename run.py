@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config import parse, register_schemas
 from vitlab.config.hints import hints_for_words
+from vitlab.config.words import mistakes_in_words
 from vitlab.study.tasks import TASKS
 
 TASKS["explain"] = "vitlab.explain.task:run_explain"  # only here: studies know nothing of explanations
@@ -24,7 +25,7 @@ def main(tree: DictConfig) -> str:
 
 
 if __name__ == "__main__":
-    if hints := hints_for_words(sys.argv[1:]):
+    if hints := hints_for_words(sys.argv[1:]) or mistakes_in_words(sys.argv[1:]):
         sys.exit("\n".join(f"vitlab: {hint}" for hint in hints))
     register_schemas()
     main()
