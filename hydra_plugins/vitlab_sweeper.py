@@ -10,7 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import CompactHydraException, OverrideParseException
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,14 +26,14 @@ class StudySweeper(BasicSweeper):
     """Hydra's basic sweeper, with a plan between the product of overrides and the launcher."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Plan and run; raises SystemExit with the study's exit code, CompactHydraException for a user's mistake."""
+        """Plan and run; raises SystemExit with the study's exit code, or with the words of a user's mistake."""
         try:
             requests = self.requests(arguments)
             code = self.carry_out(requests)
-        except (ConfigError, OSError, ValueError) as error:
-            raise CompactHydraException(f"vitlab: {error}") from None
         except OmegaConfBaseException as error:
-            raise CompactHydraException(f"vitlab: {str(error).splitlines()[0]}") from None
+            sys.exit(f"vitlab: {str(error).splitlines()[0]}")
+        except (ConfigError, OSError, ValueError, FloatingPointError) as error:
+            sys.exit(f"vitlab: {error}")
         sys.exit(code)
 
     def requests(self, arguments: list[str]) -> list[Request]:

@@ -150,6 +150,7 @@ def test_torchrun_trains_one_cell_and_refuses_a_sweep(tmp_path):
     done = subprocess.run([*launch, *TINY], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (only_cell(tmp_path / "runs") / "result.json").exists()
+    assert done.stdout.count("none/s0: epoch 2/2  loss") == 1 and "next: python analyze.py" in done.stdout
     refused = subprocess.run([*launch, "seed=0,1", *TINY], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert refused.returncode != 0 and "devices=2" in refused.stderr
 
@@ -167,5 +168,6 @@ def test_torchrun_trains_one_cell_and_refuses_a_sweep(tmp_path):
 def test_a_mistake_ends_in_one_message_and_trains_nothing(tmp_path, words, message):
     done = run(*words, cwd=tmp_path)
     assert done.returncode == 1
-    assert message in done.stdout + done.stderr and "Traceback" not in done.stdout + done.stderr
+    assert message in done.stderr and "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.startswith("vitlab: ") and len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())

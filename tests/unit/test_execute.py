@@ -3,9 +3,10 @@
 import dataclasses
 import json
 
+import pytest
 from planned import finish, with_study
 
-from vitlab.study.execute import execute
+from vitlab.study.execute import command, execute
 from vitlab.study.plan import build_plan
 
 
@@ -22,17 +23,30 @@ def test_a_dry_run_trains_nothing(requests_for, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_summary_shows_the_error_and_fails(requests_for, capsys, tmp_path):
+@pytest.mark.parametrize(("error", "tail"), [("KeyError", True), ("ConfigError", False)])
+def test_a_summary_shows_the_error_and_fails(requests_for, capsys, tmp_path, error, tail):
     requests = requests_for(["seed=0"], ["seed=1"])
 
     def run(plan, view):
         finish(tmp_path, plan.cells[0].config)
         record = plan.record(plan.cells[1])
-        record.write("failure.json", {"type": "ValueError", "message": "no such luck", "traceback": "…"})
+        record.write("failure.json", {"type": error, "message": "no such luck", "traceback": "…"})
         (record.folder / "log.txt").write_text("first\nlast words\n")
         return {plan.cells[0].id: "finished", plan.cells[1].id: "failed"}
 
     assert execute(build_plan(requests, "s"), requests[0].config, run) == 1
     out = capsys.readouterr().out
-    assert "ValueError: no such luck" in out and "| last words" in out and "log.txt" in out and "retry_failed" in out
+    assert f"{error}: no such luck" in out and "log.txt" in out and "retry_failed" in out
+    assert ("| last words" in out) == tail, "the log's end is shown where the message alone does not explain"
     assert json.loads((tmp_path / "studies/s.json").read_text())["cells"][1]["name"] == "none/s1"
+
+
+def test_the_command_to_continue_is_the_one_that_was_typed(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["run.py", "-m", "seed=0,1", "study.rerun=all"])
+    assert command(without="study.rerun") == "python run.py -m seed=0,1"
+    for key, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "8"), ("LOCAL_WORLD_SIZE", "8")):
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr("sys.argv", ["run.py", "seed=0"])
+    assert command() == "torchrun --nproc-per-node=8 run.py seed=0"
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert command() == "torchrun … run.py seed=0", "how the machines meet is not ours to repeat"

@@ -36,6 +36,16 @@ def test_only_what_is_missing_is_selected(requests_for, tmp_path):
         build_plan(wrong, "s")
 
 
+def test_what_a_newer_vitlab_has_begun_is_refused_and_left_alone(requests_for, tmp_path):
+    requests = requests_for(["seed=0"], ["seed=1"])
+    record = Record(tmp_path / identity(requests[1].config.cell))
+    record.write("config.yaml", {"schema_version": 99, "id": record.id})
+    before = (record.folder / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=rf"{record.id}/config\.yaml: written by a newer vitlab \(schema 99"):
+        build_plan(requests, "s")
+    assert (record.folder / "config.yaml").read_bytes() == before
+
+
 def test_one_pretraining_feeds_many_and_comes_first(requests_for, tmp_path):
     requests = requests_for(*[["pretrain=fractaldb", f"seed={s}"] for s in range(3)], ["pretrain=scratch", "seed=0"])
     plan = build_plan(requests, "s")

@@ -11,10 +11,12 @@ from typing import Any
 
 from vitlab.config import CellConfig, Config, ConfigError, DatasetConfig, check_cell
 from vitlab.data.class_list import resolve_class_list
-from vitlab.study.execute import Prove, RunCells, execute
+from vitlab.study.execute import Prove, RunCells, execute, summarise
+from vitlab.study.identity import identity
 from vitlab.study.plan import Request, build_plan, name_cells, study_content, study_name
 from vitlab.study.record import write_study
 from vitlab.study.tasks import TASKS, load_task
+from vitlab.study.view import View
 
 Resolve = Callable[[DatasetConfig, str], DatasetConfig]
 
@@ -58,22 +60,19 @@ def _run_rank(requests: Sequence[Request], study: str) -> int:
             f"torchrun trains one cell, and this command means {len(requests)}; for a sweep let vitlab start the "
             f"processes: python run.py -m … devices={os.environ.get('WORLD_SIZE', 8)}"
         )
-    from vitlab.study.run import run_cell
+    from vitlab.study.run import cell_of, run_cell
 
     config = dataclasses.replace(requests[0].config, devices=int(os.environ["WORLD_SIZE"]))
     name = name_cells(requests)[0]
-    if os.environ["RANK"] == "0":
-        write_study(Path(config.output_dir), study, study_content(build_plan(requests, study), config))
-
-    def report(event: dict) -> None:
-        if "epoch" in event:
-            shown = {k: round(v, 4) for k, v in event.items() if k in ("train/loss", "eval/top1", "images_per_second")}
-            print(f"{name}: epoch {event['epoch']}  {shown}", flush=True)
-
-    outcome = run_cell(config, study=study, name=name, report=report)
-    if os.environ["RANK"] == "0":
-        print(f"{name}: {outcome}; records in {config.output_dir}/; next: python analyze.py")
-    return 130 if outcome == "interrupted" else 0
+    if os.environ["RANK"] != "0":
+        return 130 if run_cell(config, study=study, name=name) == "interrupted" else 0
+    plan = build_plan(requests, study)
+    write_study(plan.output_dir, study, study_content(plan, config))
+    cell = next(c for c in plan.cells if c.id == identity(cell_of(config)))
+    plan = dataclasses.replace(plan, cells=(dataclasses.replace(cell, selected=True),))
+    with View(plan) as view:
+        outcome = run_cell(config, study=study, name=name, report=lambda event: view.event(cell.id, event))
+    return summarise(plan, {cell.id: outcome})
 
 
 def _try_starts(cells: Sequence[CellConfig]) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from vitlab.config import Config
 from vitlab.study.describe import counted, describe
@@ -13,6 +14,8 @@ from vitlab.study.plan import Plan, PlannedCell, study_content
 from vitlab.study.record import write_study
 from vitlab.study.view import MARKS, View
 
+EXPLAINED = ("ConfigError", "BadImageError", "ValueError", "OSError", "FloatingPointError")
+"""Errors whose message is complete: the log's last lines would add a traceback."""
 RunCells = Callable[[Plan, View], dict[str, str]]
 """Runs a plan's cells somewhere; returns identity → outcome."""
 
@@ -66,7 +69,9 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
         return 130
     if bad:
         again = command(without=("study.rerun", "study.retry_failed"))
-        print(f"{bad} of {len(plan.cells)} cells did not finish. To try them again: {again} study.retry_failed=true")
+        print(
+            f"{bad} of {counted(len(plan.cells), 'cell')} did not finish. To try them again: {again} study.retry_failed=true"
+        )
         return 1
     if "running elsewhere" in outcomes.values():
         print("cells that another process is training were left to it")
@@ -83,7 +88,9 @@ def _figure(plan: Plan, cell: PlannedCell) -> str:
     last = result and result.get("last")
     if not (result and last):
         return ""
-    return f"  top-1 {last['top1']:.2f} (last epoch), best {result['best']['top1']:.2f}"
+    bad = [words for split in result.get("bad_images", {}).values() for words in split]
+    left_out = f"  (bad images left out: {len(bad)}, the first: {bad[0]})" if bad else ""
+    return f"  top-1 {last['top1']:.2f} (last epoch), best {result['best']['top1']:.2f}{left_out}"
 
 
 def _changed(plan: Plan, cell: PlannedCell) -> str:
@@ -99,7 +106,7 @@ def _show_failure(plan: Plan, cell: PlannedCell, outcome: str) -> None:
         print(f"    its pre-training {cell.needs} did not finish")
     elif failure:
         print(f"    {failure['type']}: {failure['message']}")
-        for line in record.log_tail(3):
+        for line in record.log_tail(3) if failure["type"] not in EXPLAINED else ():
             print(f"    | {line}")
         print(f"    log: {record.folder / 'log.txt'}")
 
@@ -107,4 +114,11 @@ def _show_failure(plan: Plan, cell: PlannedCell, outcome: str) -> None:
 def command(without: str | tuple[str, ...] = ()) -> str:
     """The command that the user typed, to be typed again, without the words that begin so."""
     words = [word for word in sys.argv if not (without and word.startswith(without))]
-    return "python " + shlex.join(words)
+    return f"{_program(os.environ)} {shlex.join(words)}"
+
+
+def _program(known: Mapping[str, str]) -> str:
+    if "TORCHELASTIC_RUN_ID" not in known:
+        return "python"
+    one_machine = known["LOCAL_WORLD_SIZE"] == known["WORLD_SIZE"]
+    return f"torchrun --nproc-per-node={known['WORLD_SIZE']}" if one_machine else "torchrun …"

@@ -89,7 +89,8 @@ def build_plan(requests: Sequence[Request], study: str, trains_here: bool = True
     """The plan for all requested cells and the pre-trainings they start from.
 
     `trains_here` is False where this machine only submits, so that its own device says nothing. Raises ConfigError
-    where `study.rerun` names a cell that is not in the study.
+    where `study.rerun` names a cell that is not in the study; ValueError for a record to continue that is damaged or of
+    a newer schema.
     """
     first = requests[0].config
     output_dir = Path(first.output_dir)
@@ -115,6 +116,9 @@ def build_plan(requests: Sequence[Request], study: str, trains_here: bool = True
             continue
         merged[key] = PlannedCell(key, name, request.config, request.overrides, Record(output_dir / key).state(), needs)
     cells = _select(list(merged.values()), first)
+    for cell in cells:
+        if cell.selected and not cell.again and cell.state != "missing":
+            Record(output_dir / cell.id).read("config.yaml")  # refuses what a newer vitlab has begun
     notes = [*_drift(cells, study, output_dir), *_mixture(cells, output_dir, trains_here)]
     return Plan(study, output_dir, tuple(cells), tuple(notes), trains_here)
 

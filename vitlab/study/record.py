@@ -108,11 +108,15 @@ class Record:
         return content
 
     def append_row(self, row: dict[str, Any]) -> None:
-        """Add a row to metrics.jsonl; it is on the disk when this returns."""
-        with (self.folder / "metrics.jsonl").open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        """Add a row to metrics.jsonl; it is on the disk when this returns. Raises OSError that names the file."""
+        path = self.folder / "metrics.jsonl"
+        try:
+            with path.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise OSError(f"could not write {path}: {error}") from error
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line that a dying process left unfinished is not one."""

@@ -41,7 +41,10 @@ def start_of(cell: CellConfig, output_dir: str) -> Path | None:
         return None
     before = Record(Path(output_dir) / identity(cell.pretraining))
     if before.state() != "finished":
-        raise RuntimeError(f"the pre-training {before.id} is {before.state()}, not finished: {before.folder}")
+        raise ConfigError(
+            f"pretrain: {before.folder} is {before.state()}, not finished; train it first, by the same command and "
+            "study.part=pretraining"
+        )
     return before.folder / "last.pt"
 
 

@@ -24,9 +24,10 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(f"could not save {path}: {error}; the previous checkpoint is intact") from error
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error  # torch buries a full disk
+        raise OSError(f"could not save {path}: {reason}; what was saved before is intact") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
