@@ -2,11 +2,14 @@
 
 import dataclasses
 import errno
+import resource
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from vitlab.data.class_list import resolve_class_list
 from vitlab.train import Interrupted
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
 from vitlab.train.fit import fit
@@ -118,6 +121,58 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         save_checkpoint({"epoch": 2}, tmp_path / "last.pt")
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_disk_that_fills_while_tensors_are_written_is_named(tmp_path):
+    """torch buries the system's error under one about positions in its archive; a limit on files' sizes shows it."""
+    save_checkpoint({"epoch": 1}, tmp_path / "last.pt")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    try:
+        with pytest.raises(OSError, match=r"could not save .*last\.pt: .*File too large.*saved before is intact"):
+            save_checkpoint({"epoch": 2, "model": torch.zeros(10**6)}, tmp_path / "last.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def small_tree(root):
+    """Two classes of eight training and three evaluation images, one of each split truncated."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for c in "ab":
+            folder = root / split / c
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+        damaged = root / split / "a" / "2.jpg"
+        damaged.write_bytes(damaged.read_bytes()[:300])
+
+
+def test_bad_images_stop_a_run_or_are_left_out_and_counted(compose_config, tmp_path):
+    small_tree(tmp_path / "data")
+    words = ["dataset=folder", f"dataset.root={tmp_path / 'data'}", "workers=0", "recipe.batch_size=8"]
+    results = []
+    for name, stop_at in (("whole", None), ("cut", 2)):
+        config = compose_config(*words, "dataset.bad_images=skip", "recipe.epochs=2", "recipe.warmup_epochs=0")
+        dataset = resolve_class_list(config.cell.dataset, str(tmp_path))
+        cell = dataclasses.replace(config.cell, dataset=dataset)
+        (tmp_path / name).mkdir()
+        if stop_at:
+            asked = iter(range(10**6))
+            drain(fit(config, cell, tmp_path / name, stop=lambda asked=asked, at=stop_at: next(asked) == at))
+        events, result = drain(fit(config, cell, tmp_path / name))
+        assert rows(events)[-1]["bad_images"] == 2
+        results.append(result)
+    one, resumed = results
+    (trained,), (held,) = one["bad_images"]["train"], one["bad_images"]["eval"]
+    assert "train/a/2.jpg" in trained and "val/a/2.jpg" in held and one["num_eval"] == 5
+    assert resumed["bad_images"] == one["bad_images"] and resumed["last"] == one["last"]
+    strict = dataclasses.replace(cell, dataset=dataclasses.replace(dataset, bad_images="error"))
+    (tmp_path / "strict").mkdir()
+    with pytest.raises(ValueError, match=r"a/2\.jpg.*dataset\.bad_images=skip"):
+        list(fit(config, strict, tmp_path / "strict"))
 
 
 def test_a_newer_checkpoint_is_refused(tmp_path):

@@ -64,6 +64,7 @@ class MemoryReader:
 
     def __init__(self, source: ArraySource, cropping: Cropping, device: torch.device) -> None:
         self.cropping, self.device = cropping, device
+        self.bad: dict[int, str] = {}  # what is in memory has been read
         self.pixels = torch.from_numpy(np.ascontiguousarray(source.images)).to(device)  # (N, H, W, 3)
 
     def read(self, epoch: int, requests: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[Tensor, np.ndarray]]:
@@ -81,8 +82,9 @@ class FileReader:
     """Reads any other source in worker processes, a chunk of images at a time."""
 
     def __init__(self, source: Source, cropping: Cropping, device: torch.device, workers: int) -> None:
-        self.device, self.bad = device, {}
-        self.source = source
+        self.device, self.source = device, source
+        self.bad: dict[int, str] = {}
+        """The bad images met so far: place in the data set → what is wrong with which file."""
         self._requests = _Requests()
         pinned = device.type == "cuda"
         self._loader = DataLoader(

@@ -79,7 +79,7 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def gather_arrays(value: Any) -> list[Any] | None:
+def gather_values(value: Any) -> list[Any] | None:
     """Every rank's `value`, in rank order, on rank 0; None elsewhere."""
     if not dist.is_initialized():
         return [value]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitlab.train.distributed import gather_arrays
+from vitlab.train.distributed import gather_values
 
 if TYPE_CHECKING:
     from vitlab.data.loader import Batch
@@ -65,7 +65,7 @@ def evaluate(
         losses = F.cross_entropy(logits, batch.labels, reduction="none")
         parts.append((batch.index, batch.labels, logits.topk(min(5, logits.shape[1])).indices, losses))
     local = _join(parts)
-    shares = gather_arrays(local)
+    shares = gather_values(local)
     if shares is None:
         return None
     index, label, ranking, losses = (np.concatenate(column) for column in zip(*(s for s in shares if s), strict=True))

@@ -189,6 +189,8 @@ def _fit(
                     improved += progress.note(name, evaluation)
                     if last:
                         save_predictions(folder, name, evaluation)
+        if cell.dataset.bad_images == "skip":
+            row["bad_images"] = progress.note_bad(train.reader.bad, held_out.reader.bad if held_out else {})
         progress.seconds += time.perf_counter() - began
         row |= {"images_per_second": images / trained, "seconds": progress.seconds}
         progress.images_per_second = row["images_per_second"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.data.files import save_arrays
+from vitlab.train.distributed import gather_values
 from vitlab.train.evaluate import Evaluation
 
 
@@ -25,6 +26,14 @@ class Progress:
         self.seconds = self.loss_sum = self.images_per_second = 0.0
         self.last: dict[str, dict[str, float]] = {}
         self.best: dict[str, dict[str, float]] = {}
+        self.bad_images: dict[str, dict[int, str]] = {"train": {}, "eval": {}}
+
+    def note_bad(self, train: dict[int, str], held_out: dict[int, str]) -> int:
+        """Remember the images that any process has left out; returns how many there are. Every process calls this."""
+        for share in gather_values((train, held_out)) or ():
+            for split, found in zip(self.bad_images, share, strict=True):
+                self.bad_images[split] |= found
+        return sum(map(len, self.bad_images.values()))
 
     def note(self, name: str, evaluation: Evaluation) -> list[str]:
         """Remember an evaluation of this epoch; returns [name] if it is the best so far (first of equals)."""
@@ -52,7 +61,8 @@ class Progress:
         ema = {"last": self.last["eval_ema"], "best": self.best["eval_ema"]} if "eval_ema" in self.last else None
         return {
             "last": self.last.get("eval"), "best": self.best.get("eval"), "ema": ema, "epochs": self.epoch,
-            "num_eval": derived["num_eval"], "num_train": derived["num_train"],
+            "num_eval": derived["num_eval"] - len(self.bad_images["eval"]), "num_train": derived["num_train"],
+            "bad_images": {split: [found[i] for i in sorted(found)] for split, found in self.bad_images.items()},
             "num_parameters": derived["num_parameters"], "wall_seconds": self.seconds,
             "device_seconds": self.seconds * devices, "images_per_second": self.images_per_second, "derived": derived,
         }  # fmt: skip
