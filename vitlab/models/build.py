@@ -34,7 +34,7 @@ def build_model(model: ModelConfig, num_classes: int, *, to_train: bool = True) 
         network.set_grad_checkpointing(model.grad_checkpointing)
     elif to_train:
         raise ConfigError(
-            f"model.name: {model.name!r} is a {type(network).__name__}; what can be studied are timm's models of class "
+            f"model.name: {model.name!r} is a {type(network).__name__}; what can be trained are timm's models of class "
             "VisionTransformer, such as most of timm.list_models('vit_*') and 'deit*'"
         )
     return network
