@@ -1,11 +1,7 @@
-"""The README in two languages: the same commands, choices and figures, and choices that exist."""
+"""The README in two languages: the same commands, choices and figures."""
 
 import re
 from pathlib import Path
-
-import pytest
-
-from vitlab.config import options
 
 ROOT = Path(__file__).parents[2]
 ENGLISH, JAPANESE = ((ROOT / name).read_text().splitlines() for name in ("README.md", "README.ja.md"))
@@ -34,11 +30,3 @@ def test_both_languages_have_the_same_choices_and_figures():
             assert ours == theirs
     sections = [[line for line in lines if line.startswith("## ")] for lines in (ENGLISH, JAPANESE)]
     assert len(sections[0]) == len(sections[1])
-
-
-@pytest.mark.parametrize("group", ["model", "dataset", "augment", "pretrain", "recipe", "task"])
-def test_every_choice_is_named_and_exists(group):
-    (row,) = (line for line in rows(ENGLISH) if line.startswith(f"| `{group}`"))
-    named = set(re.findall(r"`(\w+)`", row)[1:])
-    hidden = {"from_checkpoint", "cifar10_book", "cifar100_book"}
-    assert named == set(options(group)) - hidden

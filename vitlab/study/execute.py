@@ -69,9 +69,8 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
         return 130
     if bad:
         again = command(without=("study.rerun", "study.retry_failed"))
-        print(
-            f"{bad} of {counted(len(plan.cells), 'cell')} did not finish. To try them again: {again} study.retry_failed=true"
-        )
+        print(f"{bad} of {counted(len(plan.cells), 'cell')} did not finish.")
+        print(f"To try them again: {again} study.retry_failed=true")
         return 1
     if "running elsewhere" in outcomes.values():
         print("cells that another process is training were left to it")
