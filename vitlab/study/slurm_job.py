@@ -33,6 +33,8 @@ WAIT_FOR_PREDECESSOR = 120
 """Seconds that a requeued cell waits for its own earlier process to let go of the record."""
 LINGER = 10
 """Seconds that a failed rank leaves to rank 0."""
+REQUEUE_SECONDS = 60
+"""How long Slurm may take to end a job that it begins anew."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class CellJob:
         if is_main:
             print(f"{self.name}: {outcome}", flush=True)
             if code := exit_code(outcome, signals()):
+                if code == SAVED_AND_CONTINUE:
+                    _requeue()
                 raise SystemExit(code)
         return outcome
 
@@ -95,6 +99,17 @@ def exit_code(outcome: str, signals: set[int]) -> int:
     if outcome == "interrupted":
         return SAVED_AND_CONTINUE if signals == {signal.SIGUSR2} else SAVED
     return ELSEWHERE if outcome == "running elsewhere" else 0
+
+
+def _requeue() -> None:
+    """Have Slurm end every rank of this job and begin it anew.
+
+    Asked from here, since srun's exit code is another one where it has to end ranks that are slower than rank 0. Where
+    Slurm does not answer, the batch script asks again.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if _ask("scontrol", "requeue", _job()) is not None:
+        time.sleep(REQUEUE_SECONDS)
 
 
 def _wait_for_predecessor(record: Record, signals: Callable[[], set[int]]) -> None:
@@ -116,7 +131,7 @@ def _join_ranks() -> int:
 
 def _address(host: str) -> str:
     """A name or address that can be reached: the node's name, else the address that Slurm has for it."""
-    words = _ask("scontrol", "-o", "show", "node", host).split()
+    words = (_ask("scontrol", "-o", "show", "node", host) or "").split()
     described = {key: value for key, _, value in (word.partition("=") for word in words)}
     for name in (host, described.get("NodeAddr", "")):
         try:
@@ -126,11 +141,12 @@ def _address(host: str) -> str:
     return "127.0.0.1"
 
 
-def _ask(*words: str) -> str:
+def _ask(*words: str) -> str | None:
+    """What a command of Slurm prints; None where it fails."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+        return subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _job() -> str:
