@@ -24,13 +24,13 @@ _WORDS = {
 
 
 def read_reference(name: str) -> list[dict[str, Any]]:
-    """The lines of a reference file: a path, or a name in conf/reference. Raises ConfigError for a malformed one.
+    """The lines of a reference file: a path, or a name in conf/table/reference. Raises ConfigError for a malformed one.
 
     `value`, `sd` and the columns of RECIPE are numbers, or None where the file leaves them empty.
     """
-    path = Path(name) if Path(name).is_file() else CONF / "reference" / f"{name}.csv"
+    path = Path(name) if Path(name).is_file() else CONF / "table" / "reference" / f"{name}.csv"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (CONF / "reference").glob("*.csv")))
+        known = ", ".join(sorted(p.stem for p in (CONF / "table" / "reference").glob("*.csv")))
         raise ConfigError(f"reference: no file {name!r}; shipped: {known}")
     with path.open(newline="") as stream:
         numbered = [(i, line) for i, line in enumerate(stream, 1) if line.strip() and not line.startswith("#")]
