@@ -108,26 +108,28 @@ def _draw_lines(axis: Axes, seeds: Sequence[Sequence[Mapping[str, Any]]], **styl
 
 def draw_cost(table: Table) -> Figure:
     """Mean top-1 against device-hours per cell, names at the right edge so that none hides another."""
-    figure, axis = plt.subplots(figsize=(5.6, 3.8))
+    several = len(table.datasets) > 1
     points = [
-        (entry.comparison.mean, entry.device_hours / entry.comparison.n, row.label, dataset)
+        (entry.comparison.mean, entry.device_hours / entry.comparison.n,
+         f"{row.label} ({dataset})" if several else row.label)
         for row in table.rows
         for dataset, entry in row.entries.items()
         if entry.device_hours and entry.comparison.n
-    ]
-    for mean, hours, _, _ in points:
+    ]  # fmt: skip
+    room = 0.3 + 0.075 * max((len(name) for _, _, name in points), default=0)  # inches, for the longest name
+    figure, axis = plt.subplots(figsize=(4.2 + room, 3.8))
+    for mean, hours, _ in points:
         axis.plot([hours], [mean], "o", color=KINDS["up"][0], ms=6, mec="white", clip_on=False)
     axis.set_xlabel("device-hours per cell")
     axis.set_ylabel("top-1 (%)")
     axis.margins(x=0.12, y=0.08)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.subplots_adjust(left=0.12, right=0.72, bottom=0.15, top=0.96)
+    figure.subplots_adjust(left=0.65 / (4.2 + room), right=4.1 / (4.2 + room), bottom=0.15, top=0.96)
     low, high = axis.get_ylim()
     below = -math.inf
-    for mean, hours, label, dataset in sorted(points):
+    for mean, hours, name in sorted(points):
         at = max((mean - low) / (high - low), below + 0.055)  # in shares of the axis, from below
         below = at
-        name = f"{label} ({dataset})" if len(table.datasets) > 1 else label
         axis.annotate(
             name, (hours, mean), (1.03, at), xycoords="data", textcoords="axes fraction", fontsize=8, va="center",
             arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.7, "shrinkB": 3}, annotation_clip=False, zorder=0,

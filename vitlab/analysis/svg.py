@@ -109,7 +109,6 @@ def curves_panel(label: str, seeds: Sequence[Rows], base: Sequence[Rows], x: Sca
 
 def cost_chart(table: Table) -> str:
     """Mean top-1 against device-hours per cell; names give way to one another."""
-    width, height, left, bottom, top, right = 520, 300, 40, 38, 12, 120
     points = [
         (entry.device_hours / entry.comparison.n, entry.comparison.mean, _name(row.label, dataset, table))
         for row in table.rows
@@ -118,6 +117,8 @@ def cost_chart(table: Table) -> str:
     ]
     if not points:
         return ""
+    right = 24 + 7 * max(len(name) for _, _, name in points)  # room for the longest name
+    width, height, left, bottom, top = 400 + right, 300, 40, 38, 12
     x = padded([h for h, _, _ in points])
     y = padded([m for _, m, _ in points])
     inner, tall = width - left - right, height - bottom - top
