@@ -2,14 +2,15 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from vitlab.config import GROUPS, options
 from vitlab.config.hints import hints_for_words
 from vitlab.config.words import mistakes_in_words
 
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 INNER = {"from_checkpoint"}
 """Choices that tasks make, not users."""
