@@ -8,8 +8,11 @@ from typing import Any
 
 from vitlab.config import CellConfig, experiment
 
-SEMANTICS = 1
-"""Raised whenever the same configuration would give other numbers."""
+SEMANTICS = 2
+"""Raised whenever the same configuration would give other numbers.
+
+2: the last block computes the class token alone, which rounds differently.
+"""
 
 
 def identity(cell: CellConfig) -> str:
