@@ -1,6 +1,6 @@
 """Relevance maps beside Chefer's own code: agreement, time and memory, on the same ViT with the same weights.
 
-python benchmarks/bench_explain.py --chefer FOLDER [--model vit_tiny_patch16_224] [--rounds 5] [--device cpu]
+python -m benchmarks.bench_explain --chefer FOLDER [--model vit_tiny_patch16_224] [--rounds 5] [--device cpu]
 
 FOLDER is a clone of github.com/hila-chefer/Transformer-Explainability; its code also needs `pip install einops`.
 Both sides run in this one process and take turns; the best of the rounds counts. Theirs is driven as its own
@@ -16,16 +16,14 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT)]
-
-from vitlab.explain import relevance  # noqa: E402
+from vitlab.explain import relevance
 
 TOP = 5
 
@@ -134,7 +132,7 @@ def speed(folder: str, name: str, rounds: int, device: str) -> None:
     batch = torch.randn(8, 3, 224, 224, device=device)
     relevance(model, batch[:2], 1)
     for method in ("lrp", "generic", "attnlrp"):
-        run = lambda method=method: relevance(model, batch, 1, method=method)  # noqa: E731
+        run = partial(relevance, model, batch, 1, method=method)
         wall, processor = best_of(max(1, rounds // 2), {"vitlab": run}, device)["vitlab"]
         print(f"vitlab, {method}, in batches of 8: {wall / 8:.0f} ms per image, {processor / 8:.0f} ms of CPU")
 
@@ -142,10 +140,10 @@ def speed(folder: str, name: str, rounds: int, device: str) -> None:
 def _measure(side: str, folder: str, name: str, device: str, queue: multiprocessing.Queue) -> None:
     torch.set_num_threads(1)
     model, image = setting(name, device)
-    run = lambda: relevance(model, image, 281)  # noqa: E731
+    run: Callable[[], object] = partial(relevance, model, image, 281)
     if side == "Chefer":
         theirs = chefer_model(folder, model, epsilon_free=False).to(device)
-        run = lambda: chefer_map(theirs, image, 281)  # noqa: E731
+        run = partial(chefer_map, theirs, image, 281)
     with torch.no_grad():
         model(image)
     if device == "cuda":
