@@ -1,4 +1,4 @@
-"""What tests share: composing the real configuration in-process."""
+"""What tests share: the number of worker processes, and composing the real configuration in-process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 ROOT = Path(__file__).parents[1]
+MOST_WORKERS = 8
+"""A worker imports torch and collects every test, some 8 s: more of them than this gain nothing."""
+
+COSTLY = {"swept", "cell", "cluster"}
+"""Fixtures that take seconds to make. The tests of one such fixture run in one worker."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker per usable core; none for single files, which end sooner in one process."""
+    if all(Path(argument.partition("::")[0]).is_file() for argument in config.args):
+        return 0
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in COSTLY.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{name}"))
 
 
 @pytest.fixture(scope="session")
