@@ -5,14 +5,14 @@ import sys
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config.words import mistakes_in_words
+from vitlab.cli.typos import mistakes_in_words
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="analyze")
 def main(tree: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from vitlab.analysis.command import analyze
+    from vitlab.cli.analyze import analyze
 
     chosen = HydraConfig.get().runtime.choices.get("table")
     composed = OmegaConf.to_container(tree, resolve=True)

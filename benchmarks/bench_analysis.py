@@ -20,8 +20,8 @@ def main() -> None:
     from written_records import SPEC, write_cell
 
     from vitlab.analysis import collect
-    from vitlab.analysis.command import write_table
     from vitlab.analysis.table import build_table
+    from vitlab.cli.analyze import write_table
     from vitlab.study.record import write_study
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

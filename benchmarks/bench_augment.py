@@ -27,11 +27,11 @@ from timm.data import create_transform
 from benchmarks.images import make_tree
 from benchmarks.measure import seconds_in_turns
 from vitlab.config import AugmentConfig, choice
+from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.augment.operations import build_operations
 from vitlab.data.crop import random_resized_boxes
 from vitlab.data.decode import decode, resize_box
-from vitlab.draws import Draws
 
 SIZE = 224
 FILL = (124, 116, 104)

@@ -24,10 +24,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks.images import make_tree
 from benchmarks.measure import about, seconds_in_turns
+from vitlab.cli.pack_task import shrink
+from vitlab.core.random import Draws
 from vitlab.data.crop import random_resized_boxes
 from vitlab.data.decode import resize_box
-from vitlab.data.pack_task import shrink
-from vitlab.draws import Draws
 
 SIZE = 224
 Decoder = Callable[[bytes], np.ndarray]

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.measure import HEADING, ROOT, Row, Seconds, about, run_command
 from vitlab.config import ModelConfig, choice
-from vitlab.data.memory import load_fashion_mnist
+from vitlab.data.sources.arrays import load_fashion_mnist
 
 BATCH = 128
 

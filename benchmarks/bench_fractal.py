@@ -34,17 +34,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import fractal_by_definition as definition
 from benchmarks.measure import Row
 from vitlab.config import FractalConfig
-from vitlab.data import fractal, fractal_cache, fractal_render
+from vitlab.core.random import Draws
 from vitlab.data.crop import random_resized_boxes
-from vitlab.data.fractal_search import Search, search_categories
-from vitlab.data.fractal_source import FractalSource
-from vitlab.draws import Draws
+from vitlab.data.formula import cache as geometry_cache
+from vitlab.data.formula import geometry, render
+from vitlab.data.formula.search import Search, search_categories
+from vitlab.data.formula.source import FractalSource
 
 PUBLISHED_DIGEST = "2d65f2678a859836c9a3d7f2c49fa3ece55f642dfb6d704e46451c8d0b70bf9a"
 """SHA-256 of the published 1,000 categories, as tests/unit/test_fractal.py has it."""
 SIZE, POINTS = 362, 200_000
-COUNTS = fractal_render.PUBLISHED_COUNTS
-DISTINCT = fractal.NUM_VARIANTS * COUNTS
+COUNTS = render.PUBLISHED_COUNTS
+DISTINCT = geometry.NUM_VARIANTS * COUNTS
 """Pictures of a category that are no flips of one another."""
 
 
@@ -64,28 +65,28 @@ def row(name: str, figure: float | np.floating, unit: str, ratio: float | None =
 
 def our_category(number: int, category: np.ndarray) -> int:
     """All 1,000 pictures of a category in memory, geometry included: 250 renderings, flips as views."""
-    packed = fractal_render.pack(fractal.build_geometry(category))
+    packed = render.pack(geometry.build_geometry(category))
     made = 0
-    for variant in range(fractal.NUM_VARIANTS):
-        keys = fractal_render.mask_keys(0, np.array([[number, variant, count] for count in range(COUNTS)]))
+    for variant in range(geometry.NUM_VARIANTS):
+        keys = render.mask_keys(0, np.array([[number, variant, count] for count in range(COUNTS)]))
         for key in keys:
-            picture = fractal_render.render(packed[variant], int(key))
+            picture = render.render(packed[variant], int(key))
             made += len((picture, picture[::-1], picture[:, ::-1], picture[::-1, ::-1]))
     return made
 
 
 def stamped(category: np.ndarray, variant: int, masks: np.ndarray) -> np.ndarray:
     """Our picture of a variant with another renderer's masks, one per point."""
-    one = fractal.WEIGHTS[[variant]]
-    when = fractal.last_visits(category, weights=one)[0, 3:, 3:]
-    return fractal_render.stamp(fractal.build_geometry(category, weights=one)[0], np.append(0, masks)[when])
+    one = geometry.WEIGHTS[[variant]]
+    when = geometry.last_visits(category, weights=one)[0, 3:, 3:]
+    return render.stamp(geometry.build_geometry(category, weights=one)[0], np.append(0, masks)[when])
 
 
 def by_definition(category: np.ndarray, variant: int) -> float:
     """Seconds for one picture that follows the definition, checked against ours."""
     masks = np.random.default_rng(variant).integers(1, 512, POINTS)
     pictures: list[np.ndarray] = []
-    weights, numbers = fractal.WEIGHTS[variant].tolist(), masks.tolist()
+    weights, numbers = geometry.WEIGHTS[variant].tolist(), masks.tolist()
     spent = seconds(lambda: pictures.append(definition.draw(category, weights, numbers, SIZE)))
     assert (pictures[0] == stamped(category, variant, masks)).all(), "our picture differs from its definition"
     return spent
@@ -106,7 +107,7 @@ def by_reference(folder: Path, category: np.ndarray, variant: int) -> float:
         random.seed(variant)
         renderer = module.ifs_function(0.0, 0.0, "", "", "")
         for maps in category:
-            scales = {f"weight_{name}": w for name, w in zip("abcdef", fractal.WEIGHTS[variant].tolist(), strict=True)}
+            scales = {f"weight_{name}": w for name, w in zip("abcdef", geometry.WEIGHTS[variant].tolist(), strict=True)}
             renderer.set_param(*maps.tolist(), **scales)
         renderer.calculate(POINTS)
         renderer.draw_patch(SIZE, SIZE, 6, 6, "gray", 0)
@@ -143,12 +144,12 @@ def make_everything(threads: int) -> None:
         (place / "fractal").mkdir()
         found: list[np.ndarray] = []
         whole_row("search of all 1,000 categories", threads, lambda: found.extend(
-            fractal_cache.find_categories(spec, place / "fractal", threads)
+            geometry_cache.find_categories(spec, place / "fractal", threads)
         ))  # fmt: skip
         digest = hashlib.sha256(np.concatenate(found).astype("<f8").tobytes()).hexdigest()
         assert digest == PUBLISHED_DIGEST, f"these categories are not the published ones: {digest}"
         print(f"digest of the 1,000 categories: {digest}", file=sys.stderr)
-        cache = fractal_cache.GeometryCache(spec, place)
+        cache = geometry_cache.GeometryCache(spec, place)
         whole_row("geometry of all 1,000 categories", threads, lambda: cache.prepare(threads))
 
 
@@ -185,13 +186,13 @@ def main() -> None:
     slow = [by_definition(c, variants[n % 4]) for n, c in enumerate(categories)]
     theirs = [by_reference(reference, c, variants[n % 4]) for n, c in enumerate(categories)] if reference else []
     ours = [seconds(lambda n=n, c=c: our_category(n, c), repeats=3) for n, c in enumerate(categories)]
-    geometry = [seconds(lambda c=c: fractal.build_geometry(c), repeats=3) for c in categories]
+    times = [seconds(lambda c=c: geometry.build_geometry(c), repeats=3) for c in categories]
     per_picture = float(np.mean(ours)) / DISTINCT
     row("whole category, ours: a picture, its share of the geometry included", per_picture * 1e3, "ms")
     row("the definition, plain Python: a picture", np.mean(slow) * 1e3, "ms", float(np.mean(slow)) / per_picture)
     if theirs:
         row("the published renderer: a picture", np.mean(theirs) * 1e3, "ms", float(np.mean(theirs)) / per_picture)
-    row("geometry of a category (25 variants)", np.mean(geometry) * 1e3, "ms")
+    row("geometry of a category (25 variants)", np.mean(times) * 1e3, "ms")
     with tempfile.TemporaryDirectory() as folder:
         source = FractalSource(FractalConfig(categories=options.categories), Path(folder))
         row("render, random crop, resize to 224", loading(source), "images/s per core")

@@ -24,14 +24,14 @@ from timm.data import create_dataset, create_loader
 
 from benchmarks.images import make_tree
 from benchmarks.measure import Row, about, seconds_in_turns
+from vitlab.cli.pack_task import PackConfig, write_pack
 from vitlab.config import DatasetConfig, RecipeConfig, choice
+from vitlab.core.random import Draws
 from vitlab.data.augment import Augment
-from vitlab.data.class_list import resolve_class_list
 from vitlab.data.loader import TrainLoader
-from vitlab.data.pack import SHARD
-from vitlab.data.pack_task import PackConfig, write_pack
-from vitlab.data.sources import build_source, load_split
-from vitlab.draws import Draws
+from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.pack import SHARD
+from vitlab.data.sources.registry import build_source, load_split
 
 SIZE, BATCH, CLASSES = 224, 32, 4
 CPU = torch.device("cpu")

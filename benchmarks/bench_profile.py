@@ -24,9 +24,9 @@ from benchmarks.images import make_tree
 from benchmarks.measure import about
 from vitlab.config import CellConfig, RecipeConfig, choice
 from vitlab.data.augment import Augment
-from vitlab.data.class_list import resolve_class_list
 from vitlab.data.loader import Batch, TrainLoader
-from vitlab.data.sources import build_source
+from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.registry import build_source
 from vitlab.models.build import build_model
 from vitlab.models.drop_path import install_drop_path
 from vitlab.models.last_block import shorten_last_block

@@ -29,9 +29,9 @@ from timm.data import auto_augment as timm_aa
 from torch import Tensor
 
 from vitlab.config import AugmentConfig, CellConfig, Config, DatasetConfig, PretrainConfig, choice
+from vitlab.core.random import Draws
 from vitlab.data.augment import Augment
-from vitlab.draws import Draws
-from vitlab.train import fit as loop
+from vitlab.train import loop
 
 
 class PillowAugment:

@@ -14,18 +14,18 @@ ConfigStore.instance().store(group="hydra/launcher", name="local", node=_NODE, p
 
 
 class LocalLauncher(Launcher):
-    """Hands the plan to vitlab.study.local."""
+    """Hands the plan to vitlab.study.launch_local."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.config = config
 
     def prove_plan(self, plan: Any) -> None:
-        from vitlab.study.local import prove_locally
+        from vitlab.study.launch_local import prove_locally
 
         prove_locally(plan)
 
     def run_plan(self, plan: Any, view: Any) -> dict[str, str]:
-        from vitlab.study.local import run_locally
+        from vitlab.study.launch_local import run_locally
 
         return run_locally(plan, view)
 

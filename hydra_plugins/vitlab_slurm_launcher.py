@@ -10,13 +10,13 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 
 
 class SlurmLauncher(SubmititSlurmLauncher):
-    """Hands the plan to vitlab.study.slurm, with the options of conf/hydra/launcher/slurm.yaml.
+    """Hands the plan to vitlab.study.launch_slurm, with the options of conf/hydra/launcher/slurm.yaml.
 
     The stock `launch` ends at the first cell that is killed and reports cells that raised as completed.
     """
 
     def run_plan(self, plan: Any, view: Any) -> dict[str, str]:
-        from vitlab.study.slurm import run_on_slurm
+        from vitlab.study.launch_slurm import run_on_slurm
         from vitlab.study.slurm_options import SlurmOptions
 
         return run_on_slurm(plan, view, SlurmOptions.of(self.params))

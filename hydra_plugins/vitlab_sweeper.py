@@ -59,7 +59,7 @@ class StudySweeper(BasicSweeper):
 
     def carry_out(self, requests: list[Request]) -> int:
         """Run the task, or the study, that the requests mean; returns the exit code."""
-        from vitlab.study.command import run_study, run_task
+        from vitlab.cli.train_task import run_study, run_task
 
         config = requests[0].config
         if config.task != "train":
@@ -99,7 +99,7 @@ class StudySweeper(BasicSweeper):
 
 
 def _prove_here(plan: Any) -> None:
-    from vitlab.study.proof import prove
+    from vitlab.study.preflight import prove
 
     prove([(cell.name, cell.config) for cell in plan.todo])
 

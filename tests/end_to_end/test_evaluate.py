@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vitlab.cli.evaluate_task import run_evaluate
+from vitlab.cli.train_task import run_study
 from vitlab.config import ConfigError
-from vitlab.study.command import run_study
+from vitlab.study.cell import run_cell
 from vitlab.study.plan import Request
-from vitlab.study.run import run_cell
-from vitlab.train.evaluate_task import run_evaluate
 
 ROOT = Path(__file__).parents[2]
 STATISTICS = ["dataset.mean=[0.485,0.456,0.406]", "dataset.std=[0.229,0.224,0.225]", "dataset.eval_crop=0.875"]

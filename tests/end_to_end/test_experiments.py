@@ -12,7 +12,7 @@ from PIL import Image
 from vitlab.config import choice, parse, register_schemas
 from vitlab.study.identity import identity
 from vitlab.study.plan import Request, build_plan
-from vitlab.train.fit import fit
+from vitlab.train.loop import fit
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(f.stem for f in (CONF / "experiment").glob("*.yaml"))

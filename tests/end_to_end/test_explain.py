@@ -15,8 +15,8 @@ import timm
 import torch
 from PIL import Image
 
+from vitlab.cli.explain_task import run_explain
 from vitlab.config import ConfigError, choice, plain
-from vitlab.explain.task import run_explain
 from vitlab.models.build import build_model
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +112,7 @@ def test_relevance_of_classes_by_index_name_and_rank(explain):
 
 def test_raw_maps_are_the_librarys(explain, folder):
     from vitlab.explain import relevance
-    from vitlab.explain.images import load_pictures, normalise
+    from vitlab.explain.pictures import load_pictures, normalise
 
     explain("checkpoint=c00000000001", "explain.images=eval:3", "explain.class_index=2")
     digits = choice("dataset", "digits")

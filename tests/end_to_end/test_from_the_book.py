@@ -18,11 +18,11 @@ import timm
 import torch
 from PIL import Image
 
-from vitlab.config.hints import FLAGS, hints_for_words
-from vitlab.study.command import run_study
+from vitlab.cli.hints import FLAGS, hints_for_words
+from vitlab.cli.tasks import load_task
+from vitlab.cli.train_task import run_study
+from vitlab.study.cell import run_cell
 from vitlab.study.plan import Request
-from vitlab.study.run import run_cell
-from vitlab.study.tasks import load_task
 
 ROOT = Path(__file__).parents[2]
 TOY = ["recipe.epochs=1", "recipe.warmup_epochs=0", "recipe.batch_size=8", "model.image_size=32", "devices=1",
@@ -116,7 +116,7 @@ def carry_out(place, compose_config, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     importlib.import_module("run")  # knows of all tasks
-    from vitlab.study.tasks import TASKS
+    from vitlab.cli.tasks import TASKS
 
     def of(words: list[str]) -> str:
         here = [word.replace("=/data/", f"={place}/") for word in words]

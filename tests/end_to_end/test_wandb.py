@@ -92,7 +92,7 @@ def test_no_server_is_one_message_after_growing_pauses(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     wandb.teardown()  # what earlier tests' settings left
     pauses = []
-    monkeypatch.setattr("vitlab.analysis.wandb_source.time.sleep", pauses.append)
+    monkeypatch.setattr("vitlab.analysis.sources.wandb_runs.time.sleep", pauses.append)
     with pytest.raises(ConfigError, match=r"source: W&B gave no runs of me/vitlab \(.*refused.*wandb login"):
         collect_wandb("me", output_dir=tmp_path)
     assert pauses == [1.0, 2.0, 4.0]

@@ -13,10 +13,10 @@ from statsmodels.stats.anova import anova_lm
 from written_records import SCORES, SPEC, write_all, write_cell
 
 from vitlab.analysis import collect
-from vitlab.analysis.command import analyze
-from vitlab.analysis.model import TableSpec
-from vitlab.analysis.render import to_markdown
+from vitlab.analysis.formats.grids import to_markdown
 from vitlab.analysis.table import build_table
+from vitlab.analysis.table_model import TableSpec
+from vitlab.cli.analyze import analyze
 from vitlab.config import ConfigError, choice
 from vitlab.config.choices import compose_group
 from vitlab.study.record import write_study

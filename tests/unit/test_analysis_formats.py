@@ -12,12 +12,12 @@ import pytest
 from written_records import SCORES, SPEC, write_all, write_cell
 
 from vitlab.analysis import collect
-from vitlab.analysis.command import write_table
-from vitlab.analysis.latex import escape, to_latex
-from vitlab.analysis.page import to_html
-from vitlab.analysis.render import to_csv, to_json, to_markdown
-from vitlab.analysis.svg import nice_ticks
+from vitlab.analysis.formats.grids import to_csv, to_json, to_markdown
+from vitlab.analysis.formats.html import to_html
+from vitlab.analysis.formats.latex import escape, to_latex
+from vitlab.analysis.formats.svg import nice_ticks
 from vitlab.analysis.table import build_table
+from vitlab.cli.analyze import write_table
 from vitlab.study.record import write_study
 
 

@@ -6,9 +6,9 @@ import math
 import pytest
 
 from vitlab.analysis import collect_logs
-from vitlab.analysis.model import TableSpec
-from vitlab.analysis.render import to_markdown
+from vitlab.analysis.formats.grids import to_markdown
 from vitlab.analysis.table import build_table
+from vitlab.analysis.table_model import TableSpec
 from vitlab.config import ConfigError
 
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from written_records import SPEC, write_all
 
+from vitlab.analysis.formats.grids import to_markdown
 from vitlab.analysis.reference import beside_reference, read_reference
-from vitlab.analysis.render import to_markdown
 from vitlab.analysis.table import build_table
 from vitlab.config import ConfigError
 

@@ -17,7 +17,7 @@ from vitlab.analysis.statistics import (
     interaction,
     unequal_spread,
 )
-from vitlab.dunnett import critical_value
+from vitlab.core.dunnett import critical_value
 
 
 def test_comparisons_are_scipys():

@@ -7,11 +7,11 @@ import pytest
 from written_records import SPEC, write_all, write_cell
 
 from vitlab.analysis import collect_wandb
-from vitlab.analysis.latex import to_latex
-from vitlab.analysis.model import TableSpec
-from vitlab.analysis.render import to_csv, to_json, to_markdown
+from vitlab.analysis.formats.grids import to_csv, to_json, to_markdown
+from vitlab.analysis.formats.latex import to_latex
+from vitlab.analysis.sources.wandb_files import merge_runs, offline_runs
 from vitlab.analysis.table import build_table
-from vitlab.analysis.wandb_files import merge_runs, offline_runs
+from vitlab.analysis.table_model import TableSpec
 from vitlab.config import ConfigError
 from vitlab.study.record import Record
 
@@ -120,5 +120,5 @@ def test_pre_trainings_are_no_rows(tmp_path, monkeypatch):
     for run in runs:
         run["config"]["vitlab"] |= {"devices": 1, "commit": "a", "dirty": False, "device_name": "CPU"}
         run["summary"] |= {"device_seconds": 3.0}
-    monkeypatch.setattr("vitlab.analysis.wandb_source.offline_runs", lambda folder: runs)
+    monkeypatch.setattr("vitlab.analysis.sources.wandb_runs.offline_runs", lambda folder: runs)
     assert list(collect_wandb(output_dir=tmp_path)["id"]) == ["c1"]

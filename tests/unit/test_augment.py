@@ -11,6 +11,7 @@ from timm.data.auto_augment import AugmentOp, auto_augment_policy_original, rand
 from timm.data.mixup import Mixup
 
 from vitlab.config import AugmentConfig, choice
+from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.augment.erasing import erase_boxes, fill_with_noise
 from vitlab.data.augment.mixing import draw_mixing, smooth
@@ -21,7 +22,6 @@ from vitlab.data.augment.policies import (
     plan_color_jitter,
     plan_rand_augment,
 )
-from vitlab.draws import Draws
 
 MANY = Draws(seed=0, epoch=0, index=np.arange(60_000))
 

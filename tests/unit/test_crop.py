@@ -7,8 +7,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, RandomResizedCrop, Resize
 from torchvision.transforms import functional as TF
 
+from vitlab.core.random import Draws
 from vitlab.data.crop import central_square_boxes, padded_boxes, random_resized_boxes, resize_crops, whole_boxes
-from vitlab.draws import Draws
 
 RNG = np.random.default_rng(0)
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vitlab.config import ModelConfig
-from vitlab.draws import Draws
+from vitlab.core.random import Draws
 from vitlab.models.build import build_model
 from vitlab.models.drop_path import install_drop_path
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vitlab.dunnett import adjusted_p, critical_value, minimum_detectable_difference
+from vitlab.core.dunnett import adjusted_p, critical_value, minimum_detectable_difference
 
 
 @pytest.mark.parametrize(("k", "df"), [(2, 10), (4, 16), (7, 16), (3, 60)])

@@ -6,7 +6,7 @@ import json
 import pytest
 from planned import finish, with_study
 
-from vitlab.study.execute import command, execute
+from vitlab.cli.execute import command, execute
 from vitlab.study.plan import build_plan
 
 

@@ -91,5 +91,5 @@ def test_class_names_may_look_like_numbers():
 
 def test_options_need_no_torch():
     heavy = "{'torch', 'timm', 'numpy'} & set(sys.modules)"
-    code = f"import sys, vitlab.explain.options, vitlab.explain.task; assert not {heavy}"
+    code = f"import sys, vitlab.explain.options, vitlab.cli.explain_task; assert not {heavy}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitlab.cli.fractal_task import run_fractaldb
 from vitlab.config import ConfigError
-from vitlab.data.class_list import resolve_class_list
-from vitlab.data.fractal_task import run_fractaldb
-from vitlab.train.fit import build_sources
+from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.train.loop import build_sources
 
 
 def test_the_task_follows_its_configuration(compose_config, tmp_path, monkeypatch):

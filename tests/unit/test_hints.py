@@ -2,8 +2,8 @@
 
 import pytest
 
+from vitlab.cli.hints import NAMES, hint_for, hint_for_flag, hints_for_words
 from vitlab.config import options
-from vitlab.config.hints import NAMES, hint_for, hint_for_flag, hints_for_words
 
 
 def test_every_hint_names_a_choice_that_exists():

@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from vitlab.data import listing
-from vitlab.data.listing import list_tree
+from vitlab.data.sources import listing
+from vitlab.data.sources.listing import list_tree
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from vitlab.config import ConfigError, RecipeConfig, choice
-from vitlab.data.class_list import resolve_class_list
 from vitlab.data.loader import EvalLoader, TrainLoader
-from vitlab.data.sources import build_source
+from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.registry import build_source
 
 RECIPE = RecipeConfig(epochs=1, batch_size=8, lr=1e-3)
 CPU = torch.device("cpu")

@@ -87,7 +87,7 @@ def test_an_impossible_model_is_named():
 
 
 def test_drop_path_rates_and_masks():
-    from vitlab.draws import Draws
+    from vitlab.core.random import Draws
     from vitlab.models.drop_path import DropPath, install_drop_path
 
     model = micro()

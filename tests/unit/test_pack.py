@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from vitlab.cli import pack_task
 from vitlab.config import ConfigError, choice
-from vitlab.data import pack, pack_task
-from vitlab.data.class_list import resolve_class_list
 from vitlab.data.decode import BadImageError
 from vitlab.data.loader import EvalLoader, TrainLoader
-from vitlab.data.sources import build_source
+from vitlab.data.sources import pack
+from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.registry import build_source
 
 
 @pytest.fixture()

@@ -2,12 +2,12 @@
 
 import pytest
 
+from vitlab.cli.train_task import run_study
 from vitlab.config import ConfigError
-from vitlab.data.presence import require_data
-from vitlab.study.command import run_study
-from vitlab.study.local import run_locally
+from vitlab.data.sources.presence import require_data
+from vitlab.study.launch_local import run_locally
 from vitlab.study.plan import Request, build_plan
-from vitlab.study.proof import prove
+from vitlab.study.preflight import prove
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vitlab.cli.preview_task import load_pictures, run_preview, see
 from vitlab.config import AugmentConfig, ConfigError, choice
+from vitlab.core.random import Draws
 from vitlab.data.augment import Augment
-from vitlab.data.preview import load_pictures, run_preview, see
-from vitlab.draws import Draws
 
 SMALL = ["task=preview", "preview.size=32", "preview.columns=4"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from vitlab.cli.hints import hints_for_words
+from vitlab.cli.typos import mistakes_in_words
 from vitlab.config import GROUPS, options
-from vitlab.config.hints import hints_for_words
-from vitlab.config.words import mistakes_in_words
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from vitlab.config import ConfigError
-from vitlab.study.slurm import run_on_slurm
+from vitlab.study.launch_slurm import run_on_slurm
 from vitlab.study.slurm_job import ELSEWHERE, SAVED, SAVED_AND_CONTINUE, exit_code
 from vitlab.study.slurm_options import SlurmOptions
 from vitlab.study.slurm_watch import explained, was_ended

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from vitlab.config import ConfigError, choice
-from vitlab.data.class_list import resolve_class_list
 from vitlab.data.order import epoch_length, epoch_order
-from vitlab.data.sources import build_source, held_out_rows
+from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.registry import build_source, held_out_rows
 
 DIGITS = choice("dataset", "digits")
 

@@ -6,8 +6,8 @@ import time
 import numpy as np
 
 from vitlab.analysis import collect
-from vitlab.analysis.model import TableSpec
-from vitlab.analysis.wandb_files import read_offline_run
+from vitlab.analysis.sources.wandb_files import read_offline_run
+from vitlab.analysis.table_model import TableSpec
 from vitlab.config import CellConfig, WandbConfig, choice, experiment
 from vitlab.study.identity import identity
 from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits

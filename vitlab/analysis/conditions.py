@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.analysis.collect import flatten
-from vitlab.analysis.model import TableSpec
+from vitlab.analysis.sources.records import flatten
+from vitlab.analysis.table_model import TableSpec
 from vitlab.config import GROUPS, ConfigError, choice, plain, suggest
 
 _LEFT_OPEN = (

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from vitlab.analysis.conditions import COLUMN, Condition, varying
-from vitlab.analysis.model import Entry, Row, TableSpec
+from vitlab.analysis.prose import p_in_words
 from vitlab.analysis.statistics import unequal_spread
-from vitlab.analysis.words import p_in_words
+from vitlab.analysis.table_model import Entry, Row, TableSpec
 
 _MIXTURES = (
     ("commit", "code versions"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitlab.analysis.model import Entry, Table
+from vitlab.analysis.table_model import Entry, Table
 from vitlab.config import ConfigError
 from vitlab.config.choices import CONF
 

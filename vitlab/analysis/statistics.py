@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from vitlab.dunnett import adjusted_p, critical_value, minimum_detectable_difference
+from vitlab.core.dunnett import adjusted_p, critical_value, minimum_detectable_difference
 
 LEVEL = 0.95
 

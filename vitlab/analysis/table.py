@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from vitlab.analysis.conditions import COLUMN, Condition, dataset_labels, find_conditions, same
-from vitlab.analysis.model import SETTINGS, Entry, Pair, Row, Table, TableSpec
 from vitlab.analysis.notes import row_notes, table_notes
+from vitlab.analysis.prose import caption, detectable, findings
 from vitlab.analysis.statistics import (
     CheckpointComparison,
     Comparison,
@@ -27,7 +27,7 @@ from vitlab.analysis.statistics import (
     indistinguishable_from_best,
     interaction,
 )
-from vitlab.analysis.words import caption, detectable, findings
+from vitlab.analysis.table_model import SETTINGS, Entry, Pair, Row, Table, TableSpec
 from vitlab.config import ConfigError, suggest
 
 FIGURES = ("last.top1", "last.top5", "last.loss", "best.top1", "best.top5", "ema.last.top1", "ema.best.top1")

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitlab.data.transfer import to_device
-from vitlab.draws import Draws
+from vitlab.core.random import Draws
+from vitlab.core.transfer import to_device
 
 TRIES = 10
 """Boxes tried before falling back to the centre (torchvision's RandomResizedCrop)."""

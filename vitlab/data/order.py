@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vitlab.draws import permutation
+from vitlab.core.random import permutation
 
 _ROUND = 256
 """DeiT's repeated-augmentation sampler takes a multiple of so many samples per epoch."""

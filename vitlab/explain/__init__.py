@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitlab.explain.attention import attention_maps, rollout, rollout_map
     from vitlab.explain.faithfulness import perturbation_curves, random_maps
-    from vitlab.explain.patch_relevance import relevance
+    from vitlab.explain.methods import relevance
     from vitlab.explain.position import attention_distance, position_similarity, rgb_filters
     from vitlab.explain.recording import UnfitError
 
 _HOMES = {
-    "attention_maps": "attention", "rollout": "attention", "rollout_map": "attention", "relevance": "patch_relevance",
+    "attention_maps": "attention", "rollout": "attention", "rollout_map": "attention", "relevance": "methods",
     "position_similarity": "position", "attention_distance": "position", "rgb_filters": "position",
     "perturbation_curves": "faithfulness", "random_maps": "faithfulness", "UnfitError": "recording",
 }  # fmt: skip

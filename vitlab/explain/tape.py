@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vitlab.explain import rules
-from vitlab.explain.rules import Call, Rule
+from vitlab.explain import lrp_rules as rules
+from vitlab.explain.lrp_rules import Call, Rule
 
 Meaning = Literal["gradient", "relevance", "attnlrp"]
 ACTIVATIONS = frozenset(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitlab.draws import Draws
+from vitlab.core.random import Draws
 
 
 class DropPath(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 
 from vitlab.config import Config, ConfigError, DatasetConfig, ModelConfig, choice, find_checkpoint, options
 from vitlab.models.build import build_model
-from vitlab.models.checkpoint import Weights, load_weights, read_checkpoint
+from vitlab.models.weights import Weights, load_weights, read_checkpoint
 
 FROM_CHECKPOINT = "from_checkpoint"
 """The choice of model= and dataset= that leaves the matter to the checkpoint."""

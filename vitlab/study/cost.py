@@ -14,10 +14,10 @@ from typing import Any
 from vitlab.config import CellConfig, DatasetConfig, RecipeConfig, experiment
 from vitlab.data.order import epoch_length
 from vitlab.models.size import count_parameters
+from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell, planned_steps
 from vitlab.study.provenance import device_kind
 from vitlab.study.record import Record, records
-from vitlab.study.run import cell_of
 
 _MOMENTS = {"adamw": 2, "sgd": 1}
 """Tensors of the weights' size that an optimizer's state holds."""

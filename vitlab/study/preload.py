@@ -2,7 +2,7 @@
 
 import signal
 
-from vitlab.train.fit import fit
+from vitlab.train.loop import fit
 
 # A signal to the whole process group (a terminal's, a batch system's) must reach the cells, which save, but leave the
 # server alive: it is the one that tells the controller how they ended.

@@ -50,9 +50,9 @@ class CellJob:
         """Train the cell or continue it, as one rank; returns the outcome, or raises SystemExit with the exit code."""
         signals = _note_signals()
         is_main = _join_ranks() == 0
+        from vitlab.study.cell import cell_of, identity, run_cell
         from vitlab.study.provenance import code_fingerprint
         from vitlab.study.record import Record
-        from vitlab.study.run import cell_of, identity, run_cell
 
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
         record = Record(Path(self.config.output_dir) / identity(cell_of(self.config)))

@@ -7,10 +7,10 @@ import signal
 import subprocess
 import time
 
+from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell
-from vitlab.study.run import cell_of
+from vitlab.study.progress import View
 from vitlab.study.slurm_job import SAVED, SAVED_AND_CONTINUE
-from vitlab.study.view import View
 
 
 def queue_states() -> dict[str, str] | None:

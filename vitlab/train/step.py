@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitlab.config import CellConfig
+from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.loader import Batch
-from vitlab.draws import Draws
 from vitlab.train.distributed import World
 from vitlab.train.evaluate import autocast
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vitlab.config import AugmentConfig, DatasetConfig
+from vitlab.core.random import Draws
+from vitlab.core.transfer import to_device
 from vitlab.data.augment.erasing import erase_boxes, fill_with_noise
 from vitlab.data.augment.operations import build_operations
 from vitlab.data.augment.policies import Plan, plan_auto_augment, plan_color_jitter, plan_flip, plan_rand_augment
-from vitlab.data.transfer import to_device
-from vitlab.draws import Draws
 
 CACHED_PIXELS = 2**17
 """On a CPU, operations take this many pixels at a time: what they work on then stays in the cache."""

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitlab.core.random import Draws
+from vitlab.core.transfer import to_device
 from vitlab.data.augment.noise import counter_normal
-from vitlab.data.transfer import to_device
-from vitlab.draws import Draws
 
 AREA = (0.02, 1 / 3)
 """Share of the image that a box covers."""

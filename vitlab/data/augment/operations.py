@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vitlab.data.augment.geometry import Geometry
+from vitlab.data.augment.affine import Geometry
 
 LEVELS = 256
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitlab.draws import Draws
+from vitlab.core.random import Draws
 
 LEVELS = 10.0
 """The magnitude at which an operation is at full strength."""

@@ -1,0 +1,188 @@
+"""The loop in-process: what it yields, how it resumes, what it refuses."""
+
+import dataclasses
+import errno
+import resource
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.train import Interrupted
+from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
+from vitlab.train.loop import fit
+
+TINY = ("recipe.epochs=3", "recipe.warmup_epochs=1", "dataset.train_per_class=16", "recipe.ema_decay=0.9")
+
+
+def drain(generator):
+    """All events, and the generator's result (None if it was interrupted)."""
+    events = []
+    try:
+        while True:
+            events.append(next(generator))
+    except StopIteration as end:
+        return events, end.value
+    except Interrupted:
+        return events, None
+
+
+def rows(events):
+    timings = ("images_per_second", "seconds")
+    return [{k: v for k, v in e.items() if k not in timings} for e in events if "epoch" in e]
+
+
+def test_yields_a_row_per_epoch_and_returns_the_result(compose_config, tmp_path):
+    config = compose_config(*TINY, "recipe.keep_every=2")
+    events, result = drain(fit(config, config.cell, tmp_path))
+    assert [e["epoch"] for e in rows(events)] == [1, 2, 3]
+    assert result["last"]["epoch"] == 3 and result["ema"]["last"]["epoch"] == 3
+    best = max(rows(events), key=lambda r: r["eval/top1"])
+    assert result["best"]["top1"] == best["eval/top1"]
+    assert result["derived"]["steps_per_epoch"] == 5 and result["num_train"] == 160
+    assert {"last.pt", "best.pt", "best_ema.pt", "epoch_002.pt", "predictions.npz"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+    again, same = drain(fit(config, config.cell, tmp_path))
+    assert rows(again) == [] and same["last"] == result["last"]
+
+
+@pytest.mark.parametrize("stop_after", [2, 5, 7, 14])
+def test_stopping_anywhere_changes_nothing(compose_config, tmp_path, stop_after):
+    config = compose_config(*TINY, "augment=deit", "augment.mix_group=8", "recipe.drop_path=0.2")
+    whole, result = (
+        drain(fit(config, config.cell, tmp_path / "whole")) if (tmp_path / "whole").mkdir() is None else None
+    )
+    asked = iter(range(10**6))
+    (tmp_path / "cut").mkdir()
+    first, nothing = drain(fit(config, config.cell, tmp_path / "cut", stop=lambda: next(asked) == stop_after - 1))
+    assert nothing is None
+    second, resumed = drain(fit(config, config.cell, tmp_path / "cut"))
+    assert rows(first) + rows(second) == rows(whole)
+    assert resumed["last"] == result["last"] and resumed["best"] == result["best"] and resumed["ema"] == result["ema"]
+    states = [torch.load(tmp_path / n / "last.pt", weights_only=True)["model"] for n in ("whole", "cut")]
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+
+
+def test_accumulation_and_workers_change_nothing_but_rounding(compose_config, tmp_path):
+    base = compose_config(*TINY, "augment=deit", "augment.mix_group=8", "recipe.drop_path=0.2")
+    results = []
+    for name, changes in (("one", {}), ("four", {"device_batch": 8})):
+        (tmp_path / name).mkdir()
+        config = dataclasses.replace(base, **changes)
+        results.append(rows(drain(fit(config, config.cell, tmp_path / name))[0]))
+    for a, b in zip(*results, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
+
+
+def test_a_diverging_run_names_the_step(compose_config, tmp_path):
+    config = compose_config(*TINY, "recipe.lr=1e18", "recipe.optimizer=sgd")
+    with pytest.raises(FloatingPointError, match=r"not finite since step \d+ \(epoch 1\).*learning rate.*recipe\.lr"):
+        list(fit(config, config.cell, tmp_path))
+
+
+def test_other_data_are_refused(compose_config, tmp_path, monkeypatch):
+    config = compose_config(*TINY)
+    drain(fit(config, config.cell, tmp_path, stop=lambda: True))
+    monkeypatch.setattr("vitlab.data.sources.arrays.ArraySource.fingerprint", lambda self: "other")
+    with pytest.raises(ValueError, match=r"data have changed.*other"):
+        list(fit(config, config.cell, tmp_path))
+
+
+def test_files_that_changed_are_refused_and_restored_ones_continue(compose_config, tmp_path):
+    tree = tmp_path / "tree"
+    for split in ("train", "val"):
+        for i in range(12):
+            folder = tree / split / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (20 * i, 0, 0)).save(folder / f"{i}.png")
+    words = ["dataset=folder", f"dataset.root={tree}", "dataset.num_classes=2", "dataset.num_train=12"]
+    config = compose_config(*words, "dataset.num_eval=12", "recipe.batch_size=4", "workers=0", *TINY[:2])
+    (tmp_path / "cell").mkdir()
+    assert drain(fit(config, config.cell, tmp_path / "cell", stop=lambda: True))[1] is None
+    (tree / "train/a/0.png").rename(tree / "train/a/new.png")
+    with pytest.raises(ValueError, match=r"data have changed.*dataset\.root now holds.*study\.rerun=all"):
+        list(fit(config, config.cell, tmp_path / "cell"))
+    (tree / "train/a/new.png").rename(tree / "train/a/0.png")
+    events, result = drain(fit(config, config.cell, tmp_path / "cell"))
+    assert events[0]["start"]["step"] == 1 and result["last"]["epoch"] == 3
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint({"epoch": 1}, tmp_path / "last.pt")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vitlab.train.checkpoint.os.fsync", full)
+    with pytest.raises(OSError, match=r"could not save .*last\.pt.*No space left.*intact"):
+        save_checkpoint({"epoch": 2}, tmp_path / "last.pt")
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_disk_that_fills_while_tensors_are_written_is_named(tmp_path):
+    """torch buries the system's error under one about positions in its archive; a limit on files' sizes shows it."""
+    save_checkpoint({"epoch": 1}, tmp_path / "last.pt")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    try:
+        with pytest.raises(OSError, match=r"could not save .*last\.pt: .*File too large.*saved before is intact"):
+            save_checkpoint({"epoch": 2, "model": torch.zeros(10**6)}, tmp_path / "last.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def small_tree(root):
+    """Two classes of eight training and three evaluation images, one of each split truncated."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for c in "ab":
+            folder = root / split / c
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+        damaged = root / split / "a" / "2.jpg"
+        damaged.write_bytes(damaged.read_bytes()[:300])
+
+
+def test_bad_images_stop_a_run_or_are_left_out_and_counted(compose_config, tmp_path):
+    small_tree(tmp_path / "data")
+    words = ["dataset=folder", f"dataset.root={tmp_path / 'data'}", "workers=0", "recipe.batch_size=8"]
+    results = []
+    for name, stop_at in (("whole", None), ("cut", 2)):
+        config = compose_config(*words, "dataset.bad_images=skip", "recipe.epochs=2", "recipe.warmup_epochs=0")
+        dataset = resolve_class_list(config.cell.dataset, str(tmp_path))
+        cell = dataclasses.replace(config.cell, dataset=dataset)
+        (tmp_path / name).mkdir()
+        if stop_at:
+            asked = iter(range(10**6))
+            drain(fit(config, cell, tmp_path / name, stop=lambda asked=asked, at=stop_at: next(asked) == at))
+        events, result = drain(fit(config, cell, tmp_path / name))
+        assert rows(events)[-1]["bad_images"] == 2
+        results.append(result)
+    one, resumed = results
+    (trained,), (held,) = one["bad_images"]["train"], one["bad_images"]["eval"]
+    assert "train/a/2.jpg" in trained and "val/a/2.jpg" in held and one["num_eval"] == 5
+    assert resumed["bad_images"] == one["bad_images"] and resumed["last"] == one["last"]
+    strict = dataclasses.replace(cell, dataset=dataclasses.replace(dataset, bad_images="error"))
+    (tmp_path / "strict").mkdir()
+    with pytest.raises(ValueError, match=r"a/2\.jpg.*dataset\.bad_images=skip"):
+        list(fit(config, strict, tmp_path / "strict"))
+
+
+def test_a_newer_checkpoint_is_refused(tmp_path):
+    torch.save({"schema_version": 99}, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="newer vitlab"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+def test_no_device_of_that_kind(compose_config, tmp_path):
+    config = dataclasses.replace(compose_config(*TINY), device="cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device: cuda"):
+            next(fit(config, config.cell, tmp_path))

@@ -1,0 +1,399 @@
+"""Reading everybody's checkpoints, written here in each format, and refusing what is none."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from vitlab.cli.train_task import run_study
+from vitlab.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ConfigError,
+    ModelConfig,
+    PretrainConfig,
+    experiment,
+    find_checkpoint,
+)
+from vitlab.models.build import build_model
+from vitlab.models.position import resize_position_embedding
+from vitlab.models.restore import restore
+from vitlab.models.weights import Weights, load_start, load_weights, read_checkpoint
+from vitlab.study.plan import Request
+from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
+
+MICRO = ModelConfig("vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=64, depth=3, num_heads=4)
+
+
+def tiny(num_classes: int = 1000, **sizes: int) -> nn.Module:
+    torch.manual_seed(1)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=num_classes, **sizes)
+
+
+def save(content: object, file: Path) -> Path:
+    torch.save(content, file)
+    return file
+
+
+def flags(**given: object) -> argparse.Namespace:
+    """The arguments of DeiT's main.py, as far as they matter, with a few that do not."""
+    usual = {"model": "deit_tiny_patch16_224", "data_set": "IMNET", "input_size": 224, "batch_size": 64, "lr": 5e-4,
+             "output_dir": "", "clip_grad": None, "distributed": True}  # fmt: skip
+    return argparse.Namespace(**(usual | given))
+
+
+def training_state(model: nn.Module, given: dict[str, object]) -> dict:
+    """What DeiT's main.py saves, of a model whose optimizer has made a step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model.cls_token.grad = torch.ones_like(model.cls_token)
+    optimizer.step()
+    scheduler = CosineLRScheduler(optimizer, t_initial=300)
+    return {
+        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "lr_scheduler": scheduler.state_dict(),
+        "epoch": 295, "model_ema": {k: v * 0.5 for k, v in model.state_dict().items()},
+        "scaler": {"scale": 65536.0, "_growth_tracker": 0}, "args": flags(**given),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("book")
+    state = training_state(tiny(), {"model": "vit_tiny_16_224", "data_set": "ImageNet", "aug": False})
+    return save(state, folder / "best_checkpoint.pth")
+
+
+def test_the_books(book):
+    weights = read_checkpoint(book)
+    assert (weights.kind, weights.epoch, weights.num_classes) == ("book", 295, 1000)
+    assert weights.model == ModelConfig("vit_tiny_patch16_224", image_size=224)
+    assert weights.arguments["aug"] is False
+    data = weights.dataset
+    assert data and (data.name, data.mean, data.std, data.eval_crop) == (
+        "imagenet1k",
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        0.875,
+    )
+    report = load_weights(build_model(weights.model, 1000), weights, keep_head=True)
+    assert report.loaded == len(weights.state) and not (report.dropped or report.fresh or report.resized)
+    averaged = read_checkpoint(book, weights="ema")
+    torch.testing.assert_close(averaged.state["norm.weight"], weights.state["norm.weight"] * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "name", "mean", "crop"),
+    [
+        ({}, "deit", "imagenet1k", IMAGENET_MEAN, 0.875),
+        ({"data_set": "CIFAR"}, "deit", "cifar100", IMAGENET_MEAN, 0.875),
+        ({"eval_crop_ratio": 1.0}, "deit", "imagenet1k", IMAGENET_MEAN, 1.0),
+        ({"model": "vit_tiny_16_224", "data_set": "CIFAR10"}, "book", "cifar10", (0.4914, 0.4822, 0.4465), 1.0),
+        ({"model": "vit_tiny_16_224", "data_set": "FractalDB-1k"}, "book", "fractaldb1k", (0.5, 0.5, 0.5), 0.875),
+    ],
+)
+def test_statistics_come_from_the_arguments(tmp_path, given, kind, name, mean, crop):
+    state = {"model": tiny(num_classes=100).state_dict(), "args": flags(**given)}
+    weights = read_checkpoint(save(state, tmp_path / "checkpoint.pth"))
+    assert weights.dataset and weights.kind == kind
+    assert (weights.dataset.name, weights.dataset.mean, weights.dataset.eval_crop) == (name, mean, crop)
+
+
+def test_deits_distilled_model(tmp_path):
+    model = timm.create_model("deit_tiny_distilled_patch16_224")
+    file = save(
+        {"model": model.state_dict(), "args": flags(model="deit_tiny_distilled_patch16_224")}, tmp_path / "d.pth"
+    )
+    weights = read_checkpoint(file)
+    assert weights.model == ModelConfig("deit_tiny_distilled_patch16_224", image_size=224)
+    assert not load_weights(build_model(weights.model, 1000), weights, keep_head=True).fresh
+
+
+def test_timms_own(tmp_path):
+    model = tiny(num_classes=12, img_size=96)
+    args = argparse.Namespace(model="vit_tiny_patch16_224", mean=None, std=None, crop_pct=None, img_size=96)
+    state = {"arch": "vit_tiny_patch16_224", "state_dict": model.state_dict(), "epoch": 4, "version": 2, "args": args}
+    weights = read_checkpoint(save(state, tmp_path / "last.pth.tar"))
+    assert (weights.kind, weights.epoch, weights.dataset) == ("timm", 4, None)
+    assert weights.model == ModelConfig("vit_tiny_patch16_224", image_size=96)
+    args.mean, args.std, args.crop_pct = [0.5], [0.25], 0.9
+    weights = read_checkpoint(save(state, tmp_path / "told.pth.tar"))
+    assert weights.dataset and (weights.dataset.mean, weights.dataset.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_bare_tensors(tmp_path):
+    """A state dict alone: the model where the shapes tell, never the statistics."""
+    wrapped = {f"module.{k}": v for k, v in tiny(num_classes=5, img_size=64).state_dict().items()}
+    weights = read_checkpoint(save(wrapped, tmp_path / "weights.pth"))
+    assert (weights.kind, weights.dataset, weights.num_classes) == ("plain", None, 5)
+    assert weights.model and not load_weights(build_model(weights.model, 5), weights, keep_head=True).fresh
+    assert weights.model.image_size == 64
+    micro = read_checkpoint(save(build_model(MICRO, 5).state_dict(), tmp_path / "micro.pth"))
+    assert micro.model is None, "the number of heads is in no tensor's shape"
+    scaled = timm.create_model("vit_tiny_patch16_224", init_values=1e-4).state_dict()
+    assert read_checkpoint(save(scaled, tmp_path / "scaled.pth")).model is None, "LayerScale: not the plain model"
+
+
+def test_safetensors_with_and_without_a_card(tmp_path):
+    save_file(tiny(num_classes=3).state_dict(), tmp_path / "model.safetensors")
+    assert read_checkpoint(tmp_path / "model.safetensors").dataset is None
+    card = {
+        "architecture": "deit_tiny_patch16_224",
+        "pretrained_cfg": {"mean": [0.4] * 3, "std": [0.2] * 3, "crop_pct": 0.9},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(card))
+    weights = read_checkpoint(tmp_path / "model.safetensors")
+    assert weights.model and weights.model.name == "deit_tiny_patch16_224"
+    assert weights.dataset and (weights.dataset.mean, weights.dataset.eval_crop) == ((0.4,) * 3, 0.9)
+
+
+def test_ours(tmp_path, compose_config):
+    cell = compose_config("recipe.epochs=3").cell
+    model = build_model(cell.model, 10)
+    folder = tmp_path / "c0123456789a"
+    folder.mkdir()
+    save_checkpoint(
+        {"model": model.state_dict(), "config": experiment(cell), "classes": list("0123456789"), "epoch": 3},
+        folder / "last.pt",
+    )
+    assert find_checkpoint("c0123456789a", str(tmp_path)) == folder / "last.pt"
+    weights = read_checkpoint(find_checkpoint(str(folder), "elsewhere"))
+    assert (weights.kind, weights.epoch, weights.classes) == ("vitlab", 3, tuple("0123456789"))
+    assert weights.model == cell.model and weights.dataset == cell.dataset
+    with pytest.raises(ConfigError, match="no moving average"):
+        read_checkpoint(folder / "last.pt", weights="ema")
+    with pytest.raises(ConfigError, match="'c999'"):
+        find_checkpoint("c999", str(tmp_path))
+    start = ["pretrain=checkpoint", f"output_dir={tmp_path}"]
+    by_name, by_file = (
+        compose_config(*start, f"pretrain.path={path}").cell.pretrain for path in (folder.name, folder / "last.pt")
+    )
+    assert by_name == by_file and by_name.path == str(folder / "last.pt") and len(by_name.digest) == 64
+
+
+class Payload:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return (Path.touch, (self.file,))
+
+
+class Command(Payload):
+    def __reduce__(self):
+        import os
+
+        return (os.system, (f"touch {self.file}",))
+
+
+@pytest.mark.parametrize("kind", [Payload, Command])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path, kind, zipped):
+    ran, file = tmp_path / "ran", tmp_path / "checkpoint.pth"
+    content = {"model": tiny(num_classes=2).state_dict(), "epoch": kind(ran)}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ConfigError, match="refused: reading it would call or build") as error:
+        read_checkpoint(file)
+    assert str(file) in str(error.value) and not ran.exists()
+    file.write_bytes(pickle.dumps(kind(ran), protocol=2))
+    with pytest.raises(ConfigError, match="refused"):
+        read_checkpoint(file)
+    assert not ran.exists()
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path, book):
+    whole = book.read_bytes()
+    small = tmp_path / "small.safetensors"
+    save_file({"a": torch.zeros(100)}, small)
+    bad = {
+        "text.pth": b"hello world\n" * 10, "empty.pth": b"", "picture.png": b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
+        "half.pth": whole[: len(whole) // 2], "head.pth": whole[:100], "pickle.pth": pickle.dumps({"a": 1}),
+        "half.safetensors": small.read_bytes()[:200], "text.safetensors": b"hello",
+    }  # fmt: skip
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=name):
+            read_checkpoint(tmp_path / name)
+    for name, content in {"list.pth": [1, 2], "numbers.pth": {"epoch": 3}, "whole.pth": tiny(num_classes=2)}.items():
+        save(content, tmp_path / name)
+        with pytest.raises(ConfigError, match=name):
+            read_checkpoint(tmp_path / name)
+    with pytest.raises(ConfigError, match="there is no file"):
+        read_checkpoint(tmp_path / "nothing.pth")
+
+
+def test_a_cnn_is_refused(tmp_path):
+    file = save({"state_dict": timm.create_model("resnet18", num_classes=3).state_dict()}, tmp_path / "resnet.pth")
+    with pytest.raises(ConfigError, match=r"resnet\.pth.*conv1\.weight.*not those of a Vision Transformer"):
+        read_checkpoint(file)
+
+
+def test_another_shape_is_refused_and_the_tensor_named(tmp_path):
+    weights = read_checkpoint(save(tiny().state_dict(), tmp_path / "tiny.pth"))
+    small = timm.create_model("vit_small_patch16_224")
+    with pytest.raises(ConfigError, match=r"tiny\.pth: cls_token is \(1, 1, 192\) there and \(1, 1, 384\)"):
+        load_weights(small, weights)
+
+
+def test_matching_too_little_is_refused(tmp_path):
+    part = {k: v for k, v in tiny().state_dict().items() if not k.startswith("blocks.") or k.startswith("blocks.1.")}
+    weights = read_checkpoint(save(part, tmp_path / "part.pth"))
+    with pytest.raises(ConfigError, match=r"supplies \d+ % of the model's parameters \(missing: blocks\.0\."):
+        load_weights(tiny(), weights)
+
+
+def test_the_head_is_kept_only_on_request_and_only_if_it_fits(tmp_path):
+    weights = read_checkpoint(save(tiny().state_dict(), tmp_path / "tiny.pth"))
+    torch.manual_seed(5)
+    fresh = build_model(ModelConfig("vit_tiny_patch16_224"), 1000)
+    before = fresh.head.weight.clone()
+    report = load_weights(fresh, weights)
+    assert torch.equal(fresh.head.weight, before) and set(report.fresh) == {"head.weight", "head.bias"}
+    assert "dropped: head.weight, head.bias" in report.summary()
+    load_weights(fresh, weights, keep_head=True)
+    assert torch.equal(fresh.head.weight, weights.state["head.weight"])
+    ten = build_model(ModelConfig("vit_tiny_patch16_224"), 10)
+    report = load_weights(ten, weights, keep_head=True)
+    assert "head.weight" in report.fresh
+    assert report.summary(most=1).endswith("dropped: head.weight and 1 more; fresh: head.weight and 1 more")
+
+
+def test_position_embeddings_are_resized_as_timm_does(tmp_path):
+    old = tiny()
+    weights = read_checkpoint(save(old.state_dict(), tmp_path / "tiny.pth"))
+    for size in ((96, 96), (256, 128)):
+        model = timm.create_model("vit_tiny_patch16_224", img_size=size)
+        report = load_weights(model, weights)
+        expected = resample_abs_pos_embed(old.pos_embed, model.patch_embed.grid_size, num_prefix_tokens=1)
+        torch.testing.assert_close(model.pos_embed, expected)
+        assert report.resized == (f"pos_embed (197, 192) → ({size[0] * size[1] // 256 + 1}, 192)",)
+
+
+@pytest.mark.parametrize("told", [{"img_size": [64, 144]}, {"img_size": None, "input_size": (3, 64, 144)}])
+def test_a_grid_that_is_no_square_is_read_from_the_arguments(tmp_path, told):
+    """4 x 9 patches are 36, which are also 6 x 6: only the arguments tell."""
+    old = timm.create_model("vit_tiny_patch16_224", img_size=(64, 144))
+    content = {"arch": "vit_tiny_patch16_224", "state_dict": old.state_dict(), "args": argparse.Namespace(**told)}
+    weights = read_checkpoint(save(content, tmp_path / "oblong.pth.tar"))
+    model = timm.create_model("vit_tiny_patch16_224", img_size=48)
+    load_weights(model, weights)
+    expected = resample_abs_pos_embed(old.pos_embed, [3, 3], [4, 9], num_prefix_tokens=1)
+    torch.testing.assert_close(model.pos_embed, expected)
+
+
+def test_a_grid_that_nobody_tells_is_refused(tmp_path):
+    old = timm.create_model("vit_tiny_patch16_224", img_size=(96, 160))
+    weights = read_checkpoint(save(old.state_dict(), tmp_path / "oblong.pth"))
+    load_weights(timm.create_model("vit_tiny_patch16_224", img_size=(48, 80)), weights)  # as many times as wide
+    with pytest.raises(ConfigError, match=r"oblong\.pth: its pos_embed \(1, 61, 192\) .* 60 patches.*no square"):
+        load_weights(tiny(), weights)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_resizing_beside_timm(antialias, prefix):
+    old, new = (6, 10), (9, 4)
+    embedding = torch.randn(1, prefix + 60, 8)
+    ours = resize_position_embedding(embedding, old, new, prefix, antialias)
+    theirs = resample_abs_pos_embed(embedding, list(new), list(old), prefix, antialias=antialias)
+    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(ours[:, :prefix], embedding[:, :prefix])
+    assert resize_position_embedding(embedding, old, old, prefix) is embedding
+    back = resize_position_embedding(embedding.half(), old, new, prefix, antialias)
+    assert back.dtype == torch.float16
+
+
+def test_restoring_asks_for_what_nobody_tells(tmp_path, compose_config):
+    file = save(tiny(num_classes=10).state_dict(), tmp_path / "bare.pth")
+    task = ["task=evaluate", f"checkpoint={file}"]
+    with pytest.raises(ConfigError, match=r"dataset: .*bare\.pth does not tell how"):
+        restore(compose_config(*task), str(file))
+    restored = restore(compose_config(*task, "dataset=digits"), str(file))
+    assert restored.dataset.mean == (0.5,) * 3 and not restored.network.training
+    other = save(build_model(MICRO, 10).state_dict(), tmp_path / "micro.pth")
+    with pytest.raises(ConfigError, match=r"model: .*micro\.pth does not tell its model"):
+        restore(compose_config(*task, "dataset=digits"), str(other))
+    assert restore(compose_config(*task, "dataset=digits", "model=vit_micro"), str(other)).model == MICRO
+    with pytest.raises(ConfigError, match="the checkpoint tells the sizes"):
+        restore(compose_config(*task, "dataset=digits", "model.depth=2"), str(file))
+    layers = timm.create_model("vit_tiny_patch16_224", num_classes=10, init_values=1e-4).state_dict()
+    odd = save(layers, tmp_path / "odd.pth")
+    with pytest.raises(ConfigError, match=r"also holds blocks\.0\.ls1\.gamma, and more"):
+        restore(compose_config(*task, "dataset=digits", "model=vit_tiny_16_224"), str(odd))
+
+
+def test_the_checkpoints_statistics_win_unless_told_otherwise(tmp_path, book, compose_config):
+    task = ["task=evaluate", f"checkpoint={book}", "dataset=digits"]
+    assert restore(compose_config(*task), str(book)).dataset.mean == IMAGENET_MEAN
+    assert restore(compose_config(*task), str(book), statistics="dataset").dataset.mean == (0.5,) * 3
+    words = ["dataset.eval_crop=0.9", "dataset.mean=[0.1,0.2,0.3]"]
+    for start in (task, task[:2]):  # what the user sets counts, whoever tells the rest
+        asked = restore(compose_config(*start, *words), str(book)).dataset
+        assert (asked.eval_crop, asked.mean, asked.std) == (0.9, (0.1, 0.2, 0.3), IMAGENET_STD)
+    own = restore(compose_config(*task[:2], "dataset.root=/data", "dataset.num_eval=7"), str(book)).dataset
+    assert (own.name, own.root, own.num_eval, own.eval_crop) == ("imagenet1k", "/data", 7, 0.875)
+
+
+def test_another_resolution_is_said(tmp_path, book, compose_config):
+    words = ["task=evaluate", f"checkpoint={book}", "model=vit_tiny_16_224", "model.image_size=32"]
+    restored = restore(compose_config(*words), str(book))
+    assert restored.describe()[-1] == "resized: pos_embed (197, 192) → (5, 192)"
+    plain = restore(compose_config(*words[:2]), str(book))
+    assert not any("resized" in line for line in plain.describe())
+
+
+def test_a_wrong_start_is_refused_by_its_key(tmp_path, book):
+    model = build_model(MICRO, 10)
+    start = PretrainConfig("checkpoint", path=str(book), weights="ema")
+    with pytest.raises(ConfigError, match=r"pretrain\.path: .*cls_token is .*of, vit_tiny_patch16_224, with model=…"):
+        load_start(model, start, book)
+    bare = save(model.state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(ConfigError, match=r"^pretrain\.weights: .*bare\.pth holds no moving average"):
+        load_start(model, start, bare)
+
+
+def test_a_wrong_start_stops_the_command_before_anything_is_written(tmp_path, compose_config, capsys):
+    def train(plan, view):
+        raise AssertionError("nothing may be trained")
+
+    model = timm.create_model("resnet18", num_classes=3)
+    file = save({"state_dict": model.state_dict()}, tmp_path / "resnet.pth")
+    words = ["pretrain=checkpoint", f"pretrain.path={file}", f"output_dir={tmp_path / 'runs'}"]
+    with pytest.raises(ConfigError, match=r"^pretrain\.path: .*not those of a Vision Transformer"):
+        run_study([Request((), compose_config(*words))], train)
+    assert not (tmp_path / "runs").exists()
+    save(build_model(MICRO, 10).state_dict(), file)
+    assert run_study([Request((), compose_config(*words, "study.dry_run=true"))], train) == 0
+    assert "resnet.pth (plain): 42 tensors loaded; dropped: head.weight, head.bias" in capsys.readouterr().out
+
+
+def test_others_checkpoints_are_not_resumed(book, tmp_path, compose_config):
+    with pytest.raises(ConfigError, match=r"cannot be resumed"):
+        compose_config(f"checkpoint={book}")
+    with pytest.raises(
+        ValueError, match=r"best_checkpoint\.pth: not of vitlab.*cannot be resumed.*pretrain=checkpoint"
+    ):
+        load_checkpoint(book)
+
+
+def test_a_damaged_checkpoint_of_ours_is_not_trained_over(tmp_path):
+    assert load_checkpoint(tmp_path / "last.pt") is None
+    save_checkpoint({"step": 3, "model": torch.zeros(10_000)}, tmp_path / "last.pt")
+    whole = (tmp_path / "last.pt").read_bytes()
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 3
+    for part in (whole[:5000], b""):
+        (tmp_path / "last.pt").write_bytes(part)
+        with pytest.raises(ValueError, match=r"last\.pt: cannot be read, or damaged .*study\.rerun=all"):
+            load_checkpoint(tmp_path / "last.pt")
+
+
+def test_weights_without_a_head_have_no_classes():
+    assert Weights(Path("x"), {}, "plain").num_classes is None

@@ -1,0 +1,221 @@
+"""A table as grids of cells, and these as Markdown, CSV and JSON. The same strings go into every format."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from vitlab.analysis.prose import pair_line, seed_lines
+from vitlab.analysis.table_model import Entry, Row, Table
+
+PLUS_MINUS, DELTA, TICK, CROSS, GAP = "±", "Δ", "✓", "✗", "--"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place of a grid."""
+
+    text: str
+    bold: bool = False
+    align: str = "right"
+    mark: str = ""
+    """The letter of a footnote."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a reader sees as a table."""
+
+    name: str
+    """main, details or reference."""
+    title: str
+    titles: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def grids(table: Table) -> list[Grid]:
+    """The grids of a table: its main one; details where several data sets leave no room; published values."""
+    several = len(table.datasets) > 1
+    found = [_main(table, several)]
+    if several:
+        found.append(_details(table))
+    if table.reference:
+        found.append(_reference(table))
+    return found
+
+
+def marks(table: Table) -> dict[str, str]:
+    """Row → the letter of its footnote: a to z, then aa, ab, …"""
+    noted = [row.label for row in table.rows if row.notes]
+    return {label: (chr(96 + i // 26) if i >= 26 else "") + chr(97 + i % 26) for i, label in enumerate(noted)}
+
+
+def _main(table: Table, several: bool) -> Grid:
+    titles = ["", *table.rows[0].ticks]
+    for dataset in table.datasets:
+        prefix = f"{dataset}: " if several else ""
+        titles += [f"{prefix}top-1", f"{prefix}{DELTA} (95 % CI)", f"{prefix}p", f"{prefix}n"]
+    averaged = _is_averaged(table)
+    titles += [] if several else _detail_titles(averaged)
+    letters, rows = marks(table), []
+    for row in table.rows:
+        cells = [Cell(row.label, align="left", mark=letters.get(row.label, ""))]
+        cells += [Cell(TICK if on else CROSS, changed, "center") for on, changed in row.ticks.values()]
+        for dataset in table.datasets:
+            cells += _result_cells(row.entries[dataset])
+        cells += [] if several else _detail_cells(row.entries[table.datasets[0]], averaged)
+        rows.append(tuple(cells))
+    return Grid("main", table.title, tuple(titles), tuple(rows))
+
+
+def _result_cells(entry: Entry) -> list[Cell]:
+    c = entry.comparison
+    if not c.n:
+        return [Cell(GAP), Cell(""), Cell(""), Cell("0")]
+    spread = f" {PLUS_MINUS} {c.sd:.2f}" if c.sd is not None else ""
+    delta = "" if c.delta is None else f"{c.delta:+.2f}"
+    if c.low is not None and c.high is not None:
+        delta += f" ({c.low:+.2f} to {c.high:+.2f})"
+    p = "" if c.p is None else "< 0.001" if c.p < 0.001 else f"{c.p:.3f}"
+    return [Cell(f"{c.mean:.2f}{spread}", entry.best), Cell(delta), Cell(p), Cell(str(c.n))]
+
+
+def _is_averaged(table: Table) -> bool:
+    return any("ema.last.top1" in e.values for row in table.rows for e in row.entries.values())
+
+
+def _detail_titles(averaged: bool) -> list[str]:
+    return ["top-5", "best top-1", *(["EMA top-1"] if averaged else []), "params", "device-h"]
+
+
+def _detail_cells(entry: Entry, averaged: bool) -> list[Cell]:
+    figures = ["last.top5", "best.top1", *(["ema.last.top1"] if averaged else [])]
+    means = [entry.mean(figure) for figure in figures]
+    cells = [Cell(GAP if mean is None else f"{mean:.2f}") for mean in means]
+    cells.append(Cell(f"{entry.parameters / 1e6:.3g} M" if entry.parameters else GAP))
+    return [*cells, Cell(GAP if entry.device_hours is None else f"{entry.device_hours:.2g}")]
+
+
+def _details(table: Table) -> Grid:
+    averaged = _is_averaged(table)
+    rows = [
+        (Cell(row.label, align="left"), Cell(dataset, align="left"), *_detail_cells(entry, averaged))
+        for row in table.rows
+        for dataset, entry in row.entries.items()
+    ]
+    return Grid("details", "Details", ("", "data set", *_detail_titles(averaged)), tuple(rows))
+
+
+def _reference(table: Table) -> Grid:
+    rows = []
+    for line in table.reference:
+        figures = [GAP if line[key] is None else f"{line[key]:.2f}" for key in ("ours", "value")]
+        delta = "" if line["delta"] is None else f"{line['delta']:+.2f}"
+        words = [line["row"], line["dataset"], line["figure"]]
+        cells = [Cell(word, align="left") for word in words] + [Cell(figure) for figure in figures]
+        rows.append((*cells, Cell(delta), Cell(line["verdict"], align="left"), Cell(line["source"], align="left")))
+    titles = ("", "data set", "figure", "ours", "reference", DELTA, "verdict", "source")
+    return Grid("reference", "Beside the reference", titles, tuple(rows))
+
+
+def footnotes(table: Table) -> list[str]:
+    """Marked notes of rows first, then those on the whole table."""
+    letters = marks(table)
+    lines = [f"^{letters[row.label]} {row.label}: {'; '.join(row.notes)}" for row in table.rows if row.notes]
+    return [*lines, *table.notes]
+
+
+def extras(table: Table) -> list[tuple[str, list[str]]]:
+    """The blocks of text below the grids: title and lines."""
+    several = len(table.datasets) > 1
+    blocks = [
+        ("Findings", [*table.findings, *table.detectable]),
+        ("Further pairs (t with pooled variance; p by Holm, intervals by Bonferroni)",
+         [pair_line(pair, several) for pair in table.pairs]),
+        ("Main effects and interaction (analysis of variance, type II)", [_effect(e) for e in table.anova]),
+        ("Causes that the records can show", [line["causes"] for line in table.reference if line["causes"]]),
+        ("Every seed (top-1, last epoch)", seed_lines(table)),
+        ("Notes", footnotes(table)),
+    ]  # fmt: skip
+    return [(title, lines) for title, lines in blocks if lines]
+
+
+def _effect(effect: dict[str, Any]) -> str:
+    on = f" on {effect['dataset']}" if effect["dataset"] else ""
+    p = "< 0.001" if effect["p"] < 0.001 else f"= {effect['p']:.3f}"
+    return f"{effect['effect']}{on}: F({effect['df']}, {effect['df_residual']}) = {effect['F']:.2f}, p {p}"
+
+
+def to_markdown(table: Table) -> str:
+    first, *others = grids(table)
+    lines = [*_pipes(first), "", table.caption]
+    for grid in others:
+        lines += ["", f"{grid.title}:", "", *_pipes(grid)]
+    for title, block in extras(table):
+        lines += ["", f"{title}:", "", *(f"- {entry}" for entry in block)]
+    return "\n".join(lines) + "\n"
+
+
+def _pipes(grid: Grid) -> list[str]:
+    text = [[_marked(cell) for cell in row] for row in grid.rows]
+    columns = grid.rows[0]
+    widths = [max(len(t), *(len(r[i]) for r in text), 3) for i, t in enumerate(grid.titles)]
+    ends = {"left": (":", "-"), "center": (":", ":"), "right": ("-", ":")}
+    rule = [ends[c.align][0] + "-" * (w - 2) + ends[c.align][1] for c, w in zip(columns, widths, strict=True)]
+    place = {"left": str.ljust, "center": str.center, "right": str.rjust}
+
+    def line(parts: list[str]) -> str:
+        cells = zip(parts, widths, columns, strict=True)
+        return "| " + " | ".join(place[cell.align](part, width) for part, width, cell in cells) + " |"
+
+    return [line(list(grid.titles)), "| " + " | ".join(rule) + " |", *map(line, text)]
+
+
+def _marked(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.bold else cell.text
+    return f"{text} ^{cell.mark}" if cell.mark else text
+
+
+def to_csv(table: Table) -> str:
+    """One line per condition and data set, with every seed's value; numbers unrounded."""
+    stream = io.StringIO()
+    ticks = list(table.rows[0].ticks)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([
+        "row", "dataset", *ticks, "n", "seeds", "top1", "sd", "delta", "ci_low", "ci_high", "p_adjusted", "top5",
+        "best_top1", "ema_top1", "top1_values", "parameters", "device_hours", "missing", "ids",
+    ])  # fmt: skip
+    for row in table.rows:
+        for dataset, entry in row.entries.items():
+            writer.writerow(_csv_line(row, dataset, entry))
+    return stream.getvalue()
+
+
+def _csv_line(row: Row, dataset: str, e: Entry) -> list[Any]:
+    c = e.comparison
+    figures = [e.mean(f) for f in ("last.top5", "best.top1", "ema.last.top1")]
+    return [
+        row.label, dataset, *(int(on) for on, _ in row.ticks.values()), c.n, " ".join(map(str, e.seeds)),
+        c.mean if c.n else "", *("" if v is None else v for v in (c.sd, c.delta, c.low, c.high, c.p)),
+        *("" if v is None else v for v in figures), " ".join(map(repr, e.values.get("last.top1", ()))),
+        e.parameters or "", "" if e.device_hours is None else e.device_hours, "; ".join(e.missing), " ".join(e.ids),
+    ]  # fmt: skip
+
+
+def to_json(table: Table, provenance: str | None = None) -> str:
+    """The model itself; what is not known is null."""
+    content = {"schema_version": 1, "provenance": provenance} | _plain(dataclasses.asdict(table))
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,146 @@
+"""Figures of a table, as png and pdf: differences with intervals, learning curves, accuracy against cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vitlab.analysis.statistics import Comparison
+from vitlab.analysis.table_model import Entry, Table
+
+KINDS = {"up": ("#0072B2", "^"), "down": ("#D55E00", "v"), "level": ("#6E7781", "D")}
+"""Verdict → Okabe and Ito's colour, which the colour-blind can tell apart, and a marker of its own."""
+MOST_CURVES = 10
+"""Seeds drawn per condition; more would be a smear."""
+Curves = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
+"""Condition → for each seed the rows of its metrics.jsonl; data sets of one row stand side by side."""
+
+
+def verdict(comparison: Comparison) -> str:
+    """up, down, or level where the interval holds zero or there is none."""
+    if not comparison.significant:
+        return "level"
+    return "up" if (comparison.delta or 0) > 0 else "down"
+
+
+def draw_differences(table: Table) -> Figure:
+    """Every seed's difference to the baseline's mean, the mean, and the simultaneous interval where there is one."""
+    count = len(table.datasets)
+    size = (5.4 * count, 1.1 + 0.36 * len(table.rows))
+    figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, sharey=True)
+    for axis, dataset in zip(axes[0], table.datasets, strict=True):
+        centre = table.rows[0].entries[dataset].mean("last.top1")
+        for place, row in enumerate(table.rows):
+            if centre is not None:
+                _draw_row(axis, place, row.entries[dataset], centre)
+        axis.axvline(0, color="0.55", lw=1, ls=(0, (2, 2)), zorder=0)
+        axis.set_yticks(range(len(table.rows)), [r.label for r in table.rows])
+        axis.set_xlabel(f"top-1 beside {table.rows[0].label} (points)")
+        if count > 1:
+            axis.set_title(dataset, fontsize=10)
+        axis.tick_params(axis="y", length=0)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.margins(y=0.08)
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
+def _draw_row(axis: Axes, place: int, entry: Entry, centre: float) -> None:
+    values, c = entry.values.get("last.top1", ()), entry.comparison
+    if not values:
+        return
+    colour, marker = KINDS[verdict(c)]
+    if c.low is not None and c.high is not None:
+        axis.plot([c.low, c.high], [place, place], "-", color=colour, lw=2.2, solid_capstyle="round")
+    axis.plot([v - centre for v in values], [place] * len(values), "o", mfc="white", mec="0.45", ms=4.5)
+    axis.plot([c.mean - centre], [place], marker, color=colour, ms=7.5, mec="white")
+
+
+def draw_curves(curves: Curves, datasets: int = 1) -> Figure:
+    """Top-1 over the epochs: a panel per condition, a line per seed (of the first ten), the baseline's dashed behind.
+
+    The first `datasets` conditions are the baseline, on one data set each.
+    """
+    across = min(4, max(1, len(curves)))
+    down = max(1, math.ceil(len(curves) / across))
+    size = (2.4 * across, 0.35 + 1.75 * down)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, sharex=True, sharey=True)
+    bases = list(curves.values())[:datasets]
+    places = axes.ravel()
+    for place, (axis, (label, seeds)) in enumerate(zip(places, curves.items(), strict=False)):
+        if place >= datasets:
+            _draw_lines(axis, bases[place % datasets], color="0.45", lw=0.9, ls=(0, (3, 2)))
+        _draw_lines(axis, seeds, color=KINDS["up"][0], lw=1.2)
+        axis.set_title(label, fontsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="y", color="0.9", lw=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in places[len(curves) :]:
+        axis.set_visible(False)
+    for axis in places[max(0, len(curves) - across) : len(curves)]:
+        axis.tick_params(labelbottom=True)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("top-1 (%)", fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def _draw_lines(axis: Axes, seeds: Sequence[Sequence[Mapping[str, Any]]], **style: Any) -> None:
+    for rows in seeds[:MOST_CURVES]:
+        points = [(r["epoch"], r["eval/top1"]) for r in rows if "eval/top1" in r]
+        if points:
+            axis.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else "", ms=3, **style)
+
+
+def draw_cost(table: Table) -> Figure:
+    """Mean top-1 against device-hours per cell, names at the right edge so that none hides another."""
+    several = len(table.datasets) > 1
+    points = [
+        (entry.comparison.mean, entry.device_hours / entry.comparison.n,
+         f"{row.label} ({dataset})" if several else row.label)
+        for row in table.rows
+        for dataset, entry in row.entries.items()
+        if entry.device_hours and entry.comparison.n
+    ]  # fmt: skip
+    room = 0.3 + 0.075 * max((len(name) for _, _, name in points), default=0)  # inches, for the longest name
+    figure, axis = plt.subplots(figsize=(4.2 + room, 3.8))
+    for mean, hours, _ in points:
+        axis.plot([hours], [mean], "o", color=KINDS["up"][0], ms=6, mec="white", clip_on=False)
+    axis.set_xlabel("device-hours per cell")
+    axis.set_ylabel("top-1 (%)")
+    axis.margins(x=0.12, y=0.08)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.subplots_adjust(left=0.65 / (4.2 + room), right=4.1 / (4.2 + room), bottom=0.15, top=0.96)
+    low, high = axis.get_ylim()
+    below = -math.inf
+    for mean, hours, name in sorted(points):
+        at = max((mean - low) / (high - low), below + 0.055)  # in shares of the axis, from below
+        below = at
+        axis.annotate(
+            name, (hours, mean), (1.03, at), xycoords="data", textcoords="axes fraction", fontsize=8, va="center",
+            arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.7, "shrinkB": 3}, annotation_clip=False, zorder=0,
+        )  # fmt: skip
+    return figure
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write `path`.png and `path`.pdf, byte-identical for the same figure (no dates inside); closes it."""
+    png, pdf = path.with_suffix(".png"), path.with_suffix(".pdf")
+    figure.savefig(png, dpi=150, metadata={"Software": None})
+    figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    plt.close(figure)
+    return [png, pdf]

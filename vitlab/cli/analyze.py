@@ -1,0 +1,190 @@
+"""What analyze.py does: pick the source and the layout, write the table in every format, print it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from vitlab.analysis.compare_cells import describe_difference
+from vitlab.analysis.formats.grids import to_csv, to_json, to_markdown
+from vitlab.analysis.formats.latex import to_latex
+from vitlab.analysis.reference import beside_reference, read_reference
+from vitlab.analysis.sources.deit_logs import collect_logs
+from vitlab.analysis.sources.records import collect
+from vitlab.analysis.sources.wandb_runs import collect_wandb
+from vitlab.analysis.table import build_table
+from vitlab.analysis.table_model import Table, TableSpec
+from vitlab.config import ConfigError, build
+from vitlab.config.choices import compose_group
+from vitlab.study.record import Record, read_study
+
+
+@dataclass(frozen=True)
+class AnalyzeConfig:
+    """The keys of conf/analyze.yaml."""
+
+    source: Literal["runs", "wandb", "deit_logs"] = "runs"
+    output_dir: str = "runs"
+    study: str | None = None
+    tables_dir: str = "tables"
+    baseline: str | None = None
+    pairs: tuple[tuple[str, ...], ...] | None = None
+    reference: str | None = None
+    strict: bool = False
+    diff: tuple[str, ...] | None = None
+    entity: str | None = None
+    project: str = "vitlab"
+    filters: Mapping[str, object] | None = None
+    refresh: bool = False
+    logs: str | tuple[str, ...] | None = None
+
+
+def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
+    """Do what the composed configuration asks; returns the lines to print.
+
+    Raises ConfigError or ValueError with one clear message; RuntimeError where `strict=true` found gaps.
+    """
+    values = dict(composed)
+    layout = values.pop("table", None)
+    config: AnalyzeConfig = build(AnalyzeConfig, {k: v for k, v in values.items() if k != "hydra"}, "")
+    if config.diff is not None:
+        if len(config.diff) != 2:
+            raise ConfigError(f"diff: takes two identities, got {len(config.diff)}; for instance diff='[c1…,c2…]'")
+        return describe_difference(Path(config.output_dir), *config.diff)
+    frame, study = load(config, None if layout is None else layout.get("study"))
+    recorded = read_study(Path(config.output_dir), study) if config.source == "runs" else None
+    named = (recorded or {}).get("table") if config.source == "runs" else _agreed(frame, "table")
+    spec = table_spec(layout, table_name, study, named, config)
+    table = build_table(frame, spec)
+    file = config.reference or spec.reference
+    if file:
+        table = beside_reference(table, read_reference(file), asked=config.reference is not None)
+    lines = write_table(table, frame, Path(config.tables_dir))
+    if config.strict and table.flags:
+        raise RuntimeError("strict: the table has gaps or confounds: " + "; ".join(table.flags))
+    return lines
+
+
+def load(config: AnalyzeConfig, table_study: str | None) -> tuple[pd.DataFrame, str]:
+    """The cells from the chosen source, and the study's name."""
+    folder = Path(config.output_dir)
+    if config.source == "deit_logs":
+        logs = (config.logs,) if isinstance(config.logs, str) else config.logs or ()
+        return collect_logs([Path(log) for log in logs]), "deit_logs"
+    if config.source == "wandb":
+        study = config.study or table_study
+        found = collect_wandb(config.entity, config.project, study, folder, config.refresh, config.filters)
+        return found, study or config.project
+    study = config.study or table_study
+    if study is None:
+        last = read_study(folder)
+        if last is None:
+            raise ConfigError(
+                f"output_dir: no study in {config.output_dir!r} yet; train one: python run.py -m augment=none,randaug"
+            )
+        study = str(last["name"])
+    return collect(folder, study), study
+
+
+def _agreed(frame: pd.DataFrame, column: str) -> str | None:
+    """What all cells say, where they say one thing."""
+    said = set(frame[column]) if column in frame else set()
+    only = said.pop() if len(said) == 1 else None
+    return only if isinstance(only, str) else None
+
+
+def table_spec(
+    layout: Mapping[str, Any] | None, name: str | None, study: str, named: str | None, config: AnalyzeConfig
+) -> TableSpec:
+    """The table's layout: the one asked for, the one that the study `named`, or one for whatever varies."""
+    if layout is None and named:
+        layout, name = compose_group("table", named), named
+    if layout is None:
+        factor = "model" if config.source == "deit_logs" else None  # a log tells no more than its name
+        ticks = {} if factor else DEFAULT_TICKS
+        spec = TableSpec(study, f"Study {study}", study=study, factor=factor, ticks=ticks)
+    else:
+        assert name is not None
+        spec = build(TableSpec, {"name": name, **layout}, "table")
+    pairs = spec.pairs if config.pairs is None else config.pairs
+    return dataclasses.replace(spec, baseline=config.baseline or spec.baseline, pairs=pairs)
+
+
+DEFAULT_TICKS = {
+    "Auto/RandAug": "augment.auto_augment", "Mixup": "augment.mixup", "CutMix": "augment.cutmix",
+    "Jitter": "augment.color_jitter", "Erase": "augment.erase", "Smoothing": "augment.smoothing",
+}  # fmt: skip
+
+
+def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
+    """Write all formats and figures; returns the Markdown and a line naming the files."""
+    from vitlab.analysis.formats.html import to_html
+    from vitlab.analysis.formats.plots import draw_cost, draw_curves, draw_differences, save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    provenance = _provenance(frame)
+    curves = _curves(table, frame)
+    links = {str(row["id"]): _link(row, folder) for row in frame.to_dict("records")}
+    markdown = to_markdown(table)
+    texts = {
+        "md": f"{markdown}\n<!-- {provenance} -->\n",
+        "tex": f"% {provenance}\n{to_latex(table)}",
+        "csv": to_csv(table),
+        "json": to_json(table, provenance),
+        "html": to_html(table, curves, links, provenance),
+    }
+    for ending, text in texts.items():
+        (folder / f"{table.name}.{ending}").write_text(text)
+    figures = {
+        "differences": draw_differences(table),
+        "curves": draw_curves(curves, len(table.datasets)),
+        "cost": draw_cost(table),
+    }
+    for name, figure in figures.items():
+        save(figure, folder / f"{table.name}_{name}")
+    return [
+        markdown,
+        f"wrote {folder / table.name}.{{{','.join(texts)}}} and "
+        f"{folder / table.name}_{{{','.join(figures)}}}.{{png,pdf}}; next: look at {folder / table.name}.html",
+    ]
+
+
+def _provenance(frame: pd.DataFrame) -> str:
+    """One line on what the table was made from; the same for the same cells."""
+    commits = sorted({str(c)[:9] for c in frame["commit"].dropna()}) if "commit" in frame else []
+    return f"vitlab: {len(frame)} cells ({' '.join(sorted(frame['id']))}); code {', '.join(commits) or 'not recorded'}"
+
+
+def _curves(table: Table, frame: pd.DataFrame) -> dict[str, list[list[dict[str, Any]]]]:
+    folders = dict(zip(frame["id"], frame["folder"], strict=True)) if "folder" in frame else {}
+    rows = dict(zip(frame["id"], frame["rows"], strict=True)) if "rows" in frame else {}
+
+    def of(identity: str) -> list[dict[str, Any]]:
+        kept = rows.get(identity)
+        if isinstance(kept, str):
+            return json.loads(kept)
+        folder = folders.get(identity)
+        return Record(Path(folder)).rows() if isinstance(folder, str) else []
+
+    several = len(table.datasets) > 1
+    return {
+        f"{row.label} ({dataset})" if several else row.label: [of(i) for i in entry.ids]
+        for row in table.rows
+        for dataset, entry in row.entries.items()
+    }
+
+
+def _link(row: Mapping[str, Any], folder: Path) -> str:
+    if isinstance(row.get("url"), str):
+        return str(row["url"])
+    target = row.get("folder")
+    if not isinstance(target, str):
+        return ""
+    return os.path.relpath(target, folder)

@@ -1,0 +1,115 @@
+"""`task=evaluate`: anybody's checkpoint on a data set, by the very code that evaluates while training."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vitlab.config import AugmentConfig, Config, ConfigError, build, plain
+from vitlab.core.files import save_arrays
+from vitlab.data.augment import Augment
+from vitlab.data.loader import EvalLoader
+from vitlab.data.sources.registry import build_source
+from vitlab.models.last_block import shorten_last_block
+from vitlab.models.restore import Restored, restore, short_name
+from vitlab.train.distributed import joined, other_ranks, pick_device, world_from_environment
+from vitlab.train.evaluate import EVAL_BATCH, Evaluation, evaluate
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The keys of `evaluate` in conf/task/evaluate.yaml."""
+
+    statistics: Literal["checkpoint", "dataset"] = "checkpoint"
+    """Whose mean, std and crop count where both the checkpoint and dataset= tell."""
+
+
+def run_evaluate(config: Config) -> list[str]:
+    """Evaluate the checkpoints that `config.checkpoint` names; returns the lines to print.
+
+    Figures and per-example predictions are written to `output_dir/evaluate/`. Raises ConfigError for a checkpoint
+    that cannot be read, does not fit, or has other classes than the data set.
+    """
+    if config.devices > 1 and "RANK" not in os.environ:
+        with other_ranks(config.devices, _evaluate_all, (config,)):
+            return _evaluate_all(config)
+    return _evaluate_all(config)
+
+
+def _evaluate_all(config: Config) -> list[str]:
+    options: EvaluateConfig = build(EvaluateConfig, config.options, "evaluate")
+    world = world_from_environment()
+    device = pick_device(config.device, world.local_rank)
+    torch.set_num_threads(config.threads)
+    lines: list[str] = []
+    with joined(world, device):
+        for name in config.checkpoints:
+            restored = restore(config, name, statistics=options.statistics)
+            evaluation = evaluate_restored(config, restored, device)
+            if evaluation is not None:
+                written = _write(config, restored, evaluation)
+                lines += [
+                    *restored.describe(),
+                    f"{restored.dataset.name}: top-1 {evaluation.top1:.3f} %, top-5 {evaluation.top5:.3f} %, "
+                    f"loss {evaluation.loss:.6f}, n {len(evaluation.label)} ({config.weights} weights; {written})",
+                ]
+    return lines
+
+
+def evaluate_restored(config: Config, restored: Restored, device: torch.device) -> Evaluation | None:
+    """The figures of a restored model on its data set's evaluation images; None on every rank but 0."""
+    dataset = restored.dataset
+    if dataset.num_eval == 0 and dataset.val_fraction == 0:
+        raise ConfigError(f"dataset: {dataset.name} has no images to evaluate on; name another: dataset=NAME")
+    source = build_source(dataset, "eval")
+    _check_classes(restored, source.classes)
+    world = world_from_environment()
+    batches = EvalLoader(
+        source, dataset, image_size=restored.model.image_size, rank=world.rank, world=world.size,
+        workers=config.workers, batch=EVAL_BATCH, device=device,
+    )  # fmt: skip
+    recorded: Any = restored.weights.arguments.get("recipe")
+    precision = recorded["precision"] if restored.weights.kind == "vitlab" else config.cell.recipe.precision
+    normalise = Augment(AugmentConfig(), dataset).normalise
+    shorten_last_block(restored.network)
+    return evaluate(restored.network.to(device), batches, normalise, device, precision)
+
+
+def _check_classes(restored: Restored, classes: tuple[str, ...]) -> None:
+    """Refuse figures that would compare one class with another."""
+    path, name, own = restored.weights.path, restored.dataset.name, restored.weights.classes
+    if len(classes) != restored.num_classes:
+        raise ConfigError(
+            f"{path}: its classifier has {restored.num_classes} classes and {name} has {len(classes)}; name the data "
+            "set that it was trained for, or train a new classifier with pretrain=checkpoint pretrain.path=FILE"
+        )
+    if own is not None and own != classes:
+        at = next(i for i, pair in enumerate(zip(own, classes, strict=True)) if pair[0] != pair[1])
+        raise ConfigError(
+            f"{path}: class {at} is {own[at]!r} there and {classes[at]!r} in {name}; the class lists must agree, in "
+            "their order too"
+        )
+
+
+def _write(config: Config, restored: Restored, evaluation: Evaluation) -> Path:
+    folder = Path(config.output_dir) / "evaluate"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{short_name(restored.weights.path)}_{restored.dataset.name}_{config.weights}.json"
+    content = {
+        "schema_version": SCHEMA_VERSION, "checkpoint": str(restored.weights.path), "kind": restored.weights.kind,
+        "weights": config.weights, "epoch": restored.weights.epoch, **evaluation.row(), "n": len(evaluation.label),
+        "model": plain(restored.model), "dataset": plain(restored.dataset),
+    }  # fmt: skip
+    file.write_text(json.dumps(content, indent=1) + "\n")
+    save_arrays(
+        file.with_suffix(".npz"), index=evaluation.index, label=evaluation.label, top5=evaluation.ranking,
+        loss=evaluation.losses,
+    )  # fmt: skip
+    return file

@@ -1,0 +1,123 @@
+"""From a study's plan to its end: show it, run what is missing, say what became of it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+
+from vitlab.config import Config
+from vitlab.study.estimate import counted, describe
+from vitlab.study.plan import Plan, PlannedCell, study_content
+from vitlab.study.progress import MARKS, View
+from vitlab.study.record import write_study
+
+EXPLAINED = ("ConfigError", "BadImageError", "ValueError", "OSError", "FloatingPointError")
+"""Errors whose message is complete: the log's last lines would add a traceback."""
+RunCells = Callable[[Plan, View], dict[str, str]]
+"""Runs a plan's cells somewhere; returns identity → outcome."""
+
+
+Prove = Callable[[Plan], None]
+"""Sees that a plan's cells can start on this machine; raises ConfigError."""
+
+
+def execute(plan: Plan, config: Config, run: RunCells, prove: Prove | None = None) -> int:
+    """Carry out a plan; returns the exit code: 0, or 1 where a cell failed, 130 where it was interrupted."""
+    lines = describe(plan, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+    dry = config.study.dry_run
+    cells = counted(len(plan.cells), "cell")
+    print(f"study {plan.study}: {cells}, {len(plan.todo)} to train, records in {plan.output_dir}/")
+    for line in lines if dry or len(plan.cells) <= 40 else lines[len(plan.cells) :]:
+        print(line)
+    for note in plan.notes:
+        print(f"note: {note}")
+    if dry:
+        print(f"dry run: nothing was trained. To train: {command(without='study.dry_run')}")
+        return 0
+    if plan.todo and prove:
+        prove(plan)
+    write_study(plan.output_dir, plan.study, study_content(plan, config))
+    outcomes: dict[str, str] = {}
+    if plan.todo:
+        for cell in plan.todo:
+            if cell.again and cell.state != "missing":
+                print(f"archived {plan.record(cell).archive()}")
+        with View(plan) as view:
+            outcomes = run(plan, view)
+    return summarise(plan, outcomes)
+
+
+def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
+    """Print what became of every cell and the likely next command; returns the exit code."""
+    bad = 0
+    for cell in plan.cells:
+        state = plan.record(cell).state()
+        outcome = state if state == "finished" else outcomes.get(cell.id, state)
+        print(f"{MARKS.get(outcome, '·')} {cell.name}  {cell.id}  {outcome}{_figure(plan, cell)}{_changed(plan, cell)}")
+        if outcome in ("failed", "killed", "blocked"):
+            bad += 1
+            _show_failure(plan, cell, outcome)
+    if "submitted" in outcomes.values():
+        again = command(without=("study.rerun", "study.detach"))
+        print(f"left to Slurm; the state: squeue --me; to see its end and submit what is missing: {again}")
+        return 1 if bad else 0
+    if "interrupted" in outcomes.values():
+        print(f"interrupted; everything is saved. To continue: {command(without='study.rerun')}")
+        return 130
+    if bad:
+        again = command(without=("study.rerun", "study.retry_failed"))
+        print(f"{bad} of {counted(len(plan.cells), 'cell')} did not finish.")
+        print(f"To try them again: {again} study.retry_failed=true")
+        return 1
+    if "running elsewhere" in outcomes.values():
+        print("cells that another process is training were left to it")
+    offline = plan.output_dir / "*" / "wandb" / "offline-run-*"
+    if any(plan.output_dir.glob("*/wandb/offline-run-*")):
+        print(f"W&B: logged offline; to upload: wandb sync {offline}")
+    where = "" if str(plan.output_dir) == "runs" else f" output_dir={plan.output_dir}"
+    print(f"wrote {plan.output_dir}/<cell>/result.json, metrics.jsonl, last.pt, …; next: python analyze.py{where}")
+    return 0
+
+
+def _figure(plan: Plan, cell: PlannedCell) -> str:
+    result = plan.record(cell).read("result.json")
+    last = result and result.get("last")
+    if not (result and last):
+        return ""
+    bad = [words for split in result.get("bad_images", {}).values() for words in split]
+    left_out = f"  (bad images left out: {len(bad)}, the first: {bad[0]})" if bad else ""
+    return f"  top-1 {last['top1']:.2f} (last epoch), best {result['best']['top1']:.2f}{left_out}"
+
+
+def _changed(plan: Plan, cell: PlannedCell) -> str:
+    """Said of cells that waited in a queue while the code went on."""
+    origin = plan.record(cell).read("provenance.json") or {}
+    return "  (code changed since it was submitted)" if origin.get("code_changed_since_submission") else ""
+
+
+def _show_failure(plan: Plan, cell: PlannedCell, outcome: str) -> None:
+    record = plan.record(cell)
+    failure = record.read("failure.json")
+    if outcome == "blocked":
+        print(f"    its pre-training {cell.needs} did not finish")
+    elif failure:
+        print(f"    {failure['type']}: {failure['message']}")
+        for line in record.log_tail(3) if failure["type"] not in EXPLAINED else ():
+            print(f"    | {line}")
+        print(f"    log: {record.folder / 'log.txt'}")
+
+
+def command(without: str | tuple[str, ...] = ()) -> str:
+    """The command that the user typed, to be typed again, without the words that begin so."""
+    words = [word for word in sys.argv if not (without and word.startswith(without))]
+    return f"{_program(os.environ)} {shlex.join(words)}"
+
+
+def _program(known: Mapping[str, str]) -> str:
+    if "TORCHELASTIC_RUN_ID" not in known:
+        return "python"
+    one_machine = known["LOCAL_WORLD_SIZE"] == known["WORLD_SIZE"]
+    return f"torchrun --nproc-per-node={known['WORLD_SIZE']}" if one_machine else "torchrun …"

@@ -1,0 +1,69 @@
+"""`task=explain`: figures of what checkpoints look at, under `output_dir/explain/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitlab.config import Config, ConfigError
+from vitlab.explain.options import parse_options
+
+
+def run_explain(config: Config) -> list[str]:
+    """Draw what the options ask for; returns the lines to print. Raises ConfigError, before torch is imported where
+    the options alone are wrong, else naming the checkpoint or image."""
+    options = parse_options(config.options)
+
+    import torch
+
+    from vitlab.explain.explained_model import load_subjects, named_checkpoints
+    from vitlab.explain.faithfulness_report import measure, measure_scenes
+    from vitlab.explain.mirror import mirror_figures
+    from vitlab.explain.position_report import draw_place
+    from vitlab.explain.reports import draw_panels
+
+    torch.set_num_threads(config.threads)
+    folder = Path(options.output) if options.output else Path(config.output_dir) / "explain"
+    lines: list[str] = []
+    subjects = []
+    if options.synthetic:
+        if config.checkpoint is not None:
+            raise ConfigError("checkpoint: explain.synthetic=true trains a model of its own and reads none")
+        files, lines = measure_scenes(config, options, folder)
+    else:
+        names = named_checkpoints(config)
+        options = parse_options(config.options, len(names))
+        subjects = load_subjects(config, options, names)
+        lines += [line for subject in subjects for line in subject.restored.describe()]
+        if options.kind == "position":
+            files = draw_place(subjects, options, folder, config.output_dir)
+        elif options.kind == "faithfulness":
+            files, table = measure(subjects, options, folder, config.output_dir)
+            lines += table
+        else:
+            files = draw_panels(subjects, options, folder, config.output_dir)
+    mirror_figures(config, options.kind, [f for f in files if f.suffix == ".png"])
+    figures = [str(f) for f in files if f.suffix in (".png", ".md")]
+    rest = len(files) - len(figures)
+    if (
+        options.images is None
+        and options.kind in ("rollout", "relevance")
+        and subjects[0].restored.model.image_size < 64
+    ):
+        lines.append("these are photographs; the checkpoint's own evaluation images: explain.images=eval")
+    return [
+        *lines,
+        *(f"wrote {name}" for name in figures),
+        f"and {rest} more there: pdf, raw maps (.npy), tables",
+        *_next(options.kind),
+    ]
+
+
+def _next(kind: str) -> list[str]:
+    """What to try after this."""
+    following = {
+        "position": "explain=rollout, or explain=relevance for a class of your choice",
+        "rollout": "explain=relevance explain.top_k=3, or explain.compare=true for all methods",
+        "relevance": "explain.compare=true for all methods side by side; explain=faithfulness measures them",
+        "faithfulness": "explain=relevance explain.method=… with the method that did best",
+    }
+    return [f"next: {following[kind]}"]

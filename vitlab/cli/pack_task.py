@@ -1,0 +1,194 @@
+"""`task=pack`: resize a data set once and write it as a pack, in parallel; an interrupted one goes on where it was."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitlab.config import Config, ConfigError, DatasetConfig, build
+from vitlab.data.decode import BadImageError, resize_box
+from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.pack import FORMAT, SHARD, shard_file
+from vitlab.data.sources.registry import Source, load_split
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """The keys of `pack` in conf/task/pack.yaml."""
+
+    path: str | None = None
+    """A new folder, or one that an interrupted task=pack left."""
+    shorter_side: int = field(default=256, metadata={"low": 1})
+    """Pixels; smaller images stay as they are."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard to write: the images of `source`, which are the `number`-th SHARD of the split."""
+
+    source: Source
+    folder: Path
+    split: str
+    number: int
+    shorter_side: int
+    skip_bad: bool
+
+
+def run_pack(config: Config) -> list[str]:
+    """Write the pack that `config.options` ask for, of the run's data set; returns the lines to print.
+
+    Shards that are there and whole by their digest are kept, so a second run completes or verifies. Raises
+    ConfigError for options that cannot be carried out, ValueError for a bad image or a full disk.
+    """
+    options: PackConfig = build(PackConfig, config.options, "pack")
+    dataset = resolve_class_list(config.cell.dataset, config.output_dir)
+    if not options.path:
+        raise ConfigError("pack.path: give a folder for the pack, pack.path=FOLDER")
+    if dataset.pack:
+        raise ConfigError("dataset.pack: task=pack reads the images themselves; leave dataset.pack out")
+    if dataset.kind == "fractal":
+        raise ConfigError(f"dataset: {dataset.name} is rendered as it is asked for, and needs no pack")
+    folder = Path(options.path)
+    splits = {split: load_split(dataset, split) for split in ("train", "eval") if split == "train" or dataset.num_eval}
+    shards = write_pack(splits, dataset, folder, options, config.workers)
+    size = sum(shard["bytes"] for parts in shards.values() for shard in parts)
+    counts = " + ".join(str(len(source)) for source in splits.values())
+    bad = sum(shard["bad"] for parts in shards.values() for shard in parts)
+    left_out = f", {bad} bad ones left out" * bool(bad)
+    return [
+        f"pack of {dataset.name}: {counts} images, {size / 1e9:.2f} GB in {folder}{left_out}",
+        f"train from it: python run.py dataset={config.labels.get('dataset', dataset.name)} dataset.pack={folder}",
+    ]
+
+
+def write_pack(
+    splits: Mapping[str, Source], dataset: DatasetConfig, folder: Path, options: PackConfig, workers: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Write or complete the pack of these splits; returns what its manifest says of each split's shards.
+
+    Raises ValueError for a bad image (unless `dataset.bad_images` says skip) or a disk that cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").unlink(missing_ok=True)
+        skip = dataset.bad_images == "skip"
+        shards = {
+            split: _write_split(source, folder, split, options, workers, skip) for split, source in splits.items()
+        }
+        about: dict[str, Any] = {"format": FORMAT, "dataset": dataset.name, "shorter_side": options.shorter_side}
+        about |= {"classes": splits["train"].classes, "splits": shards}
+        about["fingerprint"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        _write_text(folder / "manifest.json", json.dumps(about, indent=1))
+        return shards
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise ValueError(
+            f"pack.path: {folder}: {error.strerror}; "
+            + ("free some space and run the same command again, which goes on" if full else "nothing was spoilt")
+        ) from error
+
+
+def _write_split(
+    source: Source, folder: Path, split: str, options: PackConfig, workers: int, skip: bool
+) -> list[dict[str, Any]]:
+    """All shards of a split, and its index; returns what the manifest says of each shard."""
+    jobs = (
+        _Job(source.select(np.arange(at, min(at + SHARD, len(source)))), folder, split, at // SHARD,
+             options.shorter_side, skip)
+        for at in range(0, len(source), SHARD)
+    )  # fmt: skip
+    if workers > 1 and len(source) > SHARD:
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            done = [pool.submit(_write_shard, job) for job in jobs]
+            try:
+                shards = [future.result() for future in done]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    else:
+        shards = [_write_shard(job) for job in jobs]
+    sizes = np.array([size for shard in shards for size in shard.pop("sizes")], dtype=np.int32).reshape(-1, 2)
+    part = folder / f"{split}.part.npz"
+    np.savez(part, sizes=sizes, labels=source.labels)
+    os.replace(part, folder / f"{split}.npz")
+    return shards
+
+
+def _write_shard(job: _Job) -> dict[str, Any]:
+    """Write one shard unless it is there: {file, bytes, sha256, bad, sizes}.
+
+    Raises ConfigError where the folder's shard was made of other images or at another size.
+    """
+    torch.set_num_threads(1)
+    file = shard_file(job.folder, job.split, job.number)
+    beside = file.with_suffix(".json")
+    origin = f"{job.source.fingerprint()} at {job.shorter_side}"
+    if beside.is_file():
+        known = json.loads(beside.read_text())
+        if known["origin"] != origin:
+            raise ConfigError(f"pack.path: {beside} was packed from other images or at another size; give a new folder")
+        if file.is_file() and _digest(file) == known["sha256"]:
+            return _summary(file, known)
+    sizes, bad, digest = [], {}, hashlib.sha256()
+    part = file.with_suffix(".part")
+    with part.open("wb") as stream:
+        for index in range(len(job.source)):
+            try:
+                pixels = shrink(job.source.image(index), job.shorter_side)
+            except BadImageError as error:
+                if not job.skip_bad:
+                    raise BadImageError(
+                        f"{error}; mend it, or leave such images out: dataset.bad_images=skip"
+                    ) from None
+                bad[str(index)] = str(error)
+                pixels = np.zeros((0, 0, 3), np.uint8)
+            stream.write(content := pixels.tobytes())
+            digest.update(content)
+            sizes.append(pixels.shape[:2])
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, file)
+    known = {"origin": origin, "sha256": digest.hexdigest(), "sizes": sizes, "bad": bad}
+    _write_text(beside, json.dumps(known))
+    return _summary(file, known)
+
+
+def _summary(file: Path, known: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "file": file.name, "bytes": file.stat().st_size, "sha256": known["sha256"], "bad": len(known["bad"]),
+        "images": len(known["sizes"]), "sizes": known["sizes"],
+    }  # fmt: skip
+
+
+def shrink(image: np.ndarray, shorter_side: int) -> np.ndarray:
+    """`image` (H, W, 3) with its shorter side at most `shorter_side`, antialiased bicubic, aspect kept."""
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    if shorter <= shorter_side:
+        return image
+    size = (max(1, round(height * shorter_side / shorter)), max(1, round(width * shorter_side / shorter)))
+    resized = resize_box(image, np.array([0, 0, height, width]), size, "bicubic")
+    return resized.permute(1, 2, 0).contiguous().numpy()
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_text(file: Path, text: str) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, file)

@@ -1,0 +1,112 @@
+"""What run.py does once Hydra has composed: a study, one of the other tasks, or this rank of a torchrun."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitlab.cli.execute import Prove, RunCells, execute, summarise
+from vitlab.cli.tasks import TASKS, load_task
+from vitlab.config import CellConfig, Config, ConfigError, DatasetConfig, check_cell
+from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.study.identity import identity
+from vitlab.study.plan import Request, build_plan, name_cells, study_content, study_name
+from vitlab.study.progress import View
+from vitlab.study.record import write_study
+
+Resolve = Callable[[DatasetConfig, str], DatasetConfig]
+
+
+def run_study(requests: Sequence[Request], run: RunCells, prove: Prove | None = None) -> int:
+    """Plan and train the requested cells; returns the exit code. Raises ConfigError before anything starts.
+
+    `prove` sees that the cells can start here; None where `run` gives them to other machines.
+    """
+    resolve = functools.cache(resolve_class_list)
+    requests = [dataclasses.replace(r, config=_with_class_list(r.config, resolve)) for r in requests]
+    name = study_name(requests[0].config, requests)
+    if "RANK" in os.environ and "SLURM_JOB_ID" not in os.environ:
+        return _run_rank(requests, name)
+    for line in _try_starts([request.config.cell for request in requests]):
+        print(line)
+    return execute(build_plan(requests, name, trains_here=prove is not None), requests[0].config, run, prove)
+
+
+def run_task(config: Config) -> int:
+    """Run a task other than training and print its closing lines; returns the exit code."""
+    for line in load_task(TASKS[config.task])(config):
+        print(line)
+    return 0
+
+
+def run_one(config: Config) -> str:
+    """Train or continue one cell in this process: what a stock launcher of Hydra's calls. Returns the outcome."""
+    from vitlab.study.launch_local import run_on_this_machine
+
+    config = _with_class_list(config)
+    request = Request((), config)
+    name = name_cells([request])[0]
+    return run_on_this_machine(config, study_name(config, [request]), name, lambda event: None)
+
+
+def _run_rank(requests: Sequence[Request], study: str) -> int:
+    """This process is one of a torchrun: they train one cell together."""
+    if len(requests) > 1:
+        raise ConfigError(
+            f"torchrun trains one cell, and this command means {len(requests)}; for a sweep let vitlab start the "
+            f"processes: python run.py -m … devices={os.environ.get('WORLD_SIZE', 8)}"
+        )
+    from vitlab.study.cell import cell_of, run_cell
+
+    config = dataclasses.replace(requests[0].config, devices=int(os.environ["WORLD_SIZE"]))
+    name = name_cells(requests)[0]
+    if os.environ["RANK"] != "0":
+        return 130 if run_cell(config, study=study, name=name) == "interrupted" else 0
+    plan = build_plan(requests, study)
+    write_study(plan.output_dir, study, study_content(plan, config))
+    cell = next(c for c in plan.cells if c.id == identity(cell_of(config)))
+    plan = dataclasses.replace(plan, cells=(dataclasses.replace(cell, selected=True),))
+    with View(plan) as view:
+        outcome = run_cell(config, study=study, name=name, report=lambda event: view.event(cell.id, event))
+    return summarise(plan, {cell.id: outcome})
+
+
+def _try_starts(cells: Sequence[CellConfig]) -> list[str]:
+    """Put every checkpoint file that cells start from into their models, to refuse a wrong one before any cell is
+    trained; returns a line of what became of each file's tensors."""
+    lines: dict[str, None] = {}
+    tried: set[tuple[Any, ...]] = set()
+    for cell in cells:
+        start, classes = cell.pretrain, cell.dataset.num_classes
+        key = (start.path, start.digest, start.weights, start.keep_head, cell.model, classes)
+        if start.kind != "checkpoint" or key in tried:
+            continue
+        from vitlab.models.build import build_model
+        from vitlab.models.weights import load_start
+
+        assert start.path and classes, "filled in by parse and by the class list"
+        tried.add(key)
+        weights, report = load_start(build_model(cell.model, classes), start, Path(start.path))
+        lines[f"{weights.describe()}: {report.summary(most=6)}"] = None
+    return list(lines)
+
+
+def _with_class_list(config: Config, resolve: Resolve = resolve_class_list) -> Config:
+    """Fill in a folder's class count and image counts, for the cell and its pre-training, and check again."""
+    cell = config.cell
+    dataset = resolve(cell.dataset, config.output_dir)
+    start = cell.pretrain
+    if start.dataset is not None:
+        try:
+            start = dataclasses.replace(start, dataset=resolve(start.dataset, config.output_dir))
+        except ConfigError as error:
+            raise ConfigError(f"pretrain.{error}") from None
+    if dataset is cell.dataset and start.dataset is cell.pretrain.dataset:
+        return config
+    cell = dataclasses.replace(cell, dataset=dataset, pretrain=start)
+    check_cell(cell)
+    return dataclasses.replace(config, cell=cell)

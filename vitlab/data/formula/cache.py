@@ -1,0 +1,187 @@
+"""The geometry of a FractalDB on disk: computed once, shared by all processes through the page cache.
+
+One file per category, named after its number, in a folder named after everything that shapes it; a smaller FractalDB
+is the beginning of a larger one and shares its files. A file appears whole or not at all, carries a checksum, and is
+computed anew where it does not hold what it should.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitlab.config import FractalConfig, build
+from vitlab.data.formula.geometry import NUM_VARIANTS, build_geometry, resampled_geometry
+from vitlab.data.formula.render import pack
+from vitlab.data.formula.sealed import StaleError, locked, progress, read_sealed, require_space, write_sealed, writing
+from vitlab.data.formula.search import Search
+
+VERSION = 1
+"""Raised when the same options would give other bytes; part of every fingerprint."""
+_SAVE_EVERY = 20
+"""Finds of the search between two saves."""
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def geometry_key(spec: FractalConfig) -> str:
+    """12 hex digits of everything that a category's geometry depends on, besides its number."""
+    names = ("search_seed", "threshold", "image_size", "num_points", "degenerate")
+    return _digest({"version": VERSION} | {name: getattr(spec, name) for name in names})
+
+
+def fingerprint(spec: FractalConfig) -> str:
+    """16 hex digits that tell the pictures of one FractalDB from those of another."""
+    return _digest({"version": VERSION} | asdict(spec), 16)
+
+
+def _digest(values: dict[str, Any], length: int = 12) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:length]
+
+
+class GeometryCache:
+    """The owner codes of a FractalDB's categories; `prepare` makes what is missing, `codes` maps it into memory.
+
+    Raises ConfigError for a `spec` outside the schema's ranges, beyond which the kernels would leave their arrays.
+    """
+
+    def __init__(self, spec: FractalConfig, cache_dir: Path) -> None:
+        build(FractalConfig, asdict(spec), "dataset.fractal")
+        self.spec, self.folder = spec, Path(cache_dir) / "fractal"
+        self._key = geometry_key(spec)
+        self._shape = NUM_VARIANTS, spec.image_size, (spec.image_size + 1) // 2
+        self._open: dict[int, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # a process maps its own
+
+    def codes(self, category: int) -> np.ndarray:
+        """Packed owner codes (25, S, ceil(S / 2)) uint8 of a category, read-only. Raises StaleError."""
+        if category not in self._open:
+            _, payload = read_sealed(self._file(category), self._about(category))
+            self._open[category] = np.frombuffer(payload, np.uint8).reshape(self._shape)
+        return self._open[category]
+
+    def prepare(self, threads: int | None = None) -> None:
+        """Search and compute what is missing, truncated or damaged; one process at a time, the others wait.
+
+        Raises ConfigError where the categories cannot be found, ValueError where the cache cannot be written.
+        """
+        threads = threads or available_cores()
+        with writing(self.folder):
+            missing = self._missing(range(self.spec.categories), threads)
+            if not missing:
+                return
+            (self.folder / self._key).mkdir(parents=True, exist_ok=True)
+            with locked(self.folder / "lock") as alone:
+                missing = self._missing(missing, threads, say=True)
+                if alone:
+                    for left_over in (*self.folder.glob(".*.tmp"), *self.folder.glob(f"{self._key}/.*.tmp")):
+                        left_over.unlink(missing_ok=True)
+                if missing:
+                    require_space(self.folder, len(missing) * int(np.prod(self._shape)))
+                    self._compute(missing, find_categories(self.spec, self.folder, threads), threads)
+
+    def _compute(self, missing: list[int], categories: list[np.ndarray], threads: int) -> None:
+        spec = self.spec
+
+        def compute(number: int) -> None:
+            category = categories[number]
+            size, points = spec.image_size, spec.num_points
+            if spec.degenerate == "resample":
+                codes = resampled_geometry(category, number, seed=spec.search_seed, image_size=size, num_points=points)
+            else:
+                codes = build_geometry(category, image_size=size, num_points=points)
+            write_sealed(self._file(number), self._about(number), pack(codes))
+
+        size = len(missing) * int(np.prod(self._shape)) / 1e6
+        label = f"FractalDB: geometry ({size:,.0f} MB in {self.folder})"
+        with ThreadPoolExecutor(threads) as pool, progress(label, len(missing)) as advance:
+            try:
+                for _ in pool.map(compute, missing):
+                    advance()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _missing(self, categories: Sequence[int], threads: int, say: bool = False) -> list[int]:
+        """Those of `categories` whose file is not there whole; `say` why, where there is one."""
+
+        def is_whole(category: int) -> bool:
+            try:
+                read_sealed(self._file(category), self._about(category), verify=True)
+            except FileNotFoundError:
+                return False
+            except StaleError as error:
+                if say:
+                    print(f"{error}; computing it anew", file=sys.stderr)
+                return False
+            return True
+
+        with ThreadPoolExecutor(threads) as pool:
+            return [c for c, whole in zip(categories, pool.map(is_whole, categories), strict=True) if not whole]
+
+    def _file(self, category: int) -> Path:
+        return self.folder / self._key / f"{category:05}.geometry"
+
+    def _about(self, category: int) -> dict[str, Any]:
+        return {"version": VERSION, "key": self._key, "category": category}
+
+
+def find_categories(spec: FractalConfig, folder: Path, threads: int = 1) -> list[np.ndarray]:
+    """The categories of `spec`, each (K, 7), from `folder`'s file of finds or by going on where that stops.
+
+    Raises ConfigError as `Search.extend` does.
+    """
+    file = folder / f"categories_{spec.search_seed}_{spec.threshold!r}.search"
+    about = {"version": VERSION, "seed": spec.search_seed, "threshold": spec.threshold}
+    search = _load_search(file, about)
+    wanted = spec.categories - len(search.categories)
+    if wanted > 0:
+        with progress("FractalDB: search of categories", wanted) as advance:
+
+            def found() -> None:
+                advance()
+                if len(search.categories) % _SAVE_EVERY == 0:
+                    _save_search(file, about, search)
+
+            search.extend(spec.categories, threads=threads, found=found)
+        _save_search(file, about, search)
+    return search.categories[: spec.categories]
+
+
+def _save_search(file: Path, about: dict[str, Any], search: Search) -> None:
+    assert search.state is not None
+    words, position = search.state
+    sizes = [len(category) for category in search.categories]
+    payload = np.concatenate(search.categories).astype("<f8").tobytes() + words.astype("<u4").tobytes()
+    more = {"sizes": sizes, "candidates": search.candidates, "position": position}
+    write_sealed(file, about | more, np.frombuffer(payload, np.uint8))
+
+
+def _load_search(file: Path, about: dict[str, Any]) -> Search:
+    search = Search(about["seed"], about["threshold"])
+    try:
+        header, payload = read_sealed(file, about, verify=True)
+    except FileNotFoundError:
+        return search
+    except StaleError as error:
+        print(f"{error}; searching anew", file=sys.stderr)
+        return search
+    rows = np.frombuffer(payload[: 56 * sum(header["sizes"])], "<f8").reshape(-1, 7)
+    search.categories = np.split(rows, np.cumsum(header["sizes"])[:-1])
+    search.candidates = header["candidates"]
+    search.state = np.frombuffer(payload[56 * len(rows) :], "<u4").astype(np.uint32), header["position"]
+    return search

@@ -1,0 +1,98 @@
+"""How many classes and images a folder has: read once, recorded, and from then on known without the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from vitlab.config import ConfigError, DatasetConfig
+
+
+def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig:
+    """`dataset` with its counts filled in; itself where it has them.
+
+    They come from `dataset.class_list`, else from `output_dir/datasets/NAME.json` where the data are not mounted,
+    else from the folder, and are then recorded there. Raises ConfigError where nothing tells, or where the record
+    and the folder disagree.
+    """
+    if dataset.kind == "fractal" and dataset.root:  # files made elsewhere: another data set than the one we render
+        dataset = dataclasses.replace(
+            dataset, kind="folder", name=f"{dataset.name}_files", fractal=None, num_classes=None, num_train=None
+        )
+    if dataset.kind != "folder" or None not in (dataset.num_classes, dataset.num_train, dataset.num_eval):
+        return dataset
+    recorded = Path(output_dir) / "datasets" / f"{dataset.name}.json"
+    found = False
+    if dataset.pack:
+        content = _of_pack(Path(dataset.pack))
+    elif dataset.class_list:
+        content = _read(Path(dataset.class_list))
+    elif dataset.root and Path(dataset.root).is_dir():
+        content, found = _scan(dataset), True
+        if recorded.is_file() and (known := _read(recorded)) != content:
+            raise ConfigError(
+                f"dataset.root: {dataset.root!r} has {_describe(content)}, and the data set recorded as "
+                f"{dataset.name!r} has {_describe(known)}; give this one a name of its own: dataset.name=NAME"
+            )
+    elif recorded.is_file():
+        content = _read(recorded)
+    else:
+        raise ConfigError(
+            f"dataset.root: {dataset.root!r} is no folder, and nothing is recorded of {dataset.name!r} yet; give "
+            "dataset.root=FOLDER with train/CLASS/IMAGE and val/CLASS/IMAGE in it, or dataset.class_list=FILE"
+        )
+    counts = {
+        "num_classes": len(content["classes"]),
+        "num_train": content["num_train"],
+        "num_eval": content["num_eval"],
+    }
+    for key, value in counts.items():
+        if getattr(dataset, key) not in (None, value):
+            raise ConfigError(
+                f"dataset.{key}: {dataset.name} has {getattr(dataset, key)}, and {dataset.root or 'its class list'!r} "
+                f"has {value}; name the whole data set's folder, or take any tree with dataset=folder"
+            )
+    if found:  # only now: a refused folder must not stand in the right one's way
+        recorded.parent.mkdir(parents=True, exist_ok=True)
+        recorded.write_text(json.dumps(content))
+    return dataclasses.replace(dataset, **counts)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+        return {"classes": list(content["classes"]), "num_train": int(content["num_train"]),
+                "num_eval": int(content["num_eval"])}  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"dataset.class_list: {file} is no class list ({error!r}); it is JSON with classes, num_train and num_eval"
+        ) from error
+
+
+def _scan(dataset: DatasetConfig) -> dict[str, Any]:
+    from vitlab.data.sources.folder import class_folders, find_root, train_folder
+    from vitlab.data.sources.listing import list_tree
+
+    root = find_root(dataset)
+    train, val = train_folder(dataset, root), root / "val"
+    held = class_folders(val) if val.is_dir() and dataset.num_eval != 0 else []
+    classes = class_folders(train)
+    return {
+        "classes": classes,
+        "num_train": len(list_tree(train, classes).files),
+        "num_eval": len(list_tree(val, held).files) if held else 0,
+    }
+
+
+def _of_pack(folder: Path) -> dict[str, Any]:
+    from vitlab.data.sources.pack import read_manifest
+
+    manifest = read_manifest(folder)
+    counts = {split: sum(shard["images"] for shard in shards) for split, shards in manifest["splits"].items()}
+    return {"classes": manifest["classes"], "num_train": counts["train"], "num_eval": counts.get("eval", 0)}
+
+
+def _describe(content: dict[str, Any]) -> str:
+    return f"{len(content['classes'])} classes, {content['num_train']} + {content['num_eval']} images"

@@ -1,0 +1,135 @@
+"""A checkpoint to be explained: its network, its classes, its words for errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from vitlab.config import Config, ConfigError
+from vitlab.explain.attention import rollout_map
+from vitlab.explain.classes import ClassNames, class_names
+from vitlab.explain.methods import relevance
+from vitlab.explain.options import ExplainConfig, MethodName
+from vitlab.explain.pictures import Picture, normalise
+from vitlab.explain.recording import UnfitError
+from vitlab.models.restore import Restored, restore, short_name
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One checkpoint: what to call it, its network on the device, its class names."""
+
+    label: str
+    stem: str
+    """What to call it in the name of a file."""
+    restored: Restored
+    classes: ClassNames
+    device: torch.device
+
+    def inputs(self, pictures: Sequence[Picture]) -> Tensor:
+        """Normalised images (B, 3, S, S) on the device."""
+        return normalise(pictures, self.restored.dataset).to(self.device)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor, batch: int) -> Tensor:
+        """(B, C) on the CPU."""
+        parts = [self.restored.network(part).softmax(-1) for part in images.split(batch)]
+        return torch.cat(parts).float().cpu()
+
+    def targets(self, options: ExplainConfig, probabilities: Tensor) -> Tensor:
+        """The classes that the options ask for, (B, K): by index, by name, the k most probable, or the first."""
+        if options.chosen_classes:
+            found = [self.classes.find(c) for c in options.chosen_classes]
+            return torch.tensor(found).expand(len(probabilities), -1)
+        count = options.top_k or 1
+        if count > self.classes.count:
+            raise ConfigError(f"explain.top_k: got {count}, the model has {self.classes.count} classes")
+        return probabilities.topk(count).indices
+
+    def maps(self, method: MethodName, images: Tensor, targets: Tensor, options: ExplainConfig) -> Tensor:
+        """Maps (B, K, gh, gw) on the CPU of images (B, 3, S, S) for classes (B, K); rollout's are alike for all."""
+        network = self.restored.network
+
+        def of_part(part: Tensor, classes: Tensor) -> Tensor:
+            if method == "rollout":
+                joint = rollout_map(
+                    network, part, head_fusion=options.head_fusion, discard_ratio=options.discard_ratio,
+                    start_layer=options.start_layer,
+                )  # fmt: skip
+                return joint.unsqueeze(1).expand(-1, classes.shape[1], -1, -1)
+            start = 0 if method == "attnlrp" else options.start_layer
+            return relevance(network, part, classes, method=method, start_layer=start)
+
+        pairs = zip(images.split(options.batch), targets.split(options.batch), strict=True)
+        return self.explained(lambda: torch.cat([of_part(part, classes).cpu() for part, classes in pairs]))
+
+    def explained(self, compute: Callable[[], Tensor]) -> Tensor:
+        """`compute()`, with the library's errors told as the user's: which checkpoint, which key."""
+        try:
+            return compute()
+        except UnfitError as error:
+            model = self.restored.model.name
+            raise ConfigError(f"checkpoint: {self.restored.weights.path} ({model}): {error}") from error
+        except ValueError as error:
+            raise ConfigError(f"explain.{error}") from error
+
+
+def load_subjects(config: Config, options: ExplainConfig, names: Sequence[tuple[str, str | None]]) -> list[Subject]:
+    """Read the checkpoints (name, label of its study or None). Raises ConfigError for one that cannot be read."""
+    device = pick_device(config.device)
+    subjects = []
+    for place, (name, label) in enumerate(names):
+        restored = restore(config, name)
+        restored.network.to(device)
+        stem = short_name(restored.weights.path)
+        same = sum(other.restored.weights.path != restored.weights.path and other.stem == stem for other in subjects)
+        stem = f"{stem}-{place + 1}" if same else stem  # two folders' last.pt must not share their figures
+        own = str(options.labels[place]) if options.labels else label or _name_of(restored.weights.path)
+        classes = class_names(restored.weights.classes, restored.num_classes, restored.dataset.name)
+        subjects.append(Subject(own, stem, restored, classes, device))
+    return subjects
+
+
+def _name_of(file: Path) -> str:
+    """`none/s0 (cb05aeae9b27)` for a cell's checkpoint, by its record; for any other the file, `scratch/last`."""
+    record = file.with_name("config.yaml")
+    content = yaml.safe_load(record.read_text()) if record.is_file() else None
+    if isinstance(content, dict) and {"name", "id"} <= set(content):
+        return f"{content['name']} ({content['id']})"
+    return f"{file.parent.name}/{file.stem}" if file.stem in ("last", "best", "checkpoint") else file.stem
+
+
+def named_checkpoints(config: Config) -> list[tuple[str, str | None]]:
+    """The checkpoints of `checkpoint=`, with labels; a study's file (`studies/NAME.json`) stands for its cells."""
+    given = config.checkpoint
+    names: list[tuple[str, str | None]] = []
+    for name in [given] if isinstance(given, str) else list(given or ()):
+        if not name.endswith(".json"):
+            names.append((name, None))
+            continue
+        try:
+            cells = json.loads(Path(name).read_text())["cells"]
+            names += [(cell["id"], cell.get("name")) for cell in cells if cell.get("part", "cell") == "cell"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"checkpoint: {name!r} is no study's file ({type(error).__name__}: {error})") from error
+    if not names:
+        raise ConfigError(
+            "checkpoint: task=explain reads one or several; give a file, a cell's folder or identity, or a study's file"
+        )
+    return names
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `device=`. Raises ConfigError where this machine has none of the kind."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available[name]:
+        raise ConfigError(f"device: {name} is not available on this machine; use device=auto")
+    return torch.device(name)

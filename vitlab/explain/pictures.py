@@ -1,0 +1,131 @@
+"""Pictures as a model sees them: read, cropped and normalised the way it was evaluated."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitlab.config import AugmentConfig, ConfigError, DatasetConfig
+from vitlab.data.augment import Augment
+from vitlab.data.decode import BadImageError, decode, resize_and_centre
+from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.listing import is_image
+from vitlab.data.sources.registry import Source, build_source
+
+_OF_EVALUATION = re.compile(r"eval(?::(\d+)(?:-(\d+))?)?")
+_SHOWN = 4
+"""Images of the evaluation set that `eval` alone means: the first of so many classes."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image: `pixels` (3, S, S) uint8, cropped for the model; its class where the data set tells it."""
+
+    name: str
+    pixels: Tensor
+    label: int | None = None
+
+
+def load_pictures(
+    wanted: str | Sequence[str] | None, dataset: DatasetConfig, image_size: int, output_dir: str
+) -> list[Picture]:
+    """The pictures that `explain.images` names, cropped as `dataset` says. Raises ConfigError naming what is wrong."""
+    if wanted is None:
+        return sample_photographs(dataset, image_size)
+    pictures: list[Picture] = []
+    source: Source | None = None
+    for name in [wanted] if isinstance(wanted, str) else wanted:
+        if match := _OF_EVALUATION.fullmatch(name):
+            source = source or evaluation_source(dataset, output_dir)
+            rows = _rows(match, source)
+            pictures += [_picture_of(source, row, dataset, image_size) for row in rows]
+        else:
+            pictures += [_read(file, dataset, image_size) for file in _files(name)]
+    if not pictures:
+        raise ConfigError("explain.images: the list is empty")
+    names = [p.name for p in pictures]
+    return [
+        Picture(f"{p.name}-{i}", p.pixels, p.label) if names.count(p.name) > 1 else p for i, p in enumerate(pictures)
+    ]
+
+
+def sample_photographs(dataset: DatasetConfig, image_size: int) -> list[Picture]:
+    """The two photographs that scikit-learn brings, a temple and a flower, so that there is always something to see."""
+    from sklearn.datasets import load_sample_images
+
+    bunch = load_sample_images()
+    return [
+        Picture(Path(file).stem, _cropped(image, dataset, image_size))
+        for file, image in zip(bunch.filenames, bunch.images, strict=True)  # pyright: ignore[reportAttributeAccessIssue]
+    ]
+
+
+def evaluation_pictures(dataset: DatasetConfig, image_size: int, output_dir: str, count: int) -> list[Picture]:
+    """`count` images of the evaluation set, evenly spaced; all of them where there are fewer."""
+    source = evaluation_source(dataset, output_dir)
+    rows = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
+    return [_picture_of(source, int(row), dataset, image_size) for row in rows]
+
+
+def evaluation_source(dataset: DatasetConfig, output_dir: str) -> Source:
+    """The images that the checkpoint's training was evaluated on."""
+    return build_source(resolve_class_list(dataset, output_dir), "eval")
+
+
+def normalise(pictures: Sequence[Picture], dataset: DatasetConfig) -> Tensor:
+    """The model's float input (B, 3, S, S)."""
+    return Augment(AugmentConfig(), dataset).normalise(torch.stack([p.pixels for p in pictures]))
+
+
+def _rows(match: re.Match[str], source: Source) -> list[int]:
+    first, last = match.groups()
+    if first is None:
+        return [int(np.flatnonzero(source.labels == c)[0]) for c in np.unique(source.labels)[:_SHOWN]]
+    rows = list(range(int(first), int(last or first) + 1))
+    if not rows or rows[-1] >= len(source):
+        raise ConfigError(
+            f"explain.images: {match.string!r} is out of range: the evaluation set has {len(source)} images"
+        )
+    return rows
+
+
+def _picture_of(source: Source, row: int, dataset: DatasetConfig, image_size: int) -> Picture:
+    label = int(source.labels[row])
+    try:
+        pixels = _cropped(source.image(row), dataset, image_size)
+    except BadImageError as error:
+        raise ConfigError(f"explain.images: {error}") from error
+    return Picture(f"eval-{row}", pixels, label)
+
+
+def _files(name: str) -> list[Path]:
+    """The files that a path, folder or pattern means, in order of name."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(f for f in path.iterdir() if is_image(f.name))
+    else:
+        found = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
+    if not found:
+        raise ConfigError(f"explain.images: no image at {name!r}")
+    return found
+
+
+def _read(file: Path, dataset: DatasetConfig, image_size: int) -> Picture:
+    try:
+        return Picture(file.stem, _cropped(decode(file), dataset, image_size))
+    except BadImageError as error:
+        raise ConfigError(f"explain.images: {error}") from error
+
+
+def _cropped(image: np.ndarray, dataset: DatasetConfig, image_size: int) -> Tensor:
+    """(3, S, S) uint8 of an image (H, W, 3), which may be read-only."""
+    return resize_and_centre(np.array(image), image_size, dataset.eval_crop)

@@ -1,0 +1,199 @@
+"""Run one cell in this process: from its configuration to its record."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vitlab.config import CellConfig, Config, ConfigError, experiment, plain
+from vitlab.study.identity import SEMANTICS, identity
+from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
+from vitlab.study.provenance import code_patch, code_version, provenance
+from vitlab.study.record import SCHEMA_VERSION, Record, mixed, place
+
+Report = Callable[[dict[str, Any]], None]
+Outcome = str
+"""finished, already finished, running elsewhere, interrupted"""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+def cell_of(config: Config) -> CellConfig:
+    """The cell that a configuration means: its own, or the pre-training that it starts from (`study.part`)."""
+    if config.study.part == "cell":
+        return config.cell
+    if config.cell.pretraining is None:
+        raise ConfigError("study.part: this cell has no pre-training")
+    return config.cell.pretraining
+
+
+def start_of(cell: CellConfig, output_dir: str) -> Path | None:
+    """The checkpoint that a cell starts from, or None for one that starts from noise."""
+    if cell.pretrain.kind == "checkpoint":
+        assert cell.pretrain.path
+        return Path(cell.pretrain.path)
+    if cell.pretraining is None:
+        return None
+    before = Record(Path(output_dir) / identity(cell.pretraining))
+    if before.state() != "finished":
+        raise ConfigError(
+            f"pretrain: {before.folder} is {before.state()}, not finished; train it first, by the same command and "
+            "study.part=pretraining"
+        )
+    return before.folder / "last.pt"
+
+
+def run_cell(config: Config, *, study: str, name: str, report: Report = lambda event: None) -> Outcome:
+    """Train the cell that `config` means, or continue it; every process of its world calls this.
+
+    Rank 0 holds the lock, decides whether there is anything to do, and records. `report` gets fit's events. A failure
+    is written to failure.json and raised again.
+    """
+    from vitlab.train.distributed import broadcast, joined, pick_device, world_from_environment
+
+    cell = cell_of(config)
+    world = world_from_environment()
+    record = Record(Path(config.output_dir) / identity(cell))
+    device = pick_device(config.device, world.local_rank)
+    with _stop_on_signals() as stop, contextlib.ExitStack() as stack:
+        stack.enter_context(joined(world, device))
+        decision: Outcome | None = None
+        if world.is_main:
+            if record.state() == "finished":
+                decision = "already finished"
+            elif not stack.enter_context(record.locked()):
+                decision = "running elsewhere"
+            elif record.state() == "finished":  # by whoever held the lock a moment ago
+                decision = "already finished"
+        decision = broadcast(decision)
+        if decision is not None:
+            return decision
+        if not world.is_main:
+            return _follow(config, cell, record, stop)
+        return _record(config, cell, record, stop, study=study, name=name, report=report)
+
+
+def _follow(config: Config, cell: CellConfig, record: Record, stop: Callable[[], bool]) -> Outcome:
+    """What the other ranks do: train along."""
+    from vitlab.train import Interrupted
+    from vitlab.train.loop import fit
+
+    try:
+        for _ in fit(config, cell, record.folder, start=start_of(cell, config.output_dir), stop=stop):
+            pass
+    except Interrupted:
+        return "interrupted"
+    return "finished"
+
+
+def _record(
+    config: Config, cell: CellConfig, record: Record, stop: Callable[[], bool], *, study: str, name: str, report: Report
+) -> Outcome:
+    from vitlab.train import Interrupted
+    from vitlab.train.distributed import device_name
+    from vitlab.train.loop import fit
+
+    record.remove("failure.json")
+    record.remove_temporaries()
+    _write_config(config, cell, record, name)
+    origin = provenance(device_name(config.device))
+    patch = code_patch()
+    about = {"id": record.id, "name": name, "study": study, "labels": dict(config.labels), "devices": config.devices}
+    about |= {"part": config.study.part, "table": config.study.table}
+    about["place"] = place(config.output_dir, study, record.id)
+    about |= {key: origin[key] for key in ("commit", "dirty", "device_name")}
+    about["mixed"] = mixed(_attempts(record, origin))
+    shown = experiment(cell) | {"vitlab": about}
+    mirror = Mirror(config.wandb, identity=record.id, name=name, study=study, folder=record.folder, config=shown)
+    try:
+        result: dict[str, Any] | None = None
+        events = fit(config, cell, record.folder, start=start_of(cell, config.output_dir), stop=stop)
+        while result is None:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                result = end.value
+                break
+            if "start" in event:
+                record.keep_rows(event["start"]["epoch"])
+                record.write("provenance.json", _attempts(record, origin) | {"data": event["start"]["fingerprint"]})
+                if patch:
+                    (record.folder / "code.patch").write_text(patch)
+            elif "epoch" in event:
+                record.append_row(event)
+                mirror.log(event)
+            report(event)
+        assert result is not None
+        record.write(
+            "result.json",
+            {"schema_version": SCHEMA_VERSION, "id": record.id} | result | {"finished_at": _now()},
+        )
+        mirror.finish(flat_summary(result) | {"hits": packed_hits(record.folder), "curve": packed_curve(record.rows())})
+        return "finished"
+    except Interrupted:
+        mirror.finish(None)
+        return "interrupted"
+    except Exception as error:
+        with contextlib.suppress(OSError):  # a full disk: the message below still reaches the user
+            record.write(
+                "failure.json",
+                {
+                    "type": type(error).__name__,
+                    "message": str(error),
+                    "traceback": traceback.format_exc(),
+                    "at": _now(),
+                },
+            )
+        mirror.finish({"failure": f"{type(error).__name__}: {error}"}, exit_code=1)
+        raise
+
+
+def _write_config(config: Config, cell: CellConfig, record: Record, name: str) -> None:
+    runtime = {key: getattr(config, key) for key in ("device", "devices", "workers", "threads", "device_batch")}
+    record.write(
+        "config.yaml",
+        {
+            "schema_version": SCHEMA_VERSION, "id": record.id, "semantics": SEMANTICS, "name": name,
+            "experiment": experiment(cell), "labels": dict(config.labels), "runtime": runtime, "full": plain(cell),
+        },
+    )  # fmt: skip
+
+
+def _attempts(record: Record, origin: dict[str, Any]) -> dict[str, Any]:
+    """`origin`, with what earlier attempts at the same cell ran on: a resumed cell may mix code and machines."""
+    earlier = record.read("provenance.json")
+    history = [*(earlier.pop("earlier", [])), earlier] if earlier else []
+    return origin | {"earlier": history}
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, a signal that ends a job asks for a stop at the next step; a second Ctrl-C acts at once."""
+    asked = threading.Event()
+    previous: dict[int, Any] = {}
+
+    def ask(number: int, _frame: Any) -> None:
+        asked.set()
+        if number == signal.SIGINT:
+            signal.signal(number, previous[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            previous[number] = signal.signal(number, ask)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+__all__ = ["cell_of", "code_version", "run_cell", "start_of"]

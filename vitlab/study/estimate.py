@@ -1,0 +1,163 @@
+"""The plan as people read it before they pay: every cell and where it stands, the price, what the seeds can detect."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+
+from vitlab.config import CellConfig
+from vitlab.study.cost import Price, kind_here, measuring_command, price, throughputs, wall_seconds
+from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.progress import duration, shortened
+
+IMAGENET_SCATTER = (0.2, 50_000)
+"""Points that top-1 scatters between seeds on ImageNet's so many evaluation images; assumed before cells tell."""
+
+
+def describe(plan: Plan, columns: int | None = None) -> list[str]:
+    """One line per cell, in the plan's order, and then those on the whole. Names give way to fit `columns`."""
+    needed = plan.todo or plan.cells[0].config.study.dry_run
+    here, known = kind_here(plan), throughputs(plan) if needed else []
+    prices = {cell.id: price(plan, cell, known, here) for cell in plan.cells}
+    return [*_cells(plan, prices, columns), *_price(plan, prices, here), *_detectable(plan)]
+
+
+def _cells(plan: Plan, prices: dict[str, Price], columns: int | None) -> list[str]:
+    rows = []
+    for cell in plan.cells:
+        cost, coming = prices[cell.id], cell.selected and cell.state != "running" and cell.id not in plan.blocked
+        told = f"{cost.steps:>9,} steps"
+        if coming and cost.source and cost.device_seconds is not None and cost.wall_seconds is not None:
+            told += f"  {cost.device_seconds / 3600:>8,.2f} {_unit(cost)}  about {duration(cost.wall_seconds)}"
+        wait = f"  after {cell.needs}" if cell.needs and cell.selected else ""
+        wait += ", which failed: study.retry_failed=true" if cell.id in plan.blocked else ""
+        alias = f"  = {', '.join(cell.aliases)}" if cell.aliases else ""
+        rows.append((cell.id, cell.name, _standing(plan, cell), told + wait + alias))
+    names, states = (max(len(row[i]) for row in rows) for i in (1, 2))
+    if columns:
+        names = max(12, min(names, columns - 18 - states - max(len(row[3]) for row in rows)))
+    return [f"  {key}  {shortened(name, names):<{names}}  {state:<{states}}{rest}" for key, name, state, rest in rows]
+
+
+def _standing(plan: Plan, cell: PlannedCell) -> str:
+    """Where the cell stands, and what this command does about it."""
+    if cell.state == "running":
+        return "running elsewhere"
+    if cell.id in plan.blocked:
+        return "blocked"
+    if cell.again and cell.state != "missing":
+        return f"{cell.state}: again"
+    if cell.selected:
+        return {"missing": "to train", "interrupted": "to continue"}.get(cell.state, f"{cell.state}: again")
+    return "not needed" if cell.state == "missing" else cell.state
+
+
+def _price(plan: Plan, prices: dict[str, Price], here: str | None) -> list[str]:
+    todo = [c for c in plan.todo if c.state != "running" and c.id not in plan.blocked]
+    if not todo:
+        counts = Counter(_standing(plan, c) for c in plan.cells)
+        retry = "; study.retry_failed=true repeats those that failed" if counts["failed"] else ""
+        return [f"nothing to train: {', '.join(f'{n} {state}' for state, n in counts.items())}{retry}"]
+    lines = [f"{counted(len(todo), 'cell')} to train, {sum(prices[c.id].steps for c in todo):,} steps"]
+    priced = [c for c in todo if prices[c.id].source]
+    if priced:
+        total = sum(prices[c.id].device_seconds or 0.0 for c in priced) / 3600
+        sources = {s.id: s for c in priced if (s := prices[c.id].source)}
+        origin = ", ".join(f"{s.id} on {s.device_name}" for s in list(sources.values())[:3])
+        at_once = plan.cells[0].config.study.cells_at_once if plan.trains_here else len(priced)
+        how = f"study.cells_at_once={at_once}" if plan.trains_here else "all cells at once"
+        wall = duration(wall_seconds(priced, prices, at_once))
+        lines.append(
+            f"price: about {total:,.2f} {_unit(prices[priced[0].id])}, {wall} with {how} (measured by {origin})"
+        )
+    disk = sum(prices[c.id].disk_bytes or 0 for c in todo)
+    if disk:
+        free = _free_bytes(plan.output_dir)
+        short = "" if disk < free else ": NOT ENOUGH"
+        lines.append(f"disk: about {_bytes(disk)} of {_bytes(free)} that are free{short}")
+    return lines + _unmeasured(todo, prices, here)
+
+
+def _unmeasured(todo: list[PlannedCell], prices: dict[str, Price], here: str | None) -> list[str]:
+    """What has no price, or one from another kind of device, and the command that measures it: one per model."""
+    lines = []
+    none = [c for c in todo if prices[c.id].source is None]
+    other = [c for c in todo if here and (s := prices[c.id].source) and s.device_name != here]
+    on_this = f" on this kind of device ({here})" if here else ""
+    for cells, told in (
+        (none, f"without a price: no cell of their model has been trained{on_this}"),
+        (other, f"priced after another kind of device: no cell of their model has been trained{on_this}"),
+    ):
+        models = {c.config.cell.model: c for c in reversed(cells)}
+        if cells:
+            lines.append(f"{len(cells)} {told}; one epoch measures it:")
+            lines += [f"    {measuring_command(cell)}" for cell in models.values()]
+    return lines
+
+
+def _unit(cost: Price) -> str:
+    return "device-hours" if cost.source and "CPU" in cost.source.device_name else "GPU-hours"
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def _detectable(plan: Plan) -> list[str]:
+    """The smallest difference to a baseline that the planned seeds find four times in five, for each data set."""
+    cells = [c.config.cell for c in plan.cells if c.config.study.part == "cell"]
+    seeds = Counter(dataclasses.replace(cell, seed=0) for cell in cells)
+    columns: dict[tuple, list[CellConfig]] = {}  # a baseline is compared with cells of its own model and data set
+    for cell in seeds:
+        columns.setdefault((cell.model, cell.dataset), []).append(cell)
+    compared = [column for column in columns.values() if len(column) > 1]
+    if not compared:
+        return []
+    n = min(seeds[cell] for column in compared for cell in column)
+    if n < 2:
+        return ["one seed each: no difference between cells can be told from noise; add seed=0,1,2"]
+    from vitlab.core.dunnett import minimum_detectable_difference  # scipy: only where something is to be told
+
+    measured = _scatter(plan)
+    k = max(map(len, compared)) - 1
+    least = minimum_detectable_difference(k, n, 1.0)
+    assert least is not None, "two seeds detect something"
+    told: dict[str, list[str]] = {}
+    for data in dict.fromkeys(column[0].dataset for column in compared):
+        images = data.num_eval or round((data.num_train or 0) * data.val_fraction)
+        points, known = IMAGENET_SCATTER
+        scatter = measured or points * math.sqrt(known / max(images, 1))
+        origin = "as measured in finished cells" if measured else f"assumed for {images:,} evaluation images"
+        text = (
+            f"{n} seeds of {k + 1} conditions detect a difference of {least * scatter:.2f} points to the baseline "
+            f"(80 % power, Dunnett) if seeds scatter by {scatter:.2f} points ({origin})"
+        )
+        names = told.setdefault(text, [])
+        names += [str(data.name)] * (str(data.name) not in names)
+    return [text if len(told) == 1 else f"{', '.join(names)}: {text}" for text, names in told.items()]
+
+
+def _scatter(plan: Plan) -> float | None:
+    """The pooled standard deviation of top-1 between seeds of equal cells, or None without two such."""
+    groups: dict[CellConfig, list[float]] = {}
+    for cell in plan.cells:
+        result = plan.record(cell).read("result.json") if cell.config.study.part == "cell" else None
+        if result and result["last"]:
+            groups.setdefault(dataclasses.replace(cell.config.cell, seed=0), []).append(result["last"]["top1"])
+    several = [values for values in groups.values() if len(values) > 1]
+    freedom = sum(len(v) - 1 for v in several)
+    if not freedom:
+        return None
+    return math.sqrt(sum(sum((x - sum(v) / len(v)) ** 2 for x in v) for v in several) / freedom)

@@ -1,0 +1,300 @@
+"""Cells on this machine, one process each, so that nothing that happens to one takes another down.
+
+The processes come from a fork server that has torch and timm loaded: it costs seconds once and nothing per cell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing as mp
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from vitlab.config import Config, ConfigError
+from vitlab.study.fork_server import fork_server, gpus_for
+from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.progress import View
+from vitlab.study.record import Record
+
+SAVE_SECONDS = 60
+"""How long a cell may take to save after it was asked to stop."""
+POLL_SECONDS = 0.3
+
+
+@dataclass
+class _Job:
+    cell: PlannedCell
+    process: Any
+    pipe: Connection
+    slot: int
+    deadline: float | None
+    outcome: str = ""
+    stopping: str = ""
+
+
+def run_locally(plan: Plan, view: View) -> dict[str, str]:
+    """Train the plan's cells, `study.cells_at_once` side by side; returns what became of each: identity → outcome.
+
+    Outcomes: finished, failed, killed, blocked (its pre-training did not finish), interrupted, running elsewhere.
+    """
+    config = plan.cells[0].config
+    gpus, slots, context = gpus_for(config), config.study.cells_at_once, fork_server(config)
+    waiting, running, outcomes = list(plan.todo), [], {}
+    failures = {cell.id: _failed_at(plan.record(cell)) if cell.state == "failed" else None for cell in waiting}
+    stopping = 0
+    with _deferred_interrupt() as interrupted:
+        while waiting or running:
+            if interrupted() > stopping:
+                stopping = interrupted()
+                _stop(running, stopping > 1, view)
+            if stopping:
+                outcomes |= {cell.id: "interrupted" for cell in waiting}
+                waiting = []
+            for cell in _ready(waiting, plan, outcomes, view):
+                free = next((s for s in range(slots) if s not in {job.slot for job in running}), None)
+                if free is None:
+                    break
+                waiting.remove(cell)
+                if _failed_at(plan.record(cell)) != failures[cell.id] and plan.record(cell).state() == "failed":
+                    outcomes[cell.id] = "failed"
+                    view.status(cell.id, "failed", f"by another process: {_reason(plan.record(cell))}")
+                    continue
+                running.append(_begin(cell, plan, context, free, gpus))
+                view.status(cell.id, "running")
+            for job in _ended(running, view):
+                running.remove(job)
+                outcomes[job.cell.id] = _conclude(job, plan, view)
+    return outcomes
+
+
+def prove_locally(plan: Plan) -> None:
+    """See that every cell to train can start on this machine. Raises ConfigError, before anything is recorded."""
+    config = plan.cells[0].config
+    slots, gpus = config.study.cells_at_once, gpus_for(config)
+    if gpus and slots * config.devices > len(gpus):
+        raise ConfigError(
+            f"study.cells_at_once: {slots} cells on {config.devices} devices each need {slots * config.devices} GPUs, "
+            f"and {len(gpus)} are visible"
+        )
+    reader, writer = mp.Pipe(duplex=False)
+    named = [(cell.name, cell.config) for cell in plan.todo]
+    process = fork_server(config).Process(target=_prove_in_process, args=(named, writer))
+    process.start()
+    writer.close()
+    with contextlib.suppress(EOFError):  # it died: the cells will tell why
+        if (problem := reader.recv()) is not None:
+            raise ConfigError(problem)
+    process.join()
+
+
+def _prove_in_process(named: list[tuple[str, Config]], pipe: Connection) -> None:
+    from vitlab.study.preflight import prove
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
+    try:
+        prove(named)
+    except ConfigError as error:
+        pipe.send(str(error))
+    else:
+        pipe.send(None)
+
+
+def _ready(waiting: list[PlannedCell], plan: Plan, outcomes: dict[str, str], view: View) -> Sequence[PlannedCell]:
+    """The waiting cells that can start. Those whose pre-training has ended badly are taken out as blocked.
+
+    A pre-training in the hands of another process is waited for; where that process died, it is taken over.
+    """
+    ready = []
+    for cell in list(waiting):
+        state = "finished" if cell.needs is None else plan.record_of(cell.needs).state()
+        if state == "finished":
+            ready.append(cell)
+            continue
+        first = next((c for c in plan.todo if c.id == cell.needs), None)
+        if first is not None and (first in waiting or first.id not in outcomes):
+            continue  # ours, and still to come
+        if state == "running":
+            view.status(cell.id, "waiting", f"another process trains its pre-training {cell.needs}")
+        elif first is not None and outcomes[first.id] == "running elsewhere" and state in ("interrupted", "missing"):
+            del outcomes[first.id]
+            waiting.insert(0, first)
+        else:
+            waiting.remove(cell)
+            outcomes[cell.id] = "blocked"
+            view.status(cell.id, "blocked", f"its pre-training {cell.needs} is {outcomes.get(cell.needs or '', state)}")
+    return ready
+
+
+def _stop(running: list[_Job], at_once: bool, view: View) -> None:
+    """Ask the running cells to save and end, or end them where they stand."""
+    view.say(f"ending {len(running)} cells where they stand" if at_once else
+             f"stopping: {len(running)} cells save and end; Ctrl-C again ends them where they stand")  # fmt: skip
+    for job in running:
+        job.stopping = "interrupted"
+        job.deadline = None if at_once else time.monotonic() + SAVE_SECONDS
+        if at_once:
+            job.process.kill()
+        else:
+            job.process.terminate()
+
+
+def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, gpus: list[str]) -> _Job:
+    config = cell.config
+    share = gpus[slot * config.devices : (slot + 1) * config.devices]
+    reader, writer = context.Pipe(duplex=False)
+    folder = plan.output_dir / cell.id
+    folder.mkdir(parents=True, exist_ok=True)
+    process = context.Process(
+        target=_cell_process, args=(config, plan.study, cell.name, folder / "log.txt", writer, share), name=cell.name
+    )
+    process.start()
+    writer.close()
+    minutes = config.study.cell_minutes
+    return _Job(cell, process, reader, slot, time.monotonic() + 60 * minutes if minutes else None)
+
+
+def _ended(running: list[_Job], view: View) -> list[_Job]:
+    """Pass the cells' events on to the view; returns the jobs whose process has ended."""
+    ended = []
+    ready = wait([source for job in running for source in (job.pipe, job.process.sentinel)], timeout=POLL_SECONDS)
+    for job in running:
+        if job.pipe in ready:
+            _drain(job, view)
+        if job.process.sentinel in ready:
+            _drain(job, view)
+            job.process.join()
+            ended.append(job)
+        elif job.deadline and time.monotonic() > job.deadline:
+            if not job.stopping:
+                job.stopping = f"hung: over study.cell_minutes={job.cell.config.study.cell_minutes:g}"
+            job.process.kill()
+            job.deadline = None
+    view.refresh()
+    return ended
+
+
+def _drain(job: _Job, view: View) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        while job.pipe.poll():
+            event = job.pipe.recv()
+            if "outcome" in event:
+                job.outcome = event["outcome"]
+            else:
+                view.event(job.cell.id, event)
+
+
+def _conclude(job: _Job, plan: Plan, view: View) -> str:
+    """What became of a cell whose process has ended, from what it said, its record and how it ended."""
+    code, record = job.process.exitcode, plan.record(job.cell)
+    outcome, note = job.outcome.removeprefix("already "), ""
+    if not outcome:
+        outcome = "finished" if record.state() == "finished" else "failed" if code and code > 0 else "killed"
+    if outcome == "killed" and job.stopping == "interrupted":
+        outcome = "interrupted"  # before it could save: the checkpoint before counts
+    elif outcome == "killed":
+        ended_by = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+        note = job.stopping or f"{ended_by}{', out of memory?' if ended_by == 'SIGKILL' else ''}"
+        record.write(
+            "failure.json", {"type": "Killed", "message": note, "traceback": "", "at": time.strftime("%FT%T%z")}
+        )
+    elif outcome == "failed":
+        if _failed_at(record) is None:
+            _record_failure(record, code)
+        note = _reason(record)
+    view.status(job.cell.id, outcome, note)
+    return outcome
+
+
+def _failed_at(record: Record) -> int | None:
+    """What tells one failure of a cell from the next: when it was recorded; None for none."""
+    file = record.folder / "failure.json"
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
+def _reason(record: Record) -> str:
+    failure = record.read("failure.json") or {}
+    return f"{failure.get('type', 'error')}: {failure.get('message', '')}"
+
+
+def _record_failure(record: Record, code: int | None) -> None:
+    """Record the end of a cell that failed before it could do so itself: its log's last line says why."""
+    words = (record.log_tail(1) or [f"exit code {code}"])[0]
+    failure = {"type": "Failed", "message": words, "traceback": "", "at": time.strftime("%FT%T%z")}
+    record.write("failure.json", failure)
+
+
+def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connection, gpus: list[str]) -> None:
+    """The life of a cell's process: everything it prints goes to its log, its events to the controller."""
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    stream = log.open("a", buffering=1)
+    os.dup2(stream.fileno(), sys.stdout.fileno())
+    os.dup2(stream.fileno(), sys.stderr.fileno())
+    sys.stdout = sys.stderr = stream
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches us too; the controller decides
+    _stop_with_parent()
+    outcome = run_on_this_machine(config, study, name, pipe.send)
+    pipe.send({"outcome": outcome})
+
+
+def run_on_this_machine(config: Config, study: str, name: str, report: Any) -> str:
+    """Run a cell on `devices` processes of this machine; this one is rank 0."""
+    from vitlab.study.cell import run_cell
+
+    if config.devices == 1 or "RANK" in os.environ:
+        return run_cell(config, study=study, name=name, report=report)
+    from vitlab.train.distributed import other_ranks
+
+    with other_ranks(config.devices, _other_rank, (config, study, name)):
+        return run_cell(config, study=study, name=name, report=report)
+
+
+def _other_rank(config: Config, study: str, name: str) -> None:
+    """A rank beside 0: it stops when rank 0 says so, and ends when rank 0 is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    _stop_with_parent(signal.SIGKILL)
+    from vitlab.study.cell import run_cell
+
+    run_cell(config, study=study, name=name)
+
+
+def _stop_with_parent(number: int = signal.SIGTERM) -> None:
+    """Signal this process when the one that started it has died, so that no cell trains on without a controller."""
+    parent = mp.parent_process()
+    assert parent is not None, "only called in child processes"
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Any:
+    """Inside, Ctrl-C and SIGTERM are only counted; what is yielded tells how often the user has asked to stop."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+
+    def ask(number: int, _frame: Any) -> None:
+        if not asked or number == signal.SIGINT:
+            asked.append(number)
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: len(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,189 @@
+"""Cells as Slurm job arrays: submitted once (by submitit), watched while attached, found again by the next command."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitlab.config import ConfigError, check_run
+from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.progress import View
+from vitlab.study.provenance import code_fingerprint
+from vitlab.study.slurm_job import SAVED_AND_CONTINUE, CellJob
+from vitlab.study.slurm_options import SlurmOptions
+from vitlab.study.slurm_watch import queue_states, watch
+
+ARRAY_LENGTH = 1000
+"""Slurm's default MaxArraySize is 1001."""
+_ANY_NUMBER = 10**6
+"""Of allocations that a cell may take."""
+_ROOT = Path(__file__).parents[2]
+
+
+def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str]:
+    """Submit what is not in the queue yet, then watch it to its end; returns identity → outcome.
+
+    With `study.detach` it returns at once. Raises ConfigError where there is no Slurm, the options cannot be, or Slurm
+    refuses them.
+    """
+    from submitit import SlurmExecutor
+
+    if SlurmExecutor.affinity() < 0:
+        raise ConfigError("hydra/launcher: Slurm's srun is not on this machine; submit from a login node of a cluster")
+    cells = [replace(cell, config=_on_devices(cell, options)) for cell in plan.todo]
+    outcomes: dict[str, str] = {}
+    with _submitting(plan.output_dir):
+        queued = _queued(plan.output_dir)
+        jobs = {cell.id: queued[cell.id] for cell in cells if cell.id in queued}
+        for cell in cells:
+            if cell.id in jobs:
+                view.status(cell.id, "waiting", f"already in the queue as {jobs[cell.id]}")
+            elif plan.record(cell).state() == "finished":  # by another command, since this one has planned
+                outcomes[cell.id] = "finished"
+            elif cell.needs and cell.needs not in {c.id for c in cells}:
+                before = plan.record_of(cell.needs).state()
+                if before != "finished":
+                    outcomes[cell.id] = "blocked"
+                    view.status(cell.id, "blocked", f"its pre-training {cell.needs} is {before}")
+        for stage in (0, 1):
+            missing = [c for c in cells if c.stage == stage and c.id not in jobs and c.id not in outcomes]
+            for cell in missing:
+                plan.record(cell).remove("failure.json")  # of an attempt that this one follows
+            jobs |= _submit(missing, jobs, plan, options)
+    arrays = sorted({job.partition("_")[0] for job in jobs.values()}, key=int)
+    if jobs:
+        noun = "array" if len(arrays) == 1 else "arrays"
+        view.say(f"Slurm has {len(jobs)} cells in {len(arrays)} {noun}: {' '.join(arrays)}")
+    watched = [cell for cell in cells if cell.id in jobs]
+    if plan.cells[0].config.study.detach:
+        return outcomes | dict.fromkeys(jobs, "submitted")
+    try:
+        return outcomes | watch(watched, jobs, plan, view, options.poll_seconds)
+    except KeyboardInterrupt:
+        view.say(f"left to Slurm; the same command looks again; to end the jobs: scancel {' '.join(arrays)}")
+        return outcomes | {cell: "submitted" for cell in jobs if plan.record_of(cell).state() != "finished"}
+
+
+def _on_devices(cell: PlannedCell, options: SlurmOptions) -> Any:
+    world = options.tasks * options.nodes
+    if cell.config.devices not in (1, world):
+        raise ConfigError(
+            f"devices: {cell.config.devices}, but the launcher starts tasks_per_node × nodes = {world} processes; "
+            "leave devices out"
+        )
+    config = replace(cell.config, devices=world)
+    check_run(config)
+    return config
+
+
+def _submit(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, options: SlurmOptions) -> dict[str, str]:
+    """One array for the cells of a stage that wait for the same job; returns identity → job."""
+    groups: dict[str, list[PlannedCell]] = {}
+    for cell in cells:
+        groups.setdefault(jobs.get(cell.needs or "", ""), []).append(cell)
+    submitted = {}
+    for before, group in groups.items():
+        for start in range(0, len(group), ARRAY_LENGTH):
+            submitted |= _submit_array(group[start : start + ARRAY_LENGTH], before, plan, options)
+    return submitted
+
+
+def _submit_array(cells: list[PlannedCell], before: str, plan: Plan, options: SlurmOptions) -> dict[str, str]:
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError
+
+    folder = plan.output_dir.absolute() / "slurm"
+    number = 1
+    while (batch := folder / f"{plan.study}-{time.strftime('%Y%m%d-%H%M%S')}-{number}").exists():
+        number += 1
+    batch.mkdir(parents=True)
+    (batch / "names.txt").write_text("".join(f"{c.id} {plan.study}/{c.name}\n" for c in cells))
+    executor = SlurmExecutor(batch, max_num_timeout=_ANY_NUMBER)
+    executor.update_parameters(
+        **options.parameters(),
+        job_name=f"{plan.study}/{cells[0].name}" if len(cells) == 1 else plan.study,
+        array_parallelism=options.array_parallelism or len(cells),
+        dependency=f"afterok:{before}" if before else None,
+        setup=_setup(batch, plan.output_dir.absolute(), options),
+        teardown=_TEARDOWN,
+        srun_args=["--output=all", "--kill-on-bad-exit=1"],  # into the log of the cell, which the setup has opened
+        stderr_to_stdout=True,
+        wckey=None,
+    )
+    code = code_fingerprint()
+    try:
+        with _outside_any_job(), contextlib.redirect_stderr(None), executor.batch():
+            submitted = [executor.submit(CellJob(c.config, c.name, plan.study, code)) for c in cells]
+    except FailedJobError as error:
+        raise ConfigError(f"hydra.launcher: {str(error).strip().replace('sbatch: error: ', '')}") from None
+    jobs = {cell.id: job.job_id for cell, job in zip(cells, submitted, strict=True)}
+    (batch / "jobs.json").write_text(json.dumps(jobs))
+    return jobs
+
+
+def _setup(batch: Path, output_dir: Path, options: SlurmOptions) -> list[str]:
+    """The lines of the batch script before srun."""
+    root, folder, records = (shlex.quote(str(path)) for path in (_ROOT, batch, output_dir))
+    return [
+        f'read -r cell name < <(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {folder}/names.txt)',
+        f'mkdir -p {records}/"$cell"',
+        f'exec >>{records}/"$cell"/log.txt 2>&1',
+        # the last task of an array has the array's own number as SLURM_JOB_ID, and would speak for all of them
+        'job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
+        'scontrol update JobId="$job" JobName="$name"',
+        "trap : TERM",
+        *options.setup,
+        f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONUNBUFFERED=1 SUBMITIT_LOG_LEVEL=WARNING",
+        # srun no longer inherits it
+        'if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi',
+    ]
+
+
+_TEARDOWN = [
+    "code=$?",
+    # saved before its limit, or asked to before Python could listen: the same job goes on in another allocation
+    f'if [ "$code" = {SAVED_AND_CONTINUE} ] || [ "$code" = {128 + signal.SIGUSR2} ]; then',
+    '    scontrol requeue "$job" && sleep 60',
+    "fi",
+    'exit "$code"',
+]
+"""The lines after it."""
+
+
+@contextlib.contextmanager
+def _outside_any_job() -> Iterator[None]:
+    """A job that is submitted inside must not inherit the shape of one that this process may run in."""
+    from submitit.helpers import clean_env
+
+    configuration = os.environ.get("SLURM_CONF")
+    with clean_env():
+        if configuration is not None:
+            os.environ["SLURM_CONF"] = configuration
+        yield
+
+
+@contextlib.contextmanager
+def _submitting(output_dir: Path) -> Iterator[None]:
+    """Held while looking at the queue and submitting, so that two commands do not submit a cell twice."""
+    (output_dir / "slurm").mkdir(parents=True, exist_ok=True)
+    with (output_dir / "slurm" / "lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _queued(output_dir: Path) -> dict[str, str]:
+    """The cells that earlier commands have submitted and that are still in the queue: identity → job."""
+    known: dict[str, str] = {}
+    for file in sorted((output_dir / "slurm").glob("*/jobs.json")):
+        known |= json.loads(file.read_text())
+    queue = queue_states() if known else {}
+    return {cell: job for cell, job in known.items() if job in (queue or {})}

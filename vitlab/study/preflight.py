@@ -1,0 +1,59 @@
+"""Whether the cells of a plan can start on this machine at all: found out once, before the first of them trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitlab.config import CellConfig, Config, ConfigError
+from vitlab.study.cell import cell_of
+
+
+def prove(named: Sequence[tuple[str, Config]]) -> None:
+    """Look for the device, the data and the model of these cells, each once.
+
+    Raises ConfigError naming the key, and the cell where there are several. Nothing is trained, and of a tree of image
+    files only the top is read.
+    """
+    from vitlab.train.distributed import pick_device
+
+    seen: set[object] = set()
+    for name, config in named:
+        cell = cell_of(config)
+        try:
+            if "device" not in seen:
+                pick_device(config.device)
+            for what, check in ((cell.dataset, _data), ((cell.model, cell.dataset.num_classes), _model)):
+                if what not in seen:
+                    check(cell)
+                seen.add(what)
+            seen.add("device")
+        except (ValueError, OSError) as error:
+            part = "pretrain." if config.study.part == "pretraining" else ""
+            of = "" if len(named) == 1 else f" (in the cell {name})"
+            raise ConfigError(f"{part}{error}{of}; nothing was started") from None
+
+
+def _data(cell: CellConfig) -> None:
+    from vitlab.data.sources.presence import require_data
+    from vitlab.data.sources.registry import build_source
+
+    data = cell.dataset
+    require_data(data)
+    if data.pack or data.kind not in ("folder", "fractal"):  # quickly read
+        build_source(data, "train")
+        if data.num_eval != 0 or data.val_fraction > 0:
+            build_source(data, "eval")
+
+
+def _model(cell: CellConfig) -> None:
+    """Build it without memory; what cannot be built so is built for real before it is refused."""
+    import torch
+
+    from vitlab.models.build import build_model
+
+    classes = cell.dataset.num_classes or 1000
+    try:
+        with torch.device("meta"):
+            build_model(cell.model, classes)
+    except (ConfigError, NotImplementedError):
+        build_model(cell.model, classes)

@@ -1,0 +1,68 @@
+"""Where a training is and what its figures were: the part of its state that is no tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vitlab.core.files import save_arrays
+from vitlab.train.distributed import gather_values
+from vitlab.train.evaluate import Evaluation
+
+
+def save_predictions(folder: Path, name: str, evaluation: Evaluation) -> None:
+    """What the model said of every evaluation image: predictions.npz, predictions_ema.npz for averaged weights."""
+    file = "predictions.npz" if name == "eval" else "predictions_ema.npz"
+    save_arrays(folder / file, index=evaluation.index, label=evaluation.label,
+                top5=evaluation.ranking, loss=evaluation.losses)  # fmt: skip
+
+
+class Progress:
+    """What is known of a training beside its tensors: where it is, and its figures so far."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+        self.epoch = self.step = 0
+        self.seconds = self.loss_sum = self.images_per_second = 0.0
+        self.last: dict[str, dict[str, float]] = {}
+        self.best: dict[str, dict[str, float]] = {}
+        self.bad_images: dict[str, dict[int, str]] = {"train": {}, "eval": {}}
+
+    def note_bad(self, train: dict[int, str], held_out: dict[int, str]) -> int:
+        """Remember the images that any process has left out; returns how many there are. Every process calls this."""
+        for share in gather_values((train, held_out)) or ():
+            for split, found in zip(self.bad_images, share, strict=True):
+                self.bad_images[split] |= found
+        return sum(map(len, self.bad_images.values()))
+
+    def note(self, name: str, evaluation: Evaluation) -> list[str]:
+        """Remember an evaluation of this epoch; returns [name] if it is the best so far (first of equals)."""
+        figures = {"epoch": self.epoch, **evaluation.row()}
+        self.last[name] = figures
+        if name in self.best and figures["top1"] <= self.best[name]["top1"]:
+            return []
+        self.best[name] = figures
+        return [name]
+
+    def state(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load(self, state: dict[str, Any], expected: dict[str, Any]) -> None:
+        if state["fingerprint"] != self.fingerprint:
+            raise ValueError(
+                f"the data have changed: this record was begun on files with fingerprint {state['fingerprint']}, "
+                f"dataset.root now holds {self.fingerprint}; restore the data, or train anew with study.rerun=all"
+            )
+        assert state["config"] == expected, "a cell's folder is named after its configuration"
+        for key in vars(self):
+            setattr(self, key, state[key])
+
+    def result(self, derived: dict[str, Any], devices: int) -> dict[str, Any]:
+        ema = {"last": self.last["eval_ema"], "best": self.best["eval_ema"]} if "eval_ema" in self.last else None
+        return {
+            "last": self.last.get("eval"), "best": self.best.get("eval"), "ema": ema, "epochs": self.epoch,
+            "num_eval": derived["num_eval"] - len(self.bad_images["eval"]), "num_train": derived["num_train"],
+            "bad_images": {split: [found[i] for i in sorted(found)] for split, found in self.bad_images.items()},
+            "num_parameters": derived["num_parameters"], "wall_seconds": self.seconds,
+            "device_seconds": self.seconds * devices, "images_per_second": self.images_per_second, "derived": derived,
+        }  # fmt: skip
