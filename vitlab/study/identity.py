@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from vitlab.config import CellConfig, experiment
@@ -21,7 +22,12 @@ def identity(cell: CellConfig) -> str:
     It starts with a letter because Hydra reads bare digits as a number. The pre-training is part of the
     configuration, and so of the identity.
     """
-    content = {"semantics": SEMANTICS, "experiment": experiment(cell)}
+    return recorded_identity(experiment(cell), SEMANTICS)
+
+
+def recorded_identity(experiment: Mapping[str, Any], semantics: int) -> str:
+    """The identity of a plain experiment (see `config.experiment`), such as a record's `config.yaml` holds."""
+    content = {"semantics": semantics, "experiment": experiment}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return "c" + hashlib.sha256(text.encode()).hexdigest()[:11]
 

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import yaml
 
+from vitlab.study.identity import recorded_identity
+
 SCHEMA_VERSION = 1
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 State = Literal["finished", "running", "failed", "interrupted", "missing"]
@@ -88,7 +90,10 @@ class Record:
             raise OSError(f"could not write {path}: {error}") from error
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON or YAML file of the folder, or None. Raises ValueError for a damaged file or a newer schema."""
+        """A JSON or YAML file of the folder, or None.
+
+        Raises ValueError for a damaged file, a newer schema, or a file that belongs to another record.
+        """
         path = self.folder / name
         try:
             text = path.read_text()
@@ -105,6 +110,7 @@ class Record:
                 f"{path}: written by a newer vitlab (schema {content['schema_version']}, this one reads up to "
                 f"{SCHEMA_VERSION}); update vitlab or use another output_dir"
             )
+        _check_owner(path, content)
         return content
 
     def append_row(self, row: dict[str, Any]) -> None:
@@ -171,6 +177,28 @@ class Record:
         """The last lines of the cell's log."""
         path = self.folder / "log.txt"
         return path.read_text(errors="replace").splitlines()[-lines:] if path.exists() else []
+
+
+def _check_owner(path: Path, content: dict[str, Any]) -> None:
+    """Raise ValueError where what a file says of its cell, or of its study, is not true of the place it is in.
+
+    A cell's folder has the cell's identity as its name, and the identity follows from the recorded experiment.
+    """
+    cell = path.parent.name
+    if "id" in content and content["id"] != cell:
+        raise ValueError(
+            f"{path}: belongs to cell {content['id']}, and this is the folder of {cell}; put the cell's own file back, "
+            f"or train the cell again with study.rerun='[{cell}]'"
+        )
+    if "experiment" in content and "semantics" in content:
+        meant = recorded_identity(content["experiment"], content["semantics"])
+        if meant != cell:
+            raise ValueError(
+                f"{path}: holds the configuration of cell {meant}, and this is the folder of {cell}; put the cell's "
+                f"own file back, or train the cell again with study.rerun='[{cell}]'"
+            )
+    if path.parent.name == "studies" and content.get("name", path.stem) != path.stem:
+        raise ValueError(f"{path}: is the list of study {content['name']!r}; give the file that name, or remove it")
 
 
 def _acquire(stream: Any, tries: int = 5) -> bool:
