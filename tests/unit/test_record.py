@@ -4,10 +4,13 @@ import fcntl
 import json
 import multiprocessing as mp
 import os
+import shutil
 import threading
 
 import pytest
 
+from vitlab.config import experiment
+from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.record import Record, read_study, records, write_study
 
 
@@ -130,3 +133,42 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     (record.folder / ".keep").write_text("somebody's")
     record.remove_temporaries()
     assert {p.name for p in record.folder.iterdir()} == {"config.yaml", ".keep"}
+
+
+def test_a_file_of_another_cell_is_refused_and_named(tmp_path):
+    one, two = Record(tmp_path / "c1"), Record(tmp_path / "c2")
+    for record in (one, two):
+        record.write("result.json", {"schema_version": 1, "id": record.id})
+    shutil.copy(one.folder / "result.json", two.folder / "result.json")
+    with pytest.raises(ValueError, match=r"c2/result\.json: belongs to cell c1, .*study\.rerun='\[c2\]'"):
+        two.read("result.json")
+    assert one.read("result.json") == {"schema_version": 1, "id": "c1"}
+
+
+def test_a_configuration_that_is_not_the_folders_is_refused(compose_config, tmp_path):
+    cell, other = (compose_config(f"seed={s}").cell for s in (0, 1))
+    record = Record(tmp_path / identity(cell))
+    content = {"schema_version": 1, "id": record.id, "semantics": SEMANTICS, "experiment": experiment(cell)}
+    record.write("config.yaml", content)
+    assert record.read("config.yaml") == content
+    record.write("config.yaml", content | {"experiment": experiment(other)})
+    with pytest.raises(ValueError, match=rf"config\.yaml: holds the configuration of cell {identity(other)}"):
+        record.read("config.yaml")
+    renamed = record.folder.rename(tmp_path / "backup")
+    with pytest.raises(ValueError, match=rf"belongs to cell {record.id}, and this is the folder of backup"):
+        Record(renamed).read("config.yaml")
+
+
+def test_every_experiments_configuration_is_its_identitys_after_a_round_trip(compose_config, tmp_path):
+    for words in (["augment=deit", "recipe=deit"], ["pretrain=fractaldb"], ["dataset=cifar10_book", "recipe=book"]):
+        cell = compose_config(*words, f"output_dir={tmp_path}").cell
+        record = Record(tmp_path / identity(cell))
+        record.write("config.yaml", {"id": record.id, "semantics": SEMANTICS, "experiment": experiment(cell)})
+        assert record.read("config.yaml")
+
+
+def test_a_study_lists_itself_under_its_own_name(tmp_path):
+    path = write_study(tmp_path, "one", {"cells": []})
+    shutil.copy(path, path.with_name("two.json"))
+    with pytest.raises(ValueError, match=r"two\.json: is the list of study 'one'"):
+        read_study(tmp_path, "two")
