@@ -10,11 +10,13 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.config import Config, ConfigError, parse
+from vitlab.cli.hints import hints_for_words
+from vitlab.cli.typos import mistakes_in_words
 from vitlab.study.plan import Request
 
 # A plain mapping: Hydra loads plugins in a way that dataclasses with postponed annotations do not survive.
@@ -45,7 +47,7 @@ class StudySweeper(BasicSweeper):
         except OverrideParseException as error:
             raise ConfigError(str(error)) from None
         product = self.split_arguments(swept, None)[0]
-        extra = [shlex.split(cell) for cell in self.config.study.cells] or [[]]
+        extra = [_words_of(cell, parser) for cell in self.config.study.cells] or [[]]
         combinations = [[*base, *cell] for base in product for cell in extra]
         composer = _Composer(self.hydra_context.config_loader, self.config, parser)
         requests = []
@@ -53,8 +55,9 @@ class StudySweeper(BasicSweeper):
             try:
                 requests.append(Request(tuple(overrides), composer.compose(overrides)))
             except ConfigError as error:
-                of = "" if len(combinations) == 1 else f" (in the cell {shlex.join(overrides)})"
-                raise ConfigError(f"{error}{of}") from None
+                raise ConfigError(f"{error}{_which(overrides, combinations)}") from None
+            except HydraException as error:
+                raise ConfigError(f"{_first_line(error)}{_which(overrides, combinations)}") from None
         return requests
 
     def carry_out(self, requests: list[Request]) -> int:
@@ -96,6 +99,35 @@ class StudySweeper(BasicSweeper):
                 except Exception as error:
                     view.say(f"{type(error).__name__}: {error}")
         return {cell.id: plan.record(cell).state() for cell in plan.todo} | outcomes
+
+
+def _words_of(cell: str, parser: OverridesParser) -> list[str]:
+    """The overrides in one entry of `study.cells`. Raises ConfigError for words that are none, or name nothing."""
+    try:
+        words = shlex.split(cell)
+        sweeps = [override.input_line for override in parser.parse_overrides(words) if override.is_sweep_override()]
+    except (ValueError, HydraException) as error:
+        raise ConfigError(
+            f"study.cells: {cell!r} is no list of overrides ({_first_line(error)}); an entry is text such as "
+            "'augment=mixup recipe.lr=0.001'"
+        ) from None
+    if sweeps:
+        raise ConfigError(f"study.cells: {sweeps[0]!r} is a sweep, and an entry is one cell; give an entry for each")
+    folders = [word for word in sys.argv[1:] if word.startswith(("--config", "-c", "hydra.searchpath="))]
+    if wrong := hints_for_words([*folders, *words]) or mistakes_in_words([*folders, *words]):
+        raise ConfigError(f"study.cells: {wrong[0]} (in {cell!r})")
+    return words
+
+
+def _which(overrides: list[str], combinations: list[list[str]]) -> str:
+    """The cell that a message is about, by the overrides that not all cells have; nothing where there is one."""
+    shared = set(combinations[0]).intersection(*combinations)
+    own = [override for override in overrides if override not in shared]
+    return f" (in the cell {shlex.join(own)})" if own else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _prove_here(plan: Any) -> None:

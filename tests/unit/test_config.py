@@ -93,6 +93,9 @@ def test_linear_learning_rate_rule():
         (["pretrain=checkpoint", "pretrain.path=/nowhere.pt"], ["pretrain.path", "/nowhere.pt"]),
         (["device=gpu"], ["device", "'gpu'", "cuda"]),
         (["seed=-1"], ["seed", "-1"]),
+        (["seed=99999999999999999999999"], ["seed", "99999999999999999999999", "9223372036854775807"]),
+        (["pretrain=fractaldb_small", "pretrain.seed=9223372036854775808"], ["pretrain.seed", "9223372036854775807"]),
+        (["dataset.version=1.10"], ["dataset.version", "1.1", "text"]),
         (["wandb.mode=sometimes"], ["wandb.mode", "offline"]),
         (["dataset.pack=/nowhere"], ["dataset.pack", "/nowhere"]),
     ],
@@ -104,6 +107,11 @@ def test_a_mistake_is_named(compose_config, overrides, words):
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_whole_number_is_text_where_text_is_wanted(compose_config):
+    assert compose_config("dataset.version=2").cell == compose_config("dataset.version='2'").cell
+    assert compose_config("study.name=2024").study.name == "2024"
 
 
 def test_a_missing_value_is_named():

@@ -104,7 +104,10 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    """`value` as the annotated type, without guessing: only int → float and list → tuple are converted."""
+    """`value` as the annotated type, without guessing: int → float, list → tuple, and a whole number → text.
+
+    A number with a fraction is not made text: `1.10` would arrive here as 1.1.
+    """
     if value == "???":
         raise ConfigError(f"{key}: a value is needed and none was given")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -139,6 +142,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return build(typing.cast(type, hint), value, key)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{key}: got {value!r} ({type(value).__name__}), expected {_describe(hint)}")
     if isinstance(value, float) and not math.isfinite(value):

@@ -18,6 +18,10 @@ class ConfigError(ValueError):
     """A mistake of the user's in the configuration; the message is complete without a traceback."""
 
 
+SEEDS = 2**63 - 1
+"""The largest seed: what every generator takes (torch's are signed)."""
+
+
 def _number(default: Any = dataclasses.MISSING, *, low: float | None = None, high: float | None = None) -> Any:
     return field(default=default, metadata={"low": low, "high": high})
 
@@ -57,7 +61,7 @@ class FractalConfig:
     fresh_masks: bool = False
     """Draw new 3x3 masks every epoch instead of one set for good."""
     search_seed: int = _number(1, low=0, high=2**32 - 1)
-    mask_seed: int = _number(0, low=0, high=2**63 - 1)
+    mask_seed: int = _number(0, low=0, high=SEEDS)
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ class PretrainConfig:
     weights: Literal["raw", "ema"] = "raw"
     keep_head: bool = False
     """Keep the old classifier where the shapes match (what the book's fine-tuning does)."""
-    seed: int = _number(0, low=0)
+    seed: int = _number(0, low=0, high=SEEDS)
     dataset: DatasetConfig | None = None
     augment: AugmentConfig | None = None
     recipe: RecipeConfig | None = None
@@ -201,7 +205,7 @@ class CellConfig:
     augment: AugmentConfig
     pretrain: PretrainConfig
     recipe: RecipeConfig
-    seed: int = _number(0, low=0)
+    seed: int = _number(0, low=0, high=SEEDS)
 
     @property
     def pretraining(self) -> CellConfig | None:
