@@ -14,9 +14,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab.config import Config, ConfigError, parse
 from vitlab.cli.hints import hints_for_words
 from vitlab.cli.typos import mistakes_in_words
+from vitlab.config import Config, ConfigError, parse
 from vitlab.study.plan import Request
 
 # A plain mapping: Hydra loads plugins in a way that dataclasses with postponed annotations do not survive.
