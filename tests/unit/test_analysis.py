@@ -57,14 +57,25 @@ def test_gaps_and_confounds_are_said(tmp_path):
     table = build_table(frame, SPEC)
     flags = " | ".join(table.flags)
     assert "erase/s3 failed (ValueError: no luck)" in flags and "deit: not run" in flags
-    assert "recipe.lr" in flags and "2 code versions" in flags and "seeds" in flags
+    assert "recipe.lr" in flags and "2 versions of the code" in flags and "seeds" in flags
     assert "| deit" in to_markdown(table) and "--" in to_markdown(table)
 
 
 def test_a_cell_resumed_on_other_code_is_said(tmp_path):
     frame = write_all(tmp_path, {"none": [90.0, 90.5], "mixup": [91.0, 91.5]}, earlier=[{"commit": "old"}])
     flags = build_table(frame, dataclasses.replace(SPEC, rows=("none", "mixup"))).flags
-    assert "none/s0 was resumed with another commit and device_name" in flags
+    mixed = "2 versions of the code (commit abc123456, commit old)"
+    assert f"none/s0 was resumed, and mixes {mixed}" in flags and f"the cells mix {mixed}" not in flags
+
+
+def test_packages_and_threads_that_differ_are_noted_under_the_table(tmp_path):
+    scores = {"none": [90.0], "mixup": [91.0]}
+    write_all(tmp_path, scores, packages={"timm": "1.0.20"}, code="a" * 16)
+    write_cell(tmp_path, "mixup", 0, 91.0, packages={"timm": "1.0.31"}, threads=4, code="a" * 16, commit="def")
+    table = build_table(collect(tmp_path, "s"), dataclasses.replace(SPEC, rows=tuple(scores)))
+    expected = ["versions of packages (timm 1.0.20 and 1.0.31)", "2 counts of CPU threads (1, 4)"]
+    assert [f.removeprefix("the cells mix ") for f in table.flags] == expected, "not the commits: the code is one"
+    assert "timm 1.0.20 and 1.0.31" in to_markdown(table)
 
 
 def test_two_names_of_one_cell_are_counted_once(tmp_path):

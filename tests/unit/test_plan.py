@@ -8,6 +8,7 @@ from planned import finish, with_study
 from vitlab.config import ConfigError
 from vitlab.study.identity import identity
 from vitlab.study.plan import build_plan, study_content, study_name
+from vitlab.study.provenance import device_kind, settings
 from vitlab.study.record import Record, write_study
 
 
@@ -83,5 +84,20 @@ def test_mixed_code_packages_and_devices_are_noted(requests_for, tmp_path):
     requests = requests_for(["seed=0"], ["seed=1"], ["seed=2"])
     finish(tmp_path, requests[0].config, commit="0123456789", packages={"torch": "1.0"}, device_name="A")
     finish(tmp_path, requests[1].config, commit="0123456789", packages={"torch": "1.0"}, device_name="B")
-    notes = " ".join(build_plan(requests, "s").notes)
-    assert "other code (012345678)" in notes and "torch 1.0 →" in notes and "A, B" in notes
+    (note,) = build_plan(requests, "s").notes
+    assert note.startswith("this study would mix 2 versions of the code (") and "commit 012345678" in note
+    assert "torch 1.0 and " in note and "3 kinds of device (A, B, " in note and "study.rerun=all trains" in note
+    (note,) = build_plan(requests, "s", trains_here=False).notes
+    assert "2 kinds of device (A, B)" in note
+    assert not build_plan(requests[:2], "s").notes, "nothing is about to be trained"
+    again = [dataclasses.replace(r, config=with_study(r.config, rerun="all")) for r in requests]
+    assert not build_plan(again, "s").notes
+
+
+def test_what_is_finished_with_what_is_here_is_not_noted(requests_for, tmp_path):
+    requests = requests_for(["seed=0"], ["seed=1"])
+    config = requests[0].config
+    finish(tmp_path, config, **settings(device_kind(config.device), 1, 1, False) | {"commit": "README changed"})
+    assert not build_plan(requests, "s").notes
+    threads = requests_for(["seed=0", "threads=2"], ["seed=1", "threads=2"])
+    assert "CPU threads (1, 2)" in " ".join(build_plan(threads, "s").notes)

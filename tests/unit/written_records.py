@@ -36,7 +36,7 @@ def make_cell(augment, seed, dataset="digits", pretrain="scratch", start=None, *
 
 def write_cell(
     folder, augment, seed, top1, state="finished", dataset="digits", mirror=False, commit="abc123456789", place=None,
-    pretrain="scratch", earlier=(), **recipe,
+    pretrain="scratch", earlier=(), packages=None, code=None, threads=1, **recipe,
 ):  # fmt: skip
     """A record as a run leaves it; with `mirror`, its offline W&B run too."""
     cell = make_cell(augment, seed, dataset, pretrain, **recipe)
@@ -44,13 +44,13 @@ def write_cell(
     labels = {"model": "vit_micro", "dataset": dataset, "augment": augment, "pretrain": pretrain, "recipe": "quick"}
     name = f"{augment}/s{seed}"
     record.write("config.yaml", {"schema_version": 1, "id": record.id, "name": name, "experiment": experiment(cell),
-                                 "labels": labels, "runtime": {"devices": 1}})  # fmt: skip
-    origin = {"commit": commit, "dirty": False, "device_name": "CPU"}
+                                 "labels": labels, "runtime": {"devices": 1, "threads": threads}})  # fmt: skip
+    origin = {"code": code, "commit": commit, "dirty": False, "device_name": "CPU", "packages": packages or {}}
     record.write("provenance.json", origin | {"earlier": list(earlier)})
     entry = {"id": record.id, "name": name, "part": "cell", "labels": labels, "aliases": [], "overrides": []}
     run = None
     if mirror:
-        about = {"id": record.id, "name": name, "study": "s", "labels": labels, "devices": 1, "mixed": "",
+        about = {"id": record.id, "name": name, "study": "s", "labels": labels, "devices": 1,
                  "part": "cell", "table": None, "place": place} | origin  # fmt: skip
         run = Mirror(WandbConfig(mode="offline"), identity=record.id, name=name, study="s", folder=record.folder,
                      config=experiment(cell) | {"vitlab": about})  # fmt: skip

@@ -17,8 +17,8 @@ def describe_difference(output_dir: Path, first: str, second: str) -> list[str]:
     for title, file, keys in (
         ("configuration", "config.yaml", ("experiment",)),
         ("run", "config.yaml", ("runtime",)),
-        ("code", "provenance.json", ("commit", "dirty")),
-        ("environment", "provenance.json", ("packages", "device_name", "host", "platform")),
+        ("code", "provenance.json", ("code", "commit", "dirty")),
+        ("environment", "provenance.json", ("packages", "device_name", "compiled", "host", "platform")),
         ("data", "provenance.json", ("data",)),
     ):
         old, new = ({k: (record.read(file) or {}).get(k) for k in keys} for record in (a, b))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,7 @@ from vitlab.analysis.conditions import COLUMN, Condition, varying
 from vitlab.analysis.prose import p_in_words
 from vitlab.analysis.statistics import unequal_spread
 from vitlab.analysis.table_model import Entry, Row, TableSpec
-
-_MIXTURES = (
-    ("commit", "code versions"),
-    ("device_name", "kinds of device"),
-    ("devices", "device counts"),
-)
+from vitlab.study.mixture import mixtures
 
 
 def row_notes(
@@ -87,16 +83,7 @@ def table_notes(frame: pd.DataFrame, rows: Sequence[Row], left_out: Sequence[str
     """
     finished = frame[frame["state"] == "finished"]
     flags = [f"in no row of this table, by their values: {'; '.join(left_out)}"] if left_out else []
-    for column, words in _MIXTURES:
-        if column in finished and finished[column].map(_shown).nunique() > 1:
-            kinds = sorted({_shown(v)[:40] for v in finished[column]})
-            flags.append(f"the cells mix {len(kinds)} {words}: {', '.join(kinds)}")
-    if "dirty" in finished and finished["dirty"].map(_shown).nunique() > 1:
-        flags.append("some cells were trained by changed, uncommitted code (code.patch in their folders), others not")
-    if "mixed" in finished:
-        for name, mixed in zip(finished["name"], finished["mixed"], strict=True):
-            if isinstance(mixed, str) and mixed:
-                flags.append(f"{name} was resumed with another {mixed}")
+    flags += _mixtures(finished)
     notes = [*flags]
     for dataset in rows[0].entries:
         p = unequal_spread([g for row in rows if not _copied(row, rows) for g in [_scores(row, dataset)]])
@@ -107,6 +94,18 @@ def table_notes(frame: pd.DataFrame, rows: Sequence[Row], left_out: Sequence[str
                 "intervals are too wide for the steadier rows and too narrow for the others"
             )
     return notes, flags
+
+
+def _mixtures(finished: pd.DataFrame) -> list[str]:
+    """What the last attempts at the cells differ in, and the cells whose own attempts differ."""
+    if "attempts" not in finished:
+        return []
+    attempts = [json.loads(text) if isinstance(text, str) else [] for text in finished["attempts"]]
+    lines = [f"the cells mix {phrase}" for phrase in mixtures(cell[-1] for cell in attempts if cell)]
+    for name, cell in zip(finished["name"], attempts, strict=True):
+        if within := mixtures(cell):
+            lines.append(f"{name} was resumed, and mixes {'; '.join(within)}")
+    return lines
 
 
 def _scores(row: Row, dataset: str) -> tuple[float, ...]:

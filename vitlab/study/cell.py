@@ -14,8 +14,9 @@ from typing import Any
 from vitlab.config import CellConfig, Config, ConfigError, experiment, plain
 from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
-from vitlab.study.provenance import code_patch, code_version, provenance
-from vitlab.study.record import SCHEMA_VERSION, Record, mixed, place
+from vitlab.study.mixture import attempts
+from vitlab.study.provenance import code_patch, settings, whereabouts
+from vitlab.study.record import SCHEMA_VERSION, Record, place
 
 Report = Callable[[dict[str, Any]], None]
 Outcome = str
@@ -101,13 +102,12 @@ def _record(
     record.remove("failure.json")
     record.remove_temporaries()
     _write_config(config, cell, record, name)
-    origin = provenance(device_name(config.device))
+    origin = settings(device_name(config.device), config.devices, config.threads)
     patch = code_patch()
-    about = {"id": record.id, "name": name, "study": study, "labels": dict(config.labels), "devices": config.devices}
+    about = {"id": record.id, "name": name, "study": study, "labels": dict(config.labels)}
     about |= {"part": config.study.part, "table": config.study.table}
     about["place"] = place(config.output_dir, study, record.id)
-    about |= {key: origin[key] for key in ("commit", "dirty", "device_name")}
-    about["mixed"] = mixed(_attempts(record, origin))
+    about |= origin
     shown = experiment(cell) | {"vitlab": about}
     mirror = Mirror(config.wandb, identity=record.id, name=name, study=study, folder=record.folder, config=shown)
     try:
@@ -120,8 +120,12 @@ def _record(
                 result = end.value
                 break
             if "start" in event:
-                record.keep_rows(event["start"]["epoch"])
-                record.write("provenance.json", _attempts(record, origin) | {"data": event["start"]["fingerprint"]})
+                started = event["start"]
+                record.keep_rows(started["epoch"])
+                origin |= {"compiled": not started["derived"]["not_compiled"], "from_step": started["step"]}
+                attempted = _attempts(record, origin | whereabouts()) | {"data": started["fingerprint"]}
+                record.write("provenance.json", attempted)
+                mirror.describe({"vitlab": about | origin | {"attempts": attempts(attempted)}})
                 if patch:
                     (record.folder / "code.patch").write_text(patch)
             elif "epoch" in event:
@@ -196,4 +200,4 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-__all__ = ["cell_of", "code_version", "run_cell", "start_of"]
+__all__ = ["cell_of", "run_cell", "start_of"]

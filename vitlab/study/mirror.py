@@ -40,6 +40,14 @@ class Mirror:
         except Exception as error:
             self._give_up(error)
 
+    def describe(self, config: dict[str, Any]) -> None:
+        """Set further keys of the run's configuration, or other values."""
+        if self._run is not None:
+            try:
+                self._run.config.update(config, allow_val_change=True)
+            except Exception as error:
+                self._give_up(error)
+
     def log(self, row: dict[str, Any]) -> None:
         if self._run is not None:
             try:

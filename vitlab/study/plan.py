@@ -12,7 +12,8 @@ from typing import Any
 from vitlab.config import GROUPS, CellConfig, Config, ConfigError, experiment
 from vitlab.data.order import epoch_length
 from vitlab.study.identity import differences, identity
-from vitlab.study.provenance import code_version, device_kind, package_versions
+from vitlab.study.mixture import attempts, mixtures
+from vitlab.study.provenance import device_kind, settings
 from vitlab.study.record import Record, State, read_study
 
 
@@ -221,28 +222,16 @@ def _drift(cells: Iterable[PlannedCell], study: str, output_dir: Path) -> list[s
 
 
 def _mixture(cells: Sequence[PlannedCell], output_dir: Path, trains_here: bool) -> list[str]:
-    """Whether finished and coming cells would mix code, packages or kinds of device."""
-    if not any(c.selected for c in cells):
+    """Whether finished and coming cells would mix code, packages, kinds of device, threads or compilation."""
+    coming = [cell.config for cell in cells if cell.selected]
+    kept = [cell for cell in cells if not cell.again and cell.state in ("finished", "interrupted")]
+    known = [a for cell in kept for a in attempts(Record(output_dir / cell.id).read("provenance.json"))]
+    if not coming or not known:
         return []
-    commits, packages, devices = set(), set(), set()
-    for cell in cells:
-        if cell.state == "finished" and not cell.selected:
-            origin = Record(output_dir / cell.id).read("provenance.json") or {}
-            commits.add((origin.get("commit"), origin.get("dirty")))
-            packages.add(tuple(sorted(origin.get("packages", {}).items())))
-            devices.add(origin.get("device_name"))
-    config = cells[0].config
-    if devices and trains_here:
-        devices.add(device_kind(config.device))
-    notes = []
-    now = code_version()
-    if others := commits - {(now["commit"], now["dirty"])}:
-        shown = ", ".join(sorted((c or "no commit")[:9] + ("+changes" if d else "") for c, d in others))
-        notes.append(f"finished cells are of other code ({shown}); study.rerun=all trains them anew with this one")
-    current = tuple(sorted(package_versions().items()))
-    for other in packages - {current}:
-        changed = [f"{k} {v} → {dict(current).get(k)}" for k, v in other if dict(current).get(k) != v]
-        notes.append(f"finished cells are of other packages: {', '.join(changed)}")
-    if len(devices) > 1:
-        notes.append(f"the study mixes kinds of device: {', '.join(sorted(map(str, devices)))}")
-    return notes
+    device = device_kind(coming[0].device) if trains_here else None
+    compiles = {config.cell.recipe.compile and not str(device).endswith("CPU") for config in coming}
+    here = [settings(device, coming[0].devices, coming[0].threads, compiled) for compiled in compiles]
+    mixed = mixtures([*known, *here])
+    if not mixed:
+        return []
+    return [f"this study would mix {'; '.join(mixed)}. study.rerun=all trains its cells again, with what is here"]

@@ -14,8 +14,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "wandb")
+PACKAGES = (
+    "torch", "torchvision", "timm", "numpy", "numba", "pillow", "simplejpeg", "scikit-learn", "hydra-core", "wandb",
+)  # fmt: skip
 _ROOT = Path(__file__).parents[2]
+_TRAINS = (
+    "vitlab/core",
+    "vitlab/config",
+    "vitlab/data",
+    "vitlab/models",
+    "vitlab/train",
+    "vitlab/study",
+    "hydra_plugins",
+)
+"""Where the code is that a training runs; the other rooms read its results (tests/unit/test_layers.py)."""
 
 
 @functools.cache
@@ -25,16 +37,22 @@ def code_version() -> dict[str, Any]:
     return {"commit": commit and commit.strip(), "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
 
 
+@functools.cache
 def code_patch() -> str:
     """What differs from the commit, as a patch; empty for a clean tree."""
     return _git("diff", "HEAD") or ""
 
 
+@functools.cache
 def code_fingerprint() -> str:
-    """A hash of the source files that a cell runs: equal while the code is, with or without git."""
+    """16 hex digits of the content of the source files that can change a number, with or without git.
+
+    It is computed once in a process, and by the fork server for its cells: code that is edited while a study runs is
+    not what its cells run.
+    """
     digest = hashlib.sha256()
-    for file in sorted((_ROOT / "vitlab").rglob("*.py")):
-        digest.update(f"{file.relative_to(_ROOT)}\0".encode() + file.read_bytes())
+    for file in sorted(file for folder in _TRAINS for file in (_ROOT / folder).rglob("*.py")):
+        digest.update(f"{file.relative_to(_ROOT).as_posix()}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -85,10 +103,17 @@ def _gpu_folders() -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def provenance(device_name: str) -> dict[str, Any]:
-    """All of it, as written to provenance.json. `device_name` is the kind of device that trains."""
+def settings(device_name: str | None, devices: int, threads: int, compiled: bool | None = None) -> dict[str, Any]:
+    """What this process trains with, as `mixture.mixtures` compares it; None: not known."""
     return {
-        **code_version(), "packages": package_versions(), "device_name": device_name, "host": socket.gethostname(),
-        "platform": platform.platform(), "cpus": os.cpu_count(), "command": sys.argv,
+        "code": code_fingerprint(), **code_version(), "packages": package_versions(), "device_name": device_name,
+        "devices": devices, "threads": threads, "compiled": compiled,
+    }  # fmt: skip
+
+
+def whereabouts() -> dict[str, Any]:
+    """The machine, the command and the time, for people."""
+    return {
+        "host": socket.gethostname(), "platform": platform.platform(), "cpus": os.cpu_count(), "command": sys.argv,
         "slurm_job": os.environ.get("SLURM_JOB_ID"), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }  # fmt: skip

@@ -242,9 +242,3 @@ def place(output_dir: str | Path, study: str, identity: str) -> int | None:
     content = read_study(Path(output_dir), study)
     ids = [entry["id"] for entry in content["cells"]] if content else []
     return ids.index(identity) if identity in ids else None
-
-
-def mixed(provenance: dict[str, Any]) -> str:
-    """In what the attempts at a resumed cell differ: `"commit"`, `"device_name"`, both, or nothing."""
-    attempts = [provenance, *provenance.get("earlier", [])]
-    return " and ".join(k for k in ("commit", "device_name") if len({str(a.get(k)) for a in attempts}) > 1)

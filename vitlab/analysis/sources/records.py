@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.study.record import Record, mixed, read_study, records
+from vitlab.study.mixture import attempts
+from vitlab.study.record import Record, read_study, records
 
 FIGURES = ("top1", "top5", "loss", "epoch")
 PARTS = ("last", "best", "ema.last", "ema.best")
@@ -25,8 +26,8 @@ def collect(output_dir: str | Path = "runs", study: str | None = None) -> pd.Dat
 
     Columns: id, name, state, seed, the flattened experiment (`augment.mixup`, `recipe.lr`, `pretrain.dataset.name`, …),
     `label.<group>`, `last.top1` … `ema.best.loss` (percent, nats), num_eval, num_parameters, device_hours, commit,
-    device_name, devices, mixed (in what the attempts at a resumed cell differ), failure. Figures of unfinished cells
-    are missing. Raises ValueError for a damaged record, or where no such study is known.
+    device_name, devices, attempts (JSON: the settings of each attempt, see `study.mixture`), failure. Figures of
+    unfinished cells are missing. Raises ValueError for a damaged record, or where no such study is known.
     """
     folder = Path(output_dir)
     if study is None:
@@ -60,12 +61,18 @@ def read_record(record: Record) -> dict[str, Any]:
     row |= {"name": config["name"], "devices": config["runtime"]["devices"]}
     origin = record.read("provenance.json") or {}
     row |= {"commit": origin.get("commit"), "dirty": origin.get("dirty"), "device_name": origin.get("device_name")}
-    row["mixed"] = mixed(origin)
+    started_with = {key: config["runtime"].get(key) for key in ("devices", "threads")}
+    row["attempts"] = json.dumps([with_defaults(attempt, started_with) for attempt in attempts(origin)])
     if result := record.read("result.json"):
         row |= result_columns(result)
     if failure := record.read("failure.json"):
         row["failure"] = f"{failure['type']}: {failure['message']}"
     return row
+
+
+def with_defaults(attempt: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """An attempt's settings, with `defaults` in place of those that it does not hold."""
+    return {**defaults, **{key: value for key, value in attempt.items() if value is not None}}
 
 
 def experiment_columns(experiment: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:

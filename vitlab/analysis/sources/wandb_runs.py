@@ -17,6 +17,7 @@ import pandas as pd
 from vitlab.analysis.sources.records import experiment_columns, frame, result_columns
 from vitlab.analysis.sources.wandb_files import merge_runs, offline_runs
 from vitlab.config import ConfigError
+from vitlab.study.mixture import attempts
 
 _TRIES = 4
 _STATES = {
@@ -77,7 +78,7 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
     row = {"id": about.get("id", run["id"]), "name": about["name"], "state": state, "table": about.get("table")}
     row |= experiment_columns({k: v for k, v in config.items() if not k.startswith("_")}, about["labels"])
     row |= {key: about[key] for key in ("devices", "commit", "dirty", "device_name")}
-    row["mixed"] = about.get("mixed", "")
+    row["attempts"] = json.dumps(about.get("attempts") or attempts(about))
     if state == "finished":
         row |= result_columns(_nest(summary) | {"id": row["id"]}) | {"hits": summary.get("hits")}
     if state == "failed" and "failure" in summary:

@@ -1,0 +1,81 @@
+"""In what results differ beyond their configuration: code, packages, devices, threads, compilation.
+
+The plan, the record of a resumed cell and the notes under a table all ask this module, so that they judge alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+SETTINGS = ("code", "commit", "dirty", "packages", "device_name", "devices", "threads", "compiled")
+"""Keys of an attempt, as provenance.json has them. A missing one, or None, was not recorded and is not judged."""
+_NO_NUMBERS = ("hydra-core", "wandb")
+"""Recorded packages that cannot change a number: the configuration they compose or log is part of the identity."""
+
+Attempt = Mapping[str, Any]
+
+
+def attempts(provenance: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The settings of every attempt that a cell's weights come from, the first one first; none without a record.
+
+    An attempt that began at step 0 owes nothing to those before it.
+    """
+    if provenance is None:
+        return []
+    parts = [*provenance.get("earlier", ()), provenance]
+    begun = max((i for i, part in enumerate(parts) if part.get("from_step") == 0), default=0)
+    return [{key: part.get(key) for key in SETTINGS} for part in parts[begun:]]
+
+
+def mixtures(found: Iterable[Attempt]) -> list[str]:
+    """What differs among attempts, one phrase for each kind; empty where they are alike.
+
+    Two attempts ran the same code where the content of its files is the same, whatever the commits. CPU threads count
+    on a CPU only, since nothing else depends on them.
+    """
+    found = list(found)
+    phrases = []
+    if len(codes := _codes(found)) > 1:
+        phrases.append(f"{len(codes)} versions of the code ({', '.join(codes)})")
+    if packages := _packages(found):
+        phrases.append(f"versions of packages ({', '.join(packages)})")
+    for key, noun in (("device_name", "kinds of device"), ("devices", "device counts")):
+        values = _distinct(a.get(key) for a in found)
+        if len(values) > 1:
+            phrases.append(f"{len(values)} {noun} ({', '.join(values)})")
+    threads = _distinct(a.get("threads") for a in found if str(a.get("device_name")).endswith("CPU"))
+    if len(threads) > 1:
+        phrases.append(f"{len(threads)} counts of CPU threads ({', '.join(threads)})")
+    if len(_distinct(a.get("compiled") for a in found)) > 1:
+        phrases.append("compiled and uncompiled models")
+    return phrases
+
+
+def _distinct(values: Iterable[Any]) -> list[str]:
+    return sorted({str(value) for value in values if value is not None})
+
+
+def _codes(found: Sequence[Attempt]) -> list[str]:
+    """The versions of the code, each as it is shown. Records of older vitlabs hold no fingerprint: there the commit
+    counts, and a clean commit that is also recorded with a fingerprint is that code."""
+    clean = {a["commit"]: a["code"] for a in found if a.get("code") and a.get("commit") and not a.get("dirty")}
+    shown: dict[str, set[str]] = {}
+    for attempt in found:
+        commit, dirty = attempt.get("commit"), bool(attempt.get("dirty"))
+        key = attempt.get("code") or (None if dirty else clean.get(commit))
+        if key is None and commit is None:
+            continue
+        about = f"commit {commit[:9]}{' with changes' if dirty else ''}" if commit else "no commit"
+        shown.setdefault(key or about, set()).add(about)
+    return sorted(f"{key[:8]}: {', '.join(sorted(about))}" if about != {key} else key for key, about in shown.items())
+
+
+def _packages(found: Sequence[Attempt]) -> list[str]:
+    versions: dict[str, set[str]] = {}
+    for attempt in found:
+        for package, version in (attempt.get("packages") or {}).items():
+            versions.setdefault(package, set()).add(version)
+    return [
+        f"{p} {' and '.join(sorted(v))}" for p, v in sorted(versions.items()) if len(v) > 1 and p not in _NO_NUMBERS
+    ]
