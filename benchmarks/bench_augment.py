@@ -30,8 +30,8 @@ from vitlab.config import AugmentConfig, choice
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.augment.operations import build_operations
-from vitlab.data.crop import random_resized_boxes
-from vitlab.data.decode import decode, resize_box
+from vitlab.data.crop import random_resized_boxes, resize_box
+from vitlab.data.decode import decode
 
 SIZE = 224
 FILL = (124, 116, 104)

@@ -26,8 +26,7 @@ from benchmarks.images import make_tree
 from benchmarks.measure import about, seconds_in_turns
 from vitlab.cli.pack_task import shrink
 from vitlab.core.random import Draws
-from vitlab.data.crop import random_resized_boxes
-from vitlab.data.decode import resize_box
+from vitlab.data.crop import random_resized_boxes, resize_box
 
 SIZE = 224
 Decoder = Callable[[bytes], np.ndarray]

@@ -68,3 +68,16 @@ def test_differences_name_keys():
 
 def test_a_changed_choice_changes_a_dataclass():
     assert choice("augment", "deit") == choice("augment", "deit_no_jitter") != choice("augment", "deit_no_mixup")
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    ([], "c5c01f5eb1bd"),
+    (["augment=deit"], "c95df0b2f435"),
+    (["dataset=imagenet1k", "pretrain=fractaldb"], "cae097369edc"),
+])  # fmt: skip
+def test_a_later_field_that_is_off_changes_no_identity(compose_config, words, expected):
+    """Pinned before dataset.grey16 and dataset.exif were there; a raised SEMANTICS brings other values."""
+    assert identity(compose_config(*words).cell) == expected
+    assert identity(compose_config(*words, "dataset.grey16=range", "dataset.exif=ignore").cell) == expected
+    for change in ("dataset.grey16=minmax", "dataset.exif=apply"):
+        assert identity(compose_config(*words, change).cell) != expected

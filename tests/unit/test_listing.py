@@ -7,8 +7,9 @@ import os
 import numpy as np
 import pytest
 
+from vitlab.config import ConfigError
 from vitlab.data.sources import listing
-from vitlab.data.sources.listing import list_tree
+from vitlab.data.sources.listing import find_images, glance, is_image, list_tree
 
 
 @pytest.fixture
@@ -82,3 +83,55 @@ def test_a_cache_that_cannot_be_written_is_done_without(tree, tmp_path, monkeypa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "file"))
     assert len(list_tree(tree, ["cat", "dog"]).files) == 5
+
+
+def test_what_is_left_out_is_counted_by_its_extension(tree, monkeypatch):
+    for name in ("a.HEIC", "b.heic", "c.npy", "noextension", "two.tar.gz", ".DS_Store"):
+        (tree / "cat" / name).write_bytes(b"x")
+    (tree / "dog" / "more").mkdir()
+    for name in ("cat", "dog"):
+        age(tree / name)
+    counted = {"": 1, "/": 1, ".gz": 1, ".heic": 2, ".npy": 1, ".txt": 2}
+    assert list_tree(tree, ["cat", "dog"]).left_out == counted
+    monkeypatch.setattr(listing, "_walk", no_walk)
+    assert list_tree(tree, ["cat", "dog"]).left_out == counted, "also from the cache"
+
+
+def test_avif_is_taken_where_pillow_reads_it(tree, monkeypatch):
+    (tree / "cat" / "x.AVIF").write_bytes(b"x")
+    (tree / "cat" / "y.jfif").write_bytes(b"x")
+    age(tree / "cat")
+    monkeypatch.setattr(listing, "reads_avif", lambda: True)
+    assert is_image("y.jfif") and list_tree(tree, ["cat"]).files == [
+        "cat/0.JPG",
+        "cat/1.JPG",
+        "cat/x.AVIF",
+        "cat/y.jfif",
+    ]
+    monkeypatch.setattr(listing, "reads_avif", lambda: False)
+    assert list_tree(tree, ["cat"]).files == ["cat/0.JPG", "cat/1.JPG", "cat/y.jfif"], "a walk of another Pillow's"
+    assert list_tree(tree, ["cat"]).left_out == {".avif": 1, ".txt": 1}
+
+
+def test_a_glance_at_a_large_tree_is_content_with_some_classes(tree, monkeypatch):
+    for i in range(50):
+        (tree / f"class{i:02}").mkdir()
+        (tree / f"class{i:02}" / "a.png").write_bytes(b"x")
+    classes = sorted(p.name for p in tree.iterdir())
+    monkeypatch.setattr(listing, "CACHE_FROM", 10**9)
+    assert glance(tree, classes)[1] == 52 and glance(tree, classes)[0].files == list_tree(tree, classes).files
+    monkeypatch.setattr(listing, "GLANCE", 10)
+    some, looked_at = glance(tree, classes)
+    assert looked_at < 12 and 10 <= len(some.files) < 15 and some.files[0] < "class10" < "class40" < some.files[-1]
+    monkeypatch.setattr(listing, "CACHE_FROM", 1)
+    for name in classes:
+        age(tree / name)
+    list_tree(tree, classes)
+    assert glance(tree, classes)[1] == 52, "the walk is in the cache"
+
+
+def test_pictures_by_file_folder_and_pattern(tree):
+    assert [f.name for f in find_images(str(tree / "cat"), "preview.images")] == ["0.JPG", "1.JPG"]
+    assert len(find_images(str(tree / "*" / "*.JPG"), "preview.images")) == 5
+    with pytest.raises(ConfigError, match=r"preview\.images: no image at 'nowhere/\*'"):
+        find_images("nowhere/*", "preview.images")

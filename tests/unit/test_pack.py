@@ -170,7 +170,7 @@ def test_a_pack_of_other_data_is_refused(tree, packed, compose_config):
         build_source(dataclasses.replace(dataset_of(tree), num_train=11), "train")
     with pytest.raises(ConfigError, match=r"planned with 0123"):
         build_source(dataclasses.replace(dataset_of(tree), pack_id="0123"), "train")
-    with pytest.raises(ConfigError, match=r"other images or at another size"):
+    with pytest.raises(ConfigError, match=r"other images, sizes or pixels"):
         packed("pack.shorter_side=28")
     (tree.parent / "pack" / "manifest.json").write_text("{")
     with pytest.raises(ConfigError, match=r"dataset\.pack: .*no manifest of a pack"):
@@ -192,7 +192,7 @@ def test_bad_images_are_named_or_left_out(tree, packed):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(BadImageError, match=r"a/1\.png.*dataset\.bad_images=skip"):
         packed()
-    assert "1 bad ones left out" in packed("dataset.bad_images=skip")[0]
+    assert "1 bad ones left out" in packed("dataset.bad_images=skip")[-2]
     source = build_source(dataset_of(tree), "train")
     with pytest.raises(BadImageError, match=r"a/1\.png"):
         source.image(1)
@@ -218,3 +218,32 @@ def test_the_packs_fingerprint_is_part_of_the_cell(tree, packed, compose_config)
     manifest = json.loads((tree.parent / "pack" / "manifest.json").read_text())
     config = compose_config("dataset=folder", f"dataset.pack={tree.parent / 'pack'}")
     assert config.cell.dataset.pack_id == manifest["fingerprint"]
+
+
+def test_a_pack_holds_the_pixels_that_the_data_set_asks_for(tree, packed):
+    """Upright photos and grey of 16 bits; a pack made otherwise is refused, in its reading and its making."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for file in (tree / "train" / "a").iterdir():
+        Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(file, exif=exif)
+    Image.fromarray(np.full((20, 30), 51 * 257, np.uint16)).save(tree / "train" / "a" / "0.png")
+    lines = packed("dataset.exif=apply")
+    assert "note: 4 of 14 images carry an EXIF rotation, which is applied" in lines
+    source = build_source(dataset_of(tree, exif="apply"), "train")
+    assert [source.image(i).shape for i in (0, 1)] == [(20, 30, 3), (30, 20, 3)]
+    assert source.image(0).min() == source.image(0).max() == 51
+    with pytest.raises(ConfigError, match=r"dataset\.exif: .* was packed with apply, not with ignore; give"):
+        build_source(dataset_of(tree), "train")
+    with pytest.raises(ConfigError, match=r"dataset\.grey16: .* was packed with range, not with minmax"):
+        build_source(dataset_of(tree, exif="apply", grey16="minmax"), "train")
+    with pytest.raises(ConfigError, match="other images, sizes or pixels"):
+        packed()
+
+
+def test_a_pack_of_plain_pixels_says_nothing_of_them(tree, packed):
+    """Its fingerprint, and so the identity of every cell trained from it, is that of packs made before."""
+    packed()
+    manifest = json.loads((tree.parent / "pack" / "manifest.json").read_text())
+    assert set(manifest) == {"format", "dataset", "shorter_side", "classes", "splits", "fingerprint"}
+    origin = json.loads((tree.parent / "pack" / "train-00000.json").read_text())["origin"]
+    assert origin.endswith(" at 32")

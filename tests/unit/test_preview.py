@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vitlab.cli.preview_task import load_pictures, run_preview, see
-from vitlab.config import AugmentConfig, ConfigError, choice
+from vitlab.cli.preview_task import load_pictures, read_pictures, run_preview, see
+from vitlab.config import AugmentConfig, ConfigError, DatasetConfig, choice
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment
 
@@ -82,3 +82,24 @@ def test_a_mistake_is_named(compose_config, tmp_path, words, message):
     words = [w if w != "preview.sizes=2" else "+preview.sizes=2" for w in words]
     with pytest.raises(ConfigError, match=message):
         run_preview(compose_config("task=preview", *words, f"output_dir={tmp_path}"))
+
+
+def test_given_files_are_shown_upright(compose_config, tmp_path):
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 40:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(wide).save(tmp_path / "a_photo_with_a_long_name.png", exif=exif)
+    Image.fromarray(wide).save(tmp_path / "b.png")
+    names, pictures = read_pictures(str(tmp_path / "*.png"), DatasetConfig("x", "folder"))
+    assert names == ["a_photo_with_a_lo…", "b"] and [p.shape for p in pictures] == [(60, 20, 3), (20, 60, 3)]
+    run_preview(compose_config(*SMALL, f"preview.images={tmp_path}/b.png", f"preview.file={tmp_path}/out/sheet.png"))
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert sheet.size == (132 + 4 * 36, 20 + 36)
+    for words, message in (
+        (["augment=mixup", f"preview.images={tmp_path}/b.png"], "preview.images: got 1; mixing pairs"),
+        ([f"preview.images={tmp_path}/none.png"], "preview.images: no image at"),
+        (["preview.images=[]"], "preview.images: the list is empty"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_preview(compose_config(*SMALL, *words, f"output_dir={tmp_path}/runs"))

@@ -15,6 +15,7 @@ from vitlab.core.files import save_arrays
 from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader
 from vitlab.data.sources.registry import build_source
+from vitlab.data.sources.survey import describe
 from vitlab.models.last_block import shorten_last_block
 from vitlab.models.restore import Restored, restore, short_name
 from vitlab.train.distributed import joined, other_ranks, pick_device, world_from_environment
@@ -57,6 +58,7 @@ def _evaluate_all(config: Config) -> list[str]:
                 written = _write(config, restored, evaluation)
                 lines += [
                     *restored.describe(),
+                    *describe(restored.dataset),
                     f"{restored.dataset.name}: top-1 {evaluation.top1:.3f} %, top-5 {evaluation.top5:.3f} %, "
                     f"loss {evaluation.loss:.6f}, n {len(evaluation.label)} ({config.weights} weights; {written})",
                 ]

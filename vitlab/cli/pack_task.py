@@ -17,10 +17,12 @@ import numpy as np
 import torch
 
 from vitlab.config import Config, ConfigError, DatasetConfig, build
-from vitlab.data.decode import BadImageError, resize_box
+from vitlab.data.crop import resize_box
+from vitlab.data.decode import BadImageError
 from vitlab.data.sources.class_list import resolve_class_list
-from vitlab.data.sources.pack import FORMAT, SHARD, shard_file
+from vitlab.data.sources.pack import FORMAT, SHARD, pixel_choices, shard_file
 from vitlab.data.sources.registry import Source, load_split
+from vitlab.data.sources.survey import describe
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class _Job:
     number: int
     shorter_side: int
     skip_bad: bool
+    pixels: Mapping[str, str]
+    """What `pixel_choices` says of the data set."""
 
 
 def run_pack(config: Config) -> list[str]:
@@ -60,6 +64,7 @@ def run_pack(config: Config) -> list[str]:
     if dataset.kind == "fractal":
         raise ConfigError(f"dataset: {dataset.name} is rendered as it is asked for, and needs no pack")
     folder = Path(options.path)
+    about_files = describe(dataset)  # before anything is written: it may refuse them
     splits = {split: load_split(dataset, split) for split in ("train", "eval") if split == "train" or dataset.num_eval}
     shards = write_pack(splits, dataset, folder, options, config.workers)
     size = sum(shard["bytes"] for parts in shards.values() for shard in parts)
@@ -67,6 +72,7 @@ def run_pack(config: Config) -> list[str]:
     bad = sum(shard["bad"] for parts in shards.values() for shard in parts)
     left_out = f", {bad} bad ones left out" * bool(bad)
     return [
+        *about_files,
         f"pack of {dataset.name}: {counts} images, {size / 1e9:.2f} GB in {folder}{left_out}",
         f"train from it: python run.py dataset={config.labels.get('dataset', dataset.name)} dataset.pack={folder}",
     ]
@@ -82,12 +88,13 @@ def write_pack(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "manifest.json").unlink(missing_ok=True)
-        skip = dataset.bad_images == "skip"
+        pixels, skip = pixel_choices(dataset), dataset.bad_images == "skip"
         shards = {
-            split: _write_split(source, folder, split, options, workers, skip) for split, source in splits.items()
+            split: _write_split(source, folder, split, options, workers, skip, pixels)
+            for split, source in splits.items()
         }
         about: dict[str, Any] = {"format": FORMAT, "dataset": dataset.name, "shorter_side": options.shorter_side}
-        about |= {"classes": splits["train"].classes, "splits": shards}
+        about |= {"classes": splits["train"].classes, "splits": shards} | ({"pixels": pixels} if pixels else {})
         about["fingerprint"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         _write_text(folder / "manifest.json", json.dumps(about, indent=1))
         return shards
@@ -100,12 +107,12 @@ def write_pack(
 
 
 def _write_split(
-    source: Source, folder: Path, split: str, options: PackConfig, workers: int, skip: bool
+    source: Source, folder: Path, split: str, options: PackConfig, workers: int, skip: bool, pixels: dict[str, str]
 ) -> list[dict[str, Any]]:
     """All shards of a split, and its index; returns what the manifest says of each shard."""
     jobs = (
         _Job(source.select(np.arange(at, min(at + SHARD, len(source)))), folder, split, at // SHARD,
-             options.shorter_side, skip)
+             options.shorter_side, skip, pixels)
         for at in range(0, len(source), SHARD)
     )  # fmt: skip
     if workers > 1 and len(source) > SHARD:
@@ -134,11 +141,11 @@ def _write_shard(job: _Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     file = shard_file(job.folder, job.split, job.number)
     beside = file.with_suffix(".json")
-    origin = f"{job.source.fingerprint()} at {job.shorter_side}"
+    origin = " ".join([f"{job.source.fingerprint()} at {job.shorter_side}", *job.pixels.values()])
     if beside.is_file():
         known = json.loads(beside.read_text())
         if known["origin"] != origin:
-            raise ConfigError(f"pack.path: {beside} was packed from other images or at another size; give a new folder")
+            raise ConfigError(f"pack.path: {beside} holds other images, sizes or pixels; give a new folder")
         if file.is_file() and _digest(file) == known["sha256"]:
             return _summary(file, known)
     sizes, bad, digest = [], {}, hashlib.sha256()

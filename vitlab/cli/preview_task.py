@@ -15,9 +15,11 @@ from torch import Tensor
 from vitlab.config import AugmentConfig, Config, ConfigError, DatasetConfig, build, choice
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
-from vitlab.data.decode import resize_and_centre, resize_box
+from vitlab.data.crop import resize_and_centre, resize_box
+from vitlab.data.decode import BadImageError, decode, reading_of
 from vitlab.data.loader import Cropping
 from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.listing import find_images
 from vitlab.data.sources.registry import build_source
 
 _GAP, _LABEL, _HEADER = 4, 132, 20
@@ -33,6 +35,8 @@ class PreviewConfig:
     columns: int = dataclasses.field(default=6, metadata={"low": 2, "high": 40})
     pictures: int = dataclasses.field(default=4, metadata={"low": 0, "high": 100})
     """Images of the data set, besides two photographs."""
+    images: str | tuple[str, ...] | None = None
+    """Files, folders and patterns such as 'photos/*.jpg', in place of the photographs and the data set's images."""
     conditions: tuple[str, ...] | None = None
     """Choices of augment=, one row each, in place of the one condition that augment= names."""
     file: str | None = None
@@ -47,7 +51,10 @@ def run_preview(config: Config) -> list[str]:
     """
     options: PreviewConfig = build(PreviewConfig, config.options, "preview")
     dataset = resolve_class_list(config.cell.dataset, config.output_dir)
-    names, pictures = load_pictures(dataset, options.pictures)
+    if options.images is None:
+        names, pictures = load_pictures(dataset, options.pictures)
+    else:
+        names, pictures = read_pictures(options.images, dataset)
     if options.conditions:
         if options.columns % 2:
             raise ConfigError(f"preview.columns: got {options.columns}; mixing pairs neighbours, so it must be even")
@@ -55,8 +62,10 @@ def run_preview(config: Config) -> list[str]:
         sheet = draw_conditions(conditions, dataset, pictures, options, config.cell.seed)
         stem = "conditions"
     else:
-        if len(pictures) % 2:
+        if len(pictures) % 2 and options.images is None:
             raise ConfigError(f"preview.pictures: got {options.pictures}; mixing pairs pictures, so it must be even")
+        if len(pictures) % 2 and config.cell.augment.mixes:
+            raise ConfigError(f"preview.images: got {len(pictures)}; mixing pairs pictures, so it must be even")
         sheet = draw_condition(config.cell.augment, dataset, names, pictures, options, config.cell.seed)
         stem = config.labels.get("augment", "augment")
     file = Path(options.file or Path(config.output_dir) / "preview" / f"{stem}.png")
@@ -80,6 +89,21 @@ def load_pictures(dataset: DatasetConfig, count: int) -> tuple[list[str], list[n
     chosen = [int(rows[i // len(classes) % len(rows)]) for i, rows in enumerate(places)]
     names = [source.classes[source.labels[i]] for i in chosen]
     return ["temple", "flower", *names], [*photographs, *(source.image(i) for i in chosen)]
+
+
+def read_pictures(wanted: str | Sequence[str], dataset: DatasetConfig) -> tuple[list[str], list[np.ndarray]]:
+    """Names and pixels (H, W, 3) of the files that `preview.images` names, upright whatever the data set does."""
+    reading = dataclasses.replace(reading_of(dataset), upright=True)
+    files = [
+        f for name in ([wanted] if isinstance(wanted, str) else wanted) for f in find_images(name, "preview.images")
+    ]
+    if not files:
+        raise ConfigError("preview.images: the list is empty")
+    names = [file.stem if len(file.stem) <= 18 else f"{file.stem[:17]}…" for file in files]
+    try:
+        return names, [decode(file, reading) for file in files]
+    except BadImageError as error:
+        raise ConfigError(f"preview.images: {error}") from error
 
 
 def see(

@@ -13,6 +13,7 @@ from vitlab.cli.execute import Prove, RunCells, execute, summarise
 from vitlab.cli.tasks import TASKS, load_task
 from vitlab.config import CellConfig, Config, ConfigError, DatasetConfig, check_cell
 from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.survey import describe
 from vitlab.study.identity import identity
 from vitlab.study.plan import Request, build_plan, name_cells, study_content, study_name
 from vitlab.study.progress import View
@@ -31,6 +32,9 @@ def run_study(requests: Sequence[Request], run: RunCells, prove: Prove | None = 
     name = study_name(requests[0].config, requests)
     if "RANK" in os.environ and "SLURM_JOB_ID" not in os.environ:
         return _run_rank(requests, name)
+    for dataset in dict.fromkeys(d for r in requests for d in (r.config.cell.dataset, r.config.cell.pretrain.dataset)):
+        for line in describe(dataset) if dataset else ():
+            print(line)
     for line in _try_starts([request.config.cell for request in requests]):
         print(line)
     return execute(build_plan(requests, name, trains_here=prove is not None), requests[0].config, run, prove)

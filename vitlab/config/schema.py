@@ -31,6 +31,12 @@ def _speed(default: Any, *, low: float | None = None) -> Any:
     return field(default=default, metadata={"low": low, "identity": False})
 
 
+def _later(default: Any) -> Any:
+    """A field that came after cells had been trained: it is part of an identity only where it is not `default`, which
+    means what was done before there was a choice, and must never change."""
+    return field(default=default, metadata={"neutral": default})
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A Vision Transformer: timm's architecture `name`, with the sizes given here in place of timm's own."""
@@ -101,6 +107,10 @@ class DatasetConfig:
     train_per_class: int | None = _number(None, low=1)
     """Use only so many training images of each class (the same ones for every seed)."""
     bad_images: Literal["error", "skip"] = "error"
+    grey16: Literal["range", "minmax"] = _later("range")
+    """Grey files of more than 8 bits: scaled by the range of their format, or each by its own extremes."""
+    exif: Literal["ignore", "apply"] = _later("ignore")
+    """Whether a photo is turned upright as its EXIF orientation says."""
     fractal: FractalConfig | None = None
 
     @property
@@ -301,5 +311,6 @@ def experiment(value: Any) -> Any:
     """`plain`, without the fields that cannot change a result: what an identity is the hash of."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kept = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
+        kept = [f for f in kept if "neutral" not in f.metadata or getattr(value, f.name) != f.metadata["neutral"]]
         return {f.name: experiment(getattr(value, f.name)) for f in kept}
     return plain(value)

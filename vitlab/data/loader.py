@@ -13,8 +13,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitlab.config import AugmentConfig, DatasetConfig, RecipeConfig
 from vitlab.core.random import Draws
-from vitlab.data.crop import central_square_boxes, padded_boxes, random_resized_boxes, resize_crops, whole_boxes
-from vitlab.data.decode import BadImageError, resize_and_centre, resize_box
+from vitlab.data.crop import (
+    central_square_boxes,
+    padded_boxes,
+    random_resized_boxes,
+    resize_and_centre,
+    resize_box,
+    resize_crops,
+    whole_boxes,
+)
+from vitlab.data.decode import BadImageError
 from vitlab.data.order import epoch_length, epoch_order
 from vitlab.data.sources.arrays import ArraySource
 from vitlab.data.sources.registry import Source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from vitlab.config import AugmentConfig, ConfigError, DatasetConfig
 from vitlab.data.augment import Augment
-from vitlab.data.decode import BadImageError, decode, resize_and_centre
+from vitlab.data.crop import resize_and_centre
+from vitlab.data.decode import BadImageError, decode, reading_of
 from vitlab.data.sources.class_list import resolve_class_list
-from vitlab.data.sources.listing import is_image
+from vitlab.data.sources.listing import find_images
 from vitlab.data.sources.registry import Source, build_source
 
 _OF_EVALUATION = re.compile(r"eval(?::(\d+)(?:-(\d+))?)?")
@@ -47,7 +48,7 @@ def load_pictures(
             rows = _rows(match, source)
             pictures += [_picture_of(source, row, dataset, image_size) for row in rows]
         else:
-            pictures += [_read(file, dataset, image_size) for file in _files(name)]
+            pictures += [_read(file, dataset, image_size) for file in find_images(name, "explain.images")]
     if not pictures:
         raise ConfigError("explain.images: the list is empty")
     names = [p.name for p in pictures]
@@ -105,23 +106,11 @@ def _picture_of(source: Source, row: int, dataset: DatasetConfig, image_size: in
     return Picture(f"eval-{row}", pixels, label)
 
 
-def _files(name: str) -> list[Path]:
-    """The files that a path, folder or pattern means, in order of name."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = sorted(f for f in path.iterdir() if is_image(f.name))
-    else:
-        found = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
-    if not found:
-        raise ConfigError(f"explain.images: no image at {name!r}")
-    return found
-
-
 def _read(file: Path, dataset: DatasetConfig, image_size: int) -> Picture:
+    """A file that the user names, upright whatever the data set does: it is for people to look at."""
+    reading = dataclasses.replace(reading_of(dataset), upright=True)
     try:
-        return Picture(file.stem, _cropped(decode(file), dataset, image_size))
+        return Picture(file.stem, _cropped(decode(file, reading), dataset, image_size))
     except BadImageError as error:
         raise ConfigError(f"explain.images: {error}") from error
 

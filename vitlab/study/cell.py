@@ -8,10 +8,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vitlab.config import CellConfig, Config, ConfigError, experiment, plain
+from vitlab.data.sources.survey import survey
 from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
 from vitlab.study.mixture import attempts
@@ -123,7 +125,9 @@ def _record(
                 started = event["start"]
                 record.keep_rows(started["epoch"])
                 origin |= {"compiled": not started["derived"]["not_compiled"], "from_step": started["step"]}
-                attempted = _attempts(record, origin | whereabouts()) | {"data": started["fingerprint"]}
+                files = {split: asdict(found) for split, found in survey(cell.dataset).items()}
+                about_data = {"data": started["fingerprint"], "files": files}
+                attempted = _attempts(record, origin | whereabouts()) | about_data
                 record.write("provenance.json", attempted)
                 mirror.describe({"vitlab": about | origin | {"attempts": attempts(attempted)}})
                 if patch:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
-from vitlab.data.decode import decode
+from vitlab.data.decode import AS_STORED, Reading, decode, reading_of
 from vitlab.data.sources.listing import EXTENSIONS, is_image, list_tree
 
 KNOWN_NAMES = {"imagenet1k": "ImageNet", "fractaldb1k": "FractalDB-1k"}
@@ -20,24 +20,27 @@ class FileSource:
     """Labelled image files; `files` are relative to `root`, `labels` and `sizes` in bytes are (N,) int64."""
 
     def __init__(
-        self, root: Path, files: list[str], labels: np.ndarray, sizes: np.ndarray, classes: tuple[str, ...]
-    ) -> None:
+        self, root: Path, files: list[str], labels: np.ndarray, sizes: np.ndarray, classes: tuple[str, ...],
+        reading: Reading = AS_STORED,
+    ) -> None:  # fmt: skip
         self.root, self.files, self.labels, self.sizes, self.classes = root, files, labels, sizes, classes
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self.files)
 
     def image(self, index: int) -> np.ndarray:
-        return decode(self.root / self.files[index])
+        return decode(self.root / self.files[index], self.reading)
 
     def select(self, rows: np.ndarray) -> FileSource:
-        return FileSource(self.root, [self.files[i] for i in rows], self.labels[rows], self.sizes[rows], self.classes)
+        files = [self.files[i] for i in rows]
+        return FileSource(self.root, files, self.labels[rows], self.sizes[rows], self.classes, self.reading)
 
     def fingerprint(self) -> str:
         """Digest of the files' relative names and sizes; their contents are not read."""
         digest = hashlib.sha256()
         for file, size in zip(self.files, self.sizes.tolist(), strict=True):
-            digest.update(f"{file}\0{size}\0".encode())
+            digest.update(f"{file}\0{size}\0".encode(errors="surrogateescape"))  # any bytes make a name
         return digest.hexdigest()[:16]
 
 
@@ -74,7 +77,7 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
             f"say dataset.num_{'train' if split == 'train' else 'eval'}={len(files)} (another data set, another cell)"
         )
     place = np.array([train.index(name) for name in names], dtype=np.int64)  # val/ may lack classes
-    return FileSource(root, files, place[listing.labels], listing.sizes, tuple(train))
+    return FileSource(root, files, place[listing.labels], listing.sizes, tuple(train), reading_of(dataset))
 
 
 def find_root(dataset: DatasetConfig, *, evaluating: bool = False) -> Path:

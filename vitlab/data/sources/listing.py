@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import glob
 import hashlib
 import os
 import time
 import zipfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from vitlab.config import ConfigError
 from vitlab.core.files import default_cache_dir, save_arrays
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+"""Of files that are taken for images; .avif too where this Pillow reads it."""
 CACHE_FROM = 10_000
 """Images from which on a walk is worth remembering (a million of them on a network's disk take minutes)."""
+GLANCE = 20_000
+"""Images from which on a first look at a tree that has not been walked yet is content with some of its classes."""
 _SETTLED = 2.0
 """Seconds after which a folder's modification time is taken to tell every change."""
 
 
 class Listing(NamedTuple):
     """The images of a tree: `files` relative to it (CLASS/NAME, sorted by class, then name), `labels` and `sizes` (N,)
-    int64: a file's class and its bytes."""
+    int64: a file's class and its bytes. `left_out` counts what else the class folders hold, by extension, "" for files
+    without one and "/" for folders; hidden files are not counted."""
 
     files: list[str]
     labels: np.ndarray
     sizes: np.ndarray
+    left_out: dict[str, int]
 
 
 def list_tree(folder: Path, classes: list[str]) -> Listing:
@@ -38,43 +47,122 @@ def list_tree(folder: Path, classes: list[str]) -> Listing:
     keeps its old size there; its folder touched, the tree is walked again.
     """
     folder = folder.resolve()
-    times = np.array([(folder / name).stat().st_mtime_ns for name in classes], dtype=np.int64)
-    file = default_cache_dir() / "listings" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.npz"
+    times = _times(folder, classes)
+    file = _cache_of(folder)
     if known := _read(file, classes, times):
         return known
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda name: _walk(folder / name), classes))
-    counts = [len(images) for images in found]
-    listing = Listing(
-        [f"{name}/{image}" for name, images in zip(classes, found, strict=True) for image, _ in images],
-        np.repeat(np.arange(len(classes)), counts),
-        np.array([size for images in found for _, size in images], dtype=np.int64),
-    )
+    listing = _merged(classes, found)
     if len(listing.files) >= CACHE_FROM and times.max() < (time.time() - _SETTLED) * 1e9:
         with contextlib.suppress(OSError):  # without a cache the walk is merely made again
             file.parent.mkdir(parents=True, exist_ok=True)
             save_arrays(
-                file, files=_joined(listing.files), classes=_joined(classes), times=times, labels=listing.labels,
-                sizes=listing.sizes,
+                file, files=_joined(listing.files), classes=_joined(classes), times=times, taken=_taken(),
+                labels=listing.labels, sizes=listing.sizes,
+                left_out=_joined([f"{extension} {n}" for extension, n in listing.left_out.items()]),
             )  # fmt: skip
     return listing
 
 
-def _walk(folder: Path) -> list[tuple[str, int]]:
+def glance(folder: Path, classes: list[str]) -> tuple[Listing, int]:
+    """What is quickly known of a tree, and of how many of its classes: all where the walk is in the cache or short,
+    else classes spread over the whole, until `GLANCE` images have been seen."""
+    folder = folder.resolve()
+    if known := _read(_cache_of(folder), classes, _times(folder, classes)):
+        return known, len(classes)
+    spread = sorted(range(len(classes)), key=lambda i: i * 0.6180339887 % 1)  # any first few are far apart
+    found: dict[str, _Walked] = {}
+    seen = 0
+    for i in spread:
+        found[classes[i]] = _walk(folder / classes[i])
+        seen += len(found[classes[i]][0])
+        if seen >= GLANCE:
+            break
+    names = sorted(found)
+    return _merged(names, [found[name] for name in names]), len(names)
+
+
+_Walked = tuple[list[tuple[str, int]], Counter[str]]
+"""A class folder's images with their bytes, and what else is in it."""
+
+
+def _walk(folder: Path) -> _Walked:
+    images, left_out = [], Counter[str]()
     with os.scandir(folder) as entries:
-        return sorted((e.name, e.stat().st_size) for e in entries if is_image(e.name))
+        for entry in entries:
+            if is_image(entry.name):
+                images.append((entry.name, entry.stat().st_size))
+            elif not entry.name.startswith("."):
+                left_out["/" if entry.is_dir() else Path(entry.name).suffix.lower()] += 1
+    return sorted(images), left_out
+
+
+def _merged(classes: list[str], found: list[_Walked]) -> Listing:
+    return Listing(
+        [f"{name}/{image}" for name, (images, _) in zip(classes, found, strict=True) for image, _ in images],
+        np.repeat(np.arange(len(classes)), [len(images) for images, _ in found]),
+        np.array([size for images, _ in found for _, size in images], dtype=np.int64),
+        dict(sorted(sum((left_out for _, left_out in found), Counter[str]()).items())),
+    )
 
 
 def is_image(name: str) -> bool:
     """Whether a file of that name is taken for an image."""
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    lower = name.lower()
+    taken = lower.endswith(EXTENSIONS) or (lower.endswith(".avif") and reads_avif())
+    return taken and not name.startswith(".")
+
+
+@functools.cache
+def reads_avif() -> bool:
+    """Whether this Pillow was built with AVIF (its wheels are, from 11.3 on)."""
+    from PIL import Image
+
+    Image.init()
+    return Image.registered_extensions().get(".avif") in Image.OPEN
+
+
+def _taken() -> np.ndarray:
+    """What decides which files are taken: another answer makes a cached walk worthless."""
+    return _joined([*EXTENSIONS, ".avif" if reads_avif() else ""])
+
+
+def _times(folder: Path, classes: list[str]) -> np.ndarray:
+    return np.array([(folder / name).stat().st_mtime_ns for name in classes], dtype=np.int64)
+
+
+def _cache_of(folder: Path) -> Path:
+    name = hashlib.sha256(str(folder).encode(errors="surrogateescape")).hexdigest()[:16]
+    return default_cache_dir() / "listings" / f"{name}.npz"
+
+
+def find_images(name: str, key: str) -> list[Path]:
+    """The files that a path, a folder or a pattern means, in order of name; `key` is where the user gave it.
+
+    Raises ConfigError where there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(f for f in path.iterdir() if is_image(f.name))
+    else:
+        found = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
+    if not found:
+        raise ConfigError(f"{key}: no image at {name!r}")
+    return found
 
 
 def _read(file: Path, classes: list[str], times: np.ndarray) -> Listing | None:
     try:
         with open(file, "rb") as stream, np.load(stream) as content:
-            same = np.array_equal(content["classes"], _joined(classes)) and np.array_equal(content["times"], times)
-            return Listing(_parted(content["files"]), content["labels"], content["sizes"]) if same else None
+            asked = {"classes": _joined(classes), "times": times, "taken": _taken()}
+            if not all(np.array_equal(content[key], value) for key, value in asked.items()):
+                return None
+            left_out = [text.rpartition(" ") for text in _parted(content["left_out"]) if text]
+            counts = {extension: int(number) for extension, _, number in left_out}
+            return Listing(_parted(content["files"]), content["labels"], content["sizes"], counts)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None  # absent or damaged: the tree itself tells
 

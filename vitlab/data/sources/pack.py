@@ -21,6 +21,8 @@ SHARD = 1024
 """Images of one file."""
 FORMAT = 1
 AGAIN = "make it anew, or complete it, with task=pack"
+AS_EVER = {"grey16": "range", "exif": "ignore"}
+"""The keys of a data set that decide which pixels a file holds, as they are for a pack that says nothing of them."""
 
 
 class PackSource:
@@ -47,7 +49,7 @@ class PackSource:
         height, width = (int(v) for v in self.sizes[row])
         shard = row // SHARD
         if not height:
-            from vitlab.data.decode import BadImageError  # torch comes with it; plans read manifests without
+            from vitlab.data.decode import BadImageError  # plans read manifests without Pillow
 
             reason = json.loads(shard_file(self.folder, self.split, shard, ".json").read_text())["bad"]
             raise BadImageError(f"{reason.get(str(row % SHARD), row)} (when {self.folder} was packed)")
@@ -84,6 +86,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
+def pixel_choices(dataset: DatasetConfig) -> dict[str, str]:
+    """What a manifest says of the keys in `AS_EVER`: those that differ."""
+    return {key: getattr(dataset, key) for key, value in AS_EVER.items() if getattr(dataset, key) != value}
+
+
 def load_pack(dataset: DatasetConfig, split: str) -> PackSource:
     """One split of the pack at `dataset.pack`.
 
@@ -100,6 +107,12 @@ def load_pack(dataset: DatasetConfig, split: str) -> PackSource:
             f"dataset.pack: {folder} has fingerprint {manifest['fingerprint']}, this cell was planned with "
             f"{dataset.pack_id}; another pack is another cell"
         )
+    for key, held in (AS_EVER | manifest.get("pixels", {})).items():
+        if (asked := getattr(dataset, key)) != held:
+            raise ConfigError(
+                f"dataset.{key}: {folder} was packed with {held}, not with {asked}; give dataset.{key}={held}, or make "
+                f"another pack with task=pack dataset.{key}={asked}"
+            )
     if split not in manifest["splits"]:
         raise ConfigError(f"dataset.pack: {folder} has no {split} split; set images aside with dataset.val_fraction")
     try:

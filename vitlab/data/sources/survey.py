@@ -1,0 +1,180 @@
+"""What a tree of image files holds beside plain pictures: files that are left out, EXIF rotations, deep grey.
+
+Of each split the headers of at most `SAMPLE` files are read, once: the answer is kept in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import struct
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitlab.config import ConfigError, DatasetConfig
+from vitlab.core.files import default_cache_dir
+from vitlab.data.sources.folder import class_folders, find_root, train_folder
+from vitlab.data.sources.listing import glance
+
+SAMPLE = 500
+"""Files of a split whose headers are read, evenly spaced in the order of the listing."""
+EIGHT_BITS = "8 bits"
+OUTSIDE = "../"
+RANGED = ("12-bit grey", "16-bit grey")
+"""The kinds of deep grey whose white is known from their format."""
+_VERSION = 1
+"""Of the cached answers."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of one split's files."""
+
+    classes: int
+    looked_at_classes: int
+    images: int
+    """In the classes that were looked at."""
+    left_out: Mapping[str, int]
+    """As in `Listing`; "../.jpg" counts files that lie beside the class folders."""
+    looked_at: int
+    """Files whose headers were read."""
+    rotated: int
+    """Of those, how many have an EXIF orientation that Pillow does not apply by itself."""
+    depths: Mapping[str, int]
+    """Kind of pixel → of those, how many have it: "8 bits", "16-bit grey", "32-bit float grey", …"""
+    unreadable: int
+
+    def __add__(self, other: Survey) -> Survey:
+        ours, theirs = asdict(self), asdict(other)
+        both: dict[str, Any] = {
+            key: dict(Counter(value) + Counter(theirs[key])) if isinstance(value, dict) else value + theirs[key]
+            for key, value in ours.items()
+        }
+        return Survey(**both)
+
+
+def survey(dataset: DatasetConfig) -> dict[str, Survey]:
+    """Split ("train", "val") → what its files are. Empty for a data set that is no tree of files, or is not here."""
+    if dataset.kind != "folder" or dataset.pack or not dataset.root:
+        return {}
+    try:
+        root = find_root(dataset, evaluating=True)
+        train = train_folder(dataset, root)
+        folders = {"train": train} if train.is_dir() else {}
+        if (root / "val").is_dir() and dataset.num_eval != 0 and dataset.val_fraction == 0:
+            folders["val"] = root / "val"
+        return {split: _survey_folder(folder) for split, folder in folders.items()}
+    except (ConfigError, OSError):
+        return {}  # whoever needs the files says what is wrong
+
+
+def _survey_folder(folder: Path) -> Survey:
+    classes = class_folders(folder)
+    listing, known = glance(folder, classes)
+    with os.scandir(folder) as entries:
+        outside = Counter(OUTSIDE + Path(e.name).suffix.lower() for e in entries if e.is_file() and e.name[0] != ".")
+    rows = np.unique(np.linspace(0, len(listing.files) - 1, min(SAMPLE, len(listing.files))).round().astype(int))
+    chosen = [(listing.files[i], int(listing.sizes[i])) for i in rows]
+    left_out = listing.left_out | dict(sorted(outside.items()))
+    return Survey(len(classes), known, len(listing.files), left_out, len(chosen), **_headers(folder, chosen))
+
+
+def _headers(folder: Path, chosen: list[tuple[str, int]]) -> dict:
+    """rotated, depths, unreadable of the files (name, bytes) below `folder`: from the cache, else from the files."""
+    name = json.dumps([_VERSION, str(folder.resolve()), chosen])
+    file = default_cache_dir() / "surveys" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(file.read_text(encoding="utf-8"))
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda entry: _header(folder / entry[0]), chosen))
+    depths = Counter(kind for kind, _ in found if kind)
+    answer = {"rotated": sum(turned for _, turned in found), "depths": dict(depths)}
+    answer["unreadable"] = len(found) - depths.total()
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(answer), encoding="utf-8")
+        part.replace(file)
+    return answer
+
+
+def _header(file: Path) -> tuple[str, bool]:
+    """The kind of a file's pixels, "" where its header cannot be read, and whether it is to be turned."""
+    from PIL import Image
+
+    from vitlab.data.decode import grey_kind, is_deep, orientation
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                kind = grey_kind(image)[0] if is_deep(image.mode) else EIGHT_BITS
+                return kind, image.format != "TIFF" and orientation(image, header_only=True) in range(2, 9)
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
+        return "", False
+
+
+def describe(dataset: DatasetConfig) -> list[str]:
+    """What to say of a data set's files before anything trains: one line, and one more for each peculiarity.
+
+    Raises ConfigError where images are of a grey that `dataset.grey16` refuses and `dataset.bad_images` does not skip.
+    """
+    splits = list(survey(dataset).values())
+    if not splits:
+        return []
+    whole = functools.reduce(Survey.__add__, splits)
+    partly = whole.looked_at_classes < whole.classes
+    known = [n for n in (dataset.num_train, dataset.num_eval) if n] if partly else [s.images for s in splits]
+    counts = " + ".join(f"{n:,}" for n in known)
+    some = f" (in {whole.looked_at_classes:,} of {whole.classes:,} class folders)" if partly else ""
+    left = ", ".join(_named(extension, number) for extension, number in whole.left_out.items())
+    lines = [
+        f"data: {dataset.name}: {splits[0].classes:,} {'class' if splits[0].classes == 1 else 'classes'}, {counts} "
+        f"images in {dataset.root}" + (f"; left out{some}: {left}" if left else "")
+    ]
+    sample = "" if whole.looked_at == whole.images and not partly else "a sample of "
+    of = f"{sample}{whole.looked_at:,} images"
+    if whole.rotated:
+        done = "is applied" if dataset.exif == "apply" else "is not applied (as in every ImageFolder)"
+        offer = "" if dataset.exif == "apply" else "; dataset.exif=apply trains on upright ones"
+        lines.append(f"note: {whole.rotated:,} of {of} carry an EXIF rotation, which {done}{offer}")
+    if whole.unreadable:
+        lines.append(f"note: {whole.unreadable:,} of {of} cannot be read (dataset.bad_images={dataset.bad_images})")
+    return lines + _on_depths(dataset, whole.depths, of)
+
+
+def _on_depths(dataset: DatasetConfig, depths: Mapping[str, int], of: str) -> list[str]:
+    deep = {kind: number for kind, number in sorted(depths.items()) if kind != EIGHT_BITS}
+    if not deep:
+        return []
+    refused = [kind for kind in deep if kind not in RANGED] if dataset.grey16 == "range" else []
+    if refused and dataset.bad_images == "error":
+        raise ConfigError(
+            f"dataset.grey16: {deep[refused[0]]:,} of {of} of {dataset.name} are {refused[0]}, and no format says "
+            "which value is white; dataset.grey16=minmax scales each by its own smallest and largest value, "
+            "dataset.bad_images=skip leaves them out"
+        )
+    kinds = [f"{number:,} are {kind}" for kind, number in deep.items()]
+    kinds += [f"{depths[EIGHT_BITS]:,} have 8 bits"] if EIGHT_BITS in depths else []
+    how = "by the range of its format" if dataset.grey16 == "range" else "each by its own smallest and largest value"
+    mixed = "the data set mixes depths: " if len(kinds) > 1 else ""
+    left = f"; {refused[0]} is left out (dataset.bad_images=skip)" if refused else ""
+    return [f"note: {mixed}of {of} {', '.join(kinds)}; grey of more than 8 bits is scaled {how} "
+            f"(dataset.grey16={dataset.grey16}){left}"]  # fmt: skip
+
+
+def _named(extension: str, number: int) -> str:
+    if extension == "/":
+        return f"{number:,} {'folder' if number == 1 else 'folders'} in class folders"
+    outside, name = extension.startswith(OUTSIDE), extension.removeprefix(OUTSIDE)
+    return f"{number:,} {name or 'without an extension'}{' outside the class folders' if outside else ''}"
