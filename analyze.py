@@ -13,13 +13,14 @@ def main(tree: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from vitlab.cli.analyze import analyze
+    from vitlab.core.errors import UserError
 
     chosen = HydraConfig.get().runtime.choices.get("table")
     composed = OmegaConf.to_container(tree, resolve=True)
     try:
         for line in analyze(composed, chosen):  # pyright: ignore[reportArgumentType]
             print(line)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (UserError, ValueError, OSError, RuntimeError) as error:
         sys.exit(f"vitlab: {error}")
 
 

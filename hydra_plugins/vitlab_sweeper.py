@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vitlab.cli.hints import hints_for_words
 from vitlab.cli.typos import mistakes_in_words
 from vitlab.config import Config, ConfigError, parse
+from vitlab.core.errors import UserError
 from vitlab.study.plan import Request
 
 # A plain mapping: Hydra loads plugins in a way that dataclasses with postponed annotations do not survive.
@@ -34,7 +35,7 @@ class StudySweeper(BasicSweeper):
             code = self.carry_out(requests)
         except OmegaConfBaseException as error:
             sys.exit(f"vitlab: {str(error).splitlines()[0]}")
-        except (ConfigError, OSError, ValueError, FloatingPointError) as error:
+        except (UserError, OSError, ValueError, FloatingPointError) as error:
             sys.exit(f"vitlab: {error}")
         sys.exit(code)
 
@@ -45,7 +46,7 @@ class StudySweeper(BasicSweeper):
         try:
             swept = parser.parse_overrides([*self._parse_config(), *arguments])
         except OverrideParseException as error:
-            raise ConfigError(str(error)) from None
+            raise UserError(str(error)) from None
         product = self.split_arguments(swept, None)[0]
         extra = [_words_of(cell, parser) for cell in self.config.study.cells] or [[]]
         combinations = [[*base, *cell] for base in product for cell in extra]
@@ -54,10 +55,10 @@ class StudySweeper(BasicSweeper):
         for overrides in combinations:
             try:
                 requests.append(Request(tuple(overrides), composer.compose(overrides)))
-            except ConfigError as error:
-                raise ConfigError(f"{error}{_which(overrides, combinations)}") from None
+            except UserError as error:
+                raise _in_cell(error, overrides, combinations) from None
             except HydraException as error:
-                raise ConfigError(f"{_first_line(error)}{_which(overrides, combinations)}") from None
+                raise _in_cell(UserError(_first_line(error)), overrides, combinations) from None
         return requests
 
     def carry_out(self, requests: list[Request]) -> int:
@@ -67,7 +68,7 @@ class StudySweeper(BasicSweeper):
         config = requests[0].config
         if config.task != "train":
             if len(requests) > 1:
-                raise ConfigError(f"task={config.task} takes one configuration, not a sweep of {len(requests)}")
+                raise UserError(f"task={config.task} takes one configuration, not a sweep of {len(requests)}")
             return run_task(config)
         launcher = self.launcher
         if hasattr(launcher, "run_plan"):
@@ -75,8 +76,9 @@ class StudySweeper(BasicSweeper):
             return run_study(requests, launcher.run_plan, prove)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         if "submitit" in type(launcher).__module__:
             raise ConfigError(
-                "hydra/launcher: submitit's launchers lose results of killed cells and let dependents of failed cells "
-                "run; use hydra/launcher=slurm, which takes the same partition, gpus_per_node and timeout_min"
+                "hydra/launcher",
+                "submitit's launchers lose results of killed cells and let dependents of failed cells "
+                "run; use hydra/launcher=slurm, which takes the same partition, gpus_per_node and timeout_min",
             )
         return run_study(requests, self._through_stock_launcher, _prove_here)
 
@@ -108,22 +110,23 @@ def _words_of(cell: str, parser: OverridesParser) -> list[str]:
         sweeps = [override.input_line for override in parser.parse_overrides(words) if override.is_sweep_override()]
     except (ValueError, HydraException) as error:
         raise ConfigError(
-            f"study.cells: {cell!r} is no list of overrides ({_first_line(error)}); an entry is text such as "
-            "'augment=mixup recipe.lr=0.001'"
+            "study.cells",
+            f"{cell!r} is no list of overrides ({_first_line(error)}); an entry is text such as "
+            "'augment=mixup recipe.lr=0.001'",
         ) from None
     if sweeps:
-        raise ConfigError(f"study.cells: {sweeps[0]!r} is a sweep, and an entry is one cell; give an entry for each")
+        raise ConfigError("study.cells", f"{sweeps[0]!r} is a sweep, and an entry is one cell; give an entry for each")
     folders = [word for word in sys.argv[1:] if word.startswith(("--config", "-c", "hydra.searchpath="))]
     if wrong := hints_for_words([*folders, *words]) or mistakes_in_words([*folders, *words]):
-        raise ConfigError(f"study.cells: {wrong[0]} (in {cell!r})")
+        raise ConfigError("study.cells", f"{wrong[0]} (in {cell!r})")
     return words
 
 
-def _which(overrides: list[str], combinations: list[list[str]]) -> str:
-    """The cell that a message is about, by the overrides that not all cells have; nothing where there is one."""
+def _in_cell(error: UserError, overrides: list[str], combinations: list[list[str]]) -> UserError:
+    """`error` with the cell that it is about, by the overrides that not all cells have; as it is where there is one."""
     shared = set(combinations[0]).intersection(*combinations)
     own = [override for override in overrides if override not in shared]
-    return f" (in the cell {shlex.join(own)})" if own else ""
+    return error.in_cell(shlex.join(own)) if own else error
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from vitlab.cli.evaluate_task import run_evaluate
 from vitlab.cli.train_task import run_study
-from vitlab.config import ConfigError
+from vitlab.core.errors import UserError
 from vitlab.study.cell import run_cell
 from vitlab.study.plan import Request
 
@@ -169,10 +169,10 @@ def test_what_does_not_fit_is_named(cell, tmp_path, compose_config, monkeypatch)
         f"checkpoint={cell} dataset=folder dataset.root={tree.parent}": "did you mean dataset.root=",
     }
     for words, message in cases.items():
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(UserError, match=message):
             run_evaluate(compose_config("task=evaluate", "device=cpu", *words.split()))
     ten = torch.load("bare.pth", weights_only=True)
     torch.save(ten | {"head.weight": ten["head.weight"][:3], "head.bias": ten["head.bias"][:3]}, "three.pth")
-    with pytest.raises(ConfigError, match="classifier has 3 classes and digits has 10"):
+    with pytest.raises(UserError, match="classifier has 3 classes and digits has 10"):
         words = ["checkpoint=three.pth", "dataset=digits", "model=vit_micro", "device=cpu"]
         run_evaluate(compose_config("task=evaluate", *words))

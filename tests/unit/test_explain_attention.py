@@ -6,6 +6,7 @@ import torch
 from explain_references import forward, tiny_vit
 from timm.models import VisionTransformer
 
+from vitlab.core.errors import ConfigError
 from vitlab.explain import UnfitError, attention_distance, attention_maps, rollout, rollout_map
 from vitlab.explain.chain import fuse_heads
 
@@ -57,9 +58,9 @@ def test_discarding_drops_the_smallest_entries_but_never_the_first():
 def test_start_layer_leaves_out_the_layers_before(model, images):
     maps = attention_maps(model, images)
     torch.testing.assert_close(rollout(maps, start_layer=1), rollout(maps[1:]))
-    with pytest.raises(ValueError, match="start_layer: got 2"):
+    with pytest.raises(ConfigError, match="start_layer: got 2"):
         rollout(maps, start_layer=2)
-    with pytest.raises(ValueError, match="discard_ratio: got 1"):
+    with pytest.raises(ConfigError, match="discard_ratio: got 1"):
         rollout(maps, discard_ratio=1.0)
 
 

@@ -8,6 +8,7 @@ import torch
 from explain_references import attnlrp_pixels, chefer_map, chefer_relevances, forward, tiny_vit
 from timm.models import VisionTransformer
 
+from vitlab.core.errors import ConfigError
 from vitlab.explain import attention_maps, relevance, rollout_map
 from vitlab.explain.recording import UnfitError, prepared, record
 
@@ -104,14 +105,14 @@ WRONG_TARGETS = {
 
 @pytest.mark.parametrize(("targets", "words"), WRONG_TARGETS.values(), ids=WRONG_TARGETS)
 def test_wrong_targets_are_refused(targets, words, model, images):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ConfigError, match=words):
         relevance(model, images, targets)
 
 
 def test_a_wrong_layer_is_refused(model, images):
-    with pytest.raises(ValueError, match="start_layer: got 2, allowed: 0 to 1"):
+    with pytest.raises(ConfigError, match="start_layer: got 2, allowed: 0 to 1"):
         relevance(model, images, 0, start_layer=2)
-    with pytest.raises(ValueError, match="takes no start_layer"):
+    with pytest.raises(ConfigError, match="takes no start_layer"):
         relevance(model, images, 0, method="attnlrp", start_layer=1)
 
 
@@ -123,7 +124,7 @@ def test_the_model_is_left_as_it_was(model, images):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for method in ("lrp", "generic", "attnlrp"):
         relevance(model, images, method=method)
-    with pytest.raises(ValueError, match="out of range"):
+    with pytest.raises(ConfigError, match="out of range"):
         relevance(model, images, 99)
     assert model.training and not model.blocks[0].training and model.blocks[1].training
     assert not model.head.weight.requires_grad and model.norm.weight.requires_grad

@@ -19,7 +19,7 @@ ALLOWED = {
 }
 LIGHT = {
     "config", "core/random", "analysis", "cli", "study/identity", "study/plan", "study/record", "study/mixture",
-    "data/sources/class_list",
+    "core/errors", "data/sources/class_list",
 }  # fmt: skip
 SLOW_TO_IMPORT = {"cli/evaluate_task", "cli/fractal_task", "cli/pack_task", "cli/preview_task"}
 """Imported only when their task runs."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vitlab.config import ConfigError
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.train import Interrupted
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
@@ -184,5 +185,5 @@ def test_a_newer_checkpoint_is_refused(tmp_path):
 def test_no_device_of_that_kind(compose_config, tmp_path):
     config = dataclasses.replace(compose_config(*TINY), device="cuda")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device: cuda"):
+        with pytest.raises(ConfigError, match="device: cuda"):
             next(fit(config, config.cell, tmp_path))

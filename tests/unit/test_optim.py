@@ -9,7 +9,7 @@ from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from vitlab.config import ModelConfig, RecipeConfig, choice
+from vitlab.config import ConfigError, ModelConfig, RecipeConfig, choice
 from vitlab.models.build import build_model
 from vitlab.train.optim import MovingAverage, build_optimizer, learning_rate
 
@@ -80,9 +80,9 @@ def test_published_sizes(name):
 
 
 def test_an_impossible_model_is_named():
-    with pytest.raises(ValueError, match=r"model\.name.*vit_tiny_patch16_224"):
+    with pytest.raises(ConfigError, match=r"model\.name.*vit_tiny_patch16_224"):
         build_model(ModelConfig(name="vit_tiny_patch16_22"), 10)
-    with pytest.raises(ValueError, match=r"model\.name.*resnet18"):
+    with pytest.raises(ConfigError, match=r"model\.name.*resnet18"):
         build_model(ModelConfig(name="resnet18"), 10)
 
 

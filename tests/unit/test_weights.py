@@ -25,6 +25,7 @@ from vitlab.config import (
     experiment,
     find_checkpoint,
 )
+from vitlab.core.errors import UserError
 from vitlab.models.build import build_model
 from vitlab.models.position import resize_position_embedding
 from vitlab.models.restore import restore
@@ -200,11 +201,11 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path, kind, zipped):
     ran, file = tmp_path / "ran", tmp_path / "checkpoint.pth"
     content = {"model": tiny(num_classes=2).state_dict(), "epoch": kind(ran)}
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ConfigError, match="refused: reading it would call or build") as error:
+    with pytest.raises(UserError, match="refused: reading it would call or build") as error:
         read_checkpoint(file)
     assert str(file) in str(error.value) and not ran.exists()
     file.write_bytes(pickle.dumps(kind(ran), protocol=2))
-    with pytest.raises(ConfigError, match="refused"):
+    with pytest.raises(UserError, match="refused"):
         read_checkpoint(file)
     assert not ran.exists()
 
@@ -220,33 +221,33 @@ def test_what_is_no_checkpoint_is_named(tmp_path, book):
     }  # fmt: skip
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ConfigError, match=name):
+        with pytest.raises(UserError, match=name):
             read_checkpoint(tmp_path / name)
     for name, content in {"list.pth": [1, 2], "numbers.pth": {"epoch": 3}, "whole.pth": tiny(num_classes=2)}.items():
         save(content, tmp_path / name)
-        with pytest.raises(ConfigError, match=name):
+        with pytest.raises(UserError, match=name):
             read_checkpoint(tmp_path / name)
-    with pytest.raises(ConfigError, match="there is no file"):
+    with pytest.raises(UserError, match="there is no file"):
         read_checkpoint(tmp_path / "nothing.pth")
 
 
 def test_a_cnn_is_refused(tmp_path):
     file = save({"state_dict": timm.create_model("resnet18", num_classes=3).state_dict()}, tmp_path / "resnet.pth")
-    with pytest.raises(ConfigError, match=r"resnet\.pth.*conv1\.weight.*not those of a Vision Transformer"):
+    with pytest.raises(UserError, match=r"resnet\.pth.*conv1\.weight.*not those of a Vision Transformer"):
         read_checkpoint(file)
 
 
 def test_another_shape_is_refused_and_the_tensor_named(tmp_path):
     weights = read_checkpoint(save(tiny().state_dict(), tmp_path / "tiny.pth"))
     small = timm.create_model("vit_small_patch16_224")
-    with pytest.raises(ConfigError, match=r"tiny\.pth: cls_token is \(1, 1, 192\) there and \(1, 1, 384\)"):
+    with pytest.raises(UserError, match=r"tiny\.pth: cls_token is \(1, 1, 192\) there and \(1, 1, 384\)"):
         load_weights(small, weights)
 
 
 def test_matching_too_little_is_refused(tmp_path):
     part = {k: v for k, v in tiny().state_dict().items() if not k.startswith("blocks.") or k.startswith("blocks.1.")}
     weights = read_checkpoint(save(part, tmp_path / "part.pth"))
-    with pytest.raises(ConfigError, match=r"supplies \d+ % of the model's parameters \(missing: blocks\.0\."):
+    with pytest.raises(UserError, match=r"supplies \d+ % of the model's parameters \(missing: blocks\.0\."):
         load_weights(tiny(), weights)
 
 
@@ -293,7 +294,7 @@ def test_a_grid_that_nobody_tells_is_refused(tmp_path):
     old = timm.create_model("vit_tiny_patch16_224", img_size=(96, 160))
     weights = read_checkpoint(save(old.state_dict(), tmp_path / "oblong.pth"))
     load_weights(timm.create_model("vit_tiny_patch16_224", img_size=(48, 80)), weights)  # as many times as wide
-    with pytest.raises(ConfigError, match=r"oblong\.pth: its pos_embed \(1, 61, 192\) .* 60 patches.*no square"):
+    with pytest.raises(UserError, match=r"oblong\.pth: its pos_embed \(1, 61, 192\) .* 60 patches.*no square"):
         load_weights(tiny(), weights)
 
 
@@ -326,7 +327,7 @@ def test_restoring_asks_for_what_nobody_tells(tmp_path, compose_config):
         restore(compose_config(*task, "dataset=digits", "model.depth=2"), str(file))
     layers = timm.create_model("vit_tiny_patch16_224", num_classes=10, init_values=1e-4).state_dict()
     odd = save(layers, tmp_path / "odd.pth")
-    with pytest.raises(ConfigError, match=r"also holds blocks\.0\.ls1\.gamma, and more"):
+    with pytest.raises(UserError, match=r"also holds blocks\.0\.ls1\.gamma, and more"):
         restore(compose_config(*task, "dataset=digits", "model=vit_tiny_16_224"), str(odd))
 
 

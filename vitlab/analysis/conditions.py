@@ -41,18 +41,20 @@ class Condition:
 def find_conditions(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
     """The rows of the table, the baseline first. Raises ConfigError for a factor, row, tick or baseline unknown."""
     if spec.factor is not None and spec.factor not in GROUPS:
-        raise ConfigError(f"table: factor {spec.factor!r} is no group.{suggest(spec.factor, list(GROUPS))}")
+        raise ConfigError("table", f"factor {spec.factor!r} is no group.{suggest(spec.factor, list(GROUPS))}")
     if spec.rows and not spec.factor:
         raise ConfigError(
-            f"table: table={spec.name} names rows ({', '.join(spec.rows)}) but no factor; give table.factor"
+            "table", f"table={spec.name} names rows ({', '.join(spec.rows)}) but no factor; give table.factor"
         )
     if spec.factor and not any(c.startswith(f"{spec.factor}.") for c in frame.columns):
         raise ConfigError(
-            f"table: table={spec.name} has rows of {spec.factor}, which no cell tells; choose another table=NAME"
+            "table", f"table={spec.name} has rows of {spec.factor}, which no cell tells; choose another table=NAME"
         )
     for title, key in spec.ticks.items():
         if spec.factor and key not in frame:
-            raise ConfigError(f"table: the column {title!r} shows {key!r}, which no cell has; mend ticks in the layout")
+            raise ConfigError(
+                "table", f"the column {title!r} shows {key!r}, which no cell has; mend ticks in the layout"
+            )
     conditions = _declared(frame, spec) if spec.factor and spec.rows else _found(frame, spec)
     baseline = _baseline(conditions, spec)
     return [baseline, *(c for c in conditions if c is not baseline)]
@@ -115,7 +117,7 @@ def _declared(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
         members = [i for i in frame.index if all(same(frame.at[i, k], v) for k, v in wanted.items())]
         conditions.append(Condition(name, tuple(members), frozenset(keys), ((spec.factor, name),)))
     if not any(c.members for c in conditions):
-        raise ConfigError(f"table: no cell of the study is a row of table={spec.name} ({', '.join(spec.rows)})")
+        raise ConfigError("table", f"no cell of the study is a row of table={spec.name} ({', '.join(spec.rows)})")
     return conditions
 
 
@@ -124,7 +126,7 @@ def _baseline(conditions: list[Condition], spec: TableSpec) -> Condition:
     if spec.baseline is None:
         return next((c for c in conditions if c.label.split(" / ")[0] in ("none", "scratch", "deit")), conditions[0])
     if spec.baseline not in names:
-        raise ConfigError(f"baseline: {spec.baseline!r} is no row of this table.{suggest(spec.baseline, names)}")
+        raise ConfigError("baseline", f"{spec.baseline!r} is no row of this table.{suggest(spec.baseline, names)}")
     return conditions[names.index(spec.baseline)]
 
 

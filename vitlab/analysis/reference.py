@@ -31,7 +31,7 @@ def read_reference(name: str) -> list[dict[str, Any]]:
     path = Path(name) if Path(name).is_file() else CONF / "table" / "reference" / f"{name}.csv"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (CONF / "table" / "reference").glob("*.csv")))
-        raise ConfigError(f"reference: no file {name!r}; shipped: {known}")
+        raise ConfigError("reference", f"no file {name!r}; shipped: {known}")
     with path.open(newline="") as stream:
         numbered = [(i, line) for i, line in enumerate(stream, 1) if line.strip() and not line.startswith("#")]
     lines = list(csv.DictReader(text for _, text in numbered))
@@ -39,13 +39,14 @@ def read_reference(name: str) -> list[dict[str, Any]]:
         keys = set(line)
         if not set(COLUMNS) <= keys <= {*COLUMNS, *RECIPE} or line["figure"] not in FIGURES:
             raise ConfigError(
-                f"reference: {path}, line {number}: the columns are {','.join(COLUMNS)} and, where known, "
-                f"{','.join(RECIPE)}; figure is one of {', '.join(FIGURES)}"
+                "reference",
+                f"{path}, line {number}: the columns are {','.join(COLUMNS)} and, where known, "
+                f"{','.join(RECIPE)}; figure is one of {', '.join(FIGURES)}",
             )
         for key in ("value", "sd", *RECIPE):
             line[key] = _number(line.get(key), f"{path}, line {number}: {key}")
     if not lines:
-        raise ConfigError(f"reference: {path} has no line below its header {','.join(COLUMNS)}")
+        raise ConfigError("reference", f"{path} has no line below its header {','.join(COLUMNS)}")
     return lines
 
 
@@ -57,7 +58,7 @@ def _number(text: str | None, where: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ConfigError(f"reference: {where} {text!r} is no number")
+        raise ConfigError("reference", f"{where} {text!r} is no number")
     return value
 
 
@@ -73,7 +74,7 @@ def beside_reference(table: Table, lines: list[dict[str, Any]], *, asked: bool =
         key, own = ("dataset", table.datasets) if any(x["row"] in labels for x in lines) else ("row", tuple(labels))
         theirs = ", ".join(dict.fromkeys(line[key] for line in lines))
         words = {"row": "rows", "dataset": "data sets"}[key]
-        raise ConfigError(f"reference: its {words} ({theirs}) are none of the table's ({', '.join(own)})")
+        raise ConfigError("reference", f"its {words} ({theirs}) are none of the table's ({', '.join(own)})")
     entries = []
     for line in matched:
         for dataset, entry in labels[line["row"]].entries.items():

@@ -36,7 +36,7 @@ FIGURES = ("last.top1", "last.top5", "last.loss", "best.top1", "best.top5", "ema
 def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
     """Lay out the cells of `frame` (see `collect`). Raises ConfigError for a factor or row that no run has."""
     if not len(frame) or "seed" not in frame:
-        raise ConfigError("output_dir: no cell has a record yet; train with python run.py first")
+        raise ConfigError("output_dir", "no cell has a record yet; train with python run.py first")
     frame = frame.assign(**{COLUMN: dataset_labels(frame)})
     conditions = find_conditions(frame, spec)
     shown = {i for condition in conditions for i in condition.members}
@@ -169,11 +169,11 @@ def _pairs(rows: Sequence[Row], datasets: Sequence[str], spec: TableSpec) -> tup
     for pair in spec.pairs:
         if len(pair) != 2 or pair[0] == pair[1]:
             raise ConfigError(
-                f"pairs: takes two different rows each, got {list(pair)}; for instance '[[mixup,cutmix]]'"
+                "pairs", f"takes two different rows each, got {list(pair)}; for instance '[[mixup,cutmix]]'"
             )
         for name in pair:
             if name not in labels:
-                raise ConfigError(f"pairs: {name!r} is no row of this table.{suggest(name, labels)}")
+                raise ConfigError("pairs", f"{name!r} is no row of this table.{suggest(name, labels)}")
     wanted = [(labels.index(a), labels.index(b)) for a, b in spec.pairs]
     found = []
     for dataset in datasets if wanted else ():

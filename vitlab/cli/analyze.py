@@ -56,7 +56,7 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
     config: AnalyzeConfig = build(AnalyzeConfig, {k: v for k, v in values.items() if k != "hydra"}, "")
     if config.diff is not None:
         if len(config.diff) != 2:
-            raise ConfigError(f"diff: takes two identities, got {len(config.diff)}; for instance diff='[c1…,c2…]'")
+            raise ConfigError("diff", f"takes two identities, got {len(config.diff)}; for instance diff='[c1…,c2…]'")
         return describe_difference(Path(config.output_dir), *config.diff)
     frame, study = load(config, None if layout is None else layout.get("study"))
     recorded = read_study(Path(config.output_dir), study) if config.source == "runs" else None
@@ -87,7 +87,7 @@ def load(config: AnalyzeConfig, table_study: str | None) -> tuple[pd.DataFrame, 
         last = read_study(folder)
         if last is None:
             raise ConfigError(
-                f"output_dir: no study in {config.output_dir!r} yet; train one: python run.py -m augment=none,randaug"
+                "output_dir", f"no study in {config.output_dir!r} yet; train one: python run.py -m augment=none,randaug"
             )
         study = str(last["name"])
     return collect(folder, study), study

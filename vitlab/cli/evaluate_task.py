@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from vitlab.config import AugmentConfig, Config, ConfigError, build, plain
+from vitlab.core.errors import UserError
 from vitlab.core.files import save_arrays
 from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader
@@ -69,7 +70,7 @@ def evaluate_restored(config: Config, restored: Restored, device: torch.device) 
     """The figures of a restored model on its data set's evaluation images; None on every rank but 0."""
     dataset = restored.dataset
     if dataset.num_eval == 0 and dataset.val_fraction == 0:
-        raise ConfigError(f"dataset: {dataset.name} has no images to evaluate on; name another: dataset=NAME")
+        raise ConfigError("dataset", f"{dataset.name} has no images to evaluate on; name another: dataset=NAME")
     source = build_source(dataset, "eval")
     _check_classes(restored, source.classes)
     world = world_from_environment()
@@ -88,13 +89,13 @@ def _check_classes(restored: Restored, classes: tuple[str, ...]) -> None:
     """Refuse figures that would compare one class with another."""
     path, name, own = restored.weights.path, restored.dataset.name, restored.weights.classes
     if len(classes) != restored.num_classes:
-        raise ConfigError(
+        raise UserError(
             f"{path}: its classifier has {restored.num_classes} classes and {name} has {len(classes)}; name the data "
             "set that it was trained for, or train a new classifier with pretrain=checkpoint pretrain.path=FILE"
         )
     if own is not None and own != classes:
         at = next(i for i, pair in enumerate(zip(own, classes, strict=True)) if pair[0] != pair[1])
-        raise ConfigError(
+        raise UserError(
             f"{path}: class {at} is {own[at]!r} there and {classes[at]!r} in {name}; the class lists must agree, in "
             "their order too"
         )

@@ -14,7 +14,7 @@ from vitlab.study.plan import Plan, PlannedCell, study_content
 from vitlab.study.progress import MARKS, View
 from vitlab.study.record import write_study
 
-EXPLAINED = ("ConfigError", "BadImageError", "ValueError", "OSError", "FloatingPointError")
+EXPLAINED = ("ConfigError", "UserError", "BadImageError", "ValueError", "OSError", "FloatingPointError")
 """Errors whose message is complete: the log's last lines would add a traceback."""
 RunCells = Callable[[Plan, View], dict[str, str]]
 """Runs a plan's cells somewhere; returns identity → outcome."""

@@ -27,7 +27,7 @@ def run_explain(config: Config) -> list[str]:
     subjects = []
     if options.synthetic:
         if config.checkpoint is not None:
-            raise ConfigError("checkpoint: explain.synthetic=true trains a model of its own and reads none")
+            raise ConfigError("checkpoint", "explain.synthetic=true trains a model of its own and reads none")
         files, lines = measure_scenes(config, options, folder)
     else:
         names = named_checkpoints(config)

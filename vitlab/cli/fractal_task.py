@@ -31,7 +31,7 @@ def run_fractaldb(config: Config) -> list[str]:
     options: FractaldbConfig = build(FractaldbConfig, config.options, "fractaldb")
     dataset = config.cell.dataset
     if dataset.fractal is None:
-        raise ConfigError(f"dataset: {dataset.name} is not generated; give dataset=fractaldb1k or fractaldb60")
+        raise ConfigError("dataset", f"{dataset.name} is not generated; give dataset=fractaldb1k or fractaldb60")
     return run_fractaldb_task(
         dataset.fractal,
         default_cache_dir(),

@@ -58,11 +58,11 @@ def run_pack(config: Config) -> list[str]:
     options: PackConfig = build(PackConfig, config.options, "pack")
     dataset = resolve_class_list(config.cell.dataset, config.output_dir)
     if not options.path:
-        raise ConfigError("pack.path: give a folder for the pack, pack.path=FOLDER")
+        raise ConfigError("pack.path", "give a folder for the pack, pack.path=FOLDER")
     if dataset.pack:
-        raise ConfigError("dataset.pack: task=pack reads the images themselves; leave dataset.pack out")
+        raise ConfigError("dataset.pack", "task=pack reads the images themselves; leave dataset.pack out")
     if dataset.kind == "fractal":
-        raise ConfigError(f"dataset: {dataset.name} is rendered as it is asked for, and needs no pack")
+        raise ConfigError("dataset", f"{dataset.name} is rendered as it is asked for, and needs no pack")
     folder = Path(options.path)
     about_files = describe(dataset)  # before anything is written: it may refuse them
     splits = {split: load_split(dataset, split) for split in ("train", "eval") if split == "train" or dataset.num_eval}
@@ -145,7 +145,7 @@ def _write_shard(job: _Job) -> dict[str, Any]:
     if beside.is_file():
         known = json.loads(beside.read_text())
         if known["origin"] != origin:
-            raise ConfigError(f"pack.path: {beside} holds other images, sizes or pixels; give a new folder")
+            raise ConfigError("pack.path", f"{beside} holds other images, sizes or pixels; give a new folder")
         if file.is_file() and _digest(file) == known["sha256"]:
             return _summary(file, known)
     sizes, bad, digest = [], {}, hashlib.sha256()

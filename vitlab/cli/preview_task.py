@@ -57,15 +57,15 @@ def run_preview(config: Config) -> list[str]:
         names, pictures = read_pictures(options.images, dataset)
     if options.conditions:
         if options.columns % 2:
-            raise ConfigError(f"preview.columns: got {options.columns}; mixing pairs neighbours, so it must be even")
+            raise ConfigError("preview.columns", f"got {options.columns}; mixing pairs neighbours, so it must be even")
         conditions = {name: choice("augment", name) for name in options.conditions}
         sheet = draw_conditions(conditions, dataset, pictures, options, config.cell.seed)
         stem = "conditions"
     else:
         if len(pictures) % 2 and options.images is None:
-            raise ConfigError(f"preview.pictures: got {options.pictures}; mixing pairs pictures, so it must be even")
+            raise ConfigError("preview.pictures", f"got {options.pictures}; mixing pairs pictures, so it must be even")
         if len(pictures) % 2 and config.cell.augment.mixes:
-            raise ConfigError(f"preview.images: got {len(pictures)}; mixing pairs pictures, so it must be even")
+            raise ConfigError("preview.images", f"got {len(pictures)}; mixing pairs pictures, so it must be even")
         sheet = draw_condition(config.cell.augment, dataset, names, pictures, options, config.cell.seed)
         stem = config.labels.get("augment", "augment")
     file = Path(options.file or Path(config.output_dir) / "preview" / f"{stem}.png")
@@ -98,12 +98,12 @@ def read_pictures(wanted: str | Sequence[str], dataset: DatasetConfig) -> tuple[
         f for name in ([wanted] if isinstance(wanted, str) else wanted) for f in find_images(name, "preview.images")
     ]
     if not files:
-        raise ConfigError("preview.images: the list is empty")
+        raise ConfigError("preview.images", "the list is empty")
     names = [file.stem if len(file.stem) <= 18 else f"{file.stem[:17]}…" for file in files]
     try:
         return names, [decode(file, reading) for file in files]
     except BadImageError as error:
-        raise ConfigError(f"preview.images: {error}") from error
+        raise ConfigError("preview.images", f"{error}") from error
 
 
 def see(

@@ -12,6 +12,7 @@ from typing import Any
 from vitlab.cli.execute import Prove, RunCells, execute, summarise
 from vitlab.cli.tasks import TASKS, load_task
 from vitlab.config import CellConfig, Config, ConfigError, DatasetConfig, check_cell
+from vitlab.core.errors import UserError
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.survey import describe
 from vitlab.study.identity import identity
@@ -60,7 +61,7 @@ def run_one(config: Config) -> str:
 def _run_rank(requests: Sequence[Request], study: str) -> int:
     """This process is one of a torchrun: they train one cell together."""
     if len(requests) > 1:
-        raise ConfigError(
+        raise UserError(
             f"torchrun trains one cell, and this command means {len(requests)}; for a sweep let vitlab start the "
             f"processes: python run.py -m … devices={os.environ.get('WORLD_SIZE', 8)}"
         )
@@ -108,7 +109,7 @@ def _with_class_list(config: Config, resolve: Resolve = resolve_class_list) -> C
         try:
             start = dataclasses.replace(start, dataset=resolve(start.dataset, config.output_dir))
         except ConfigError as error:
-            raise ConfigError(f"pretrain.{error}") from None
+            raise error.under("pretrain") from None
     if dataset is cell.dataset and start.dataset is cell.pretrain.dataset:
         return config
     cell = dataclasses.replace(cell, dataset=dataset, pretrain=start)

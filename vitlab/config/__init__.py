@@ -11,7 +11,6 @@ from vitlab.config.schema import (
     AugmentConfig,
     CellConfig,
     Config,
-    ConfigError,
     DatasetConfig,
     FractalConfig,
     ModelConfig,
@@ -22,6 +21,7 @@ from vitlab.config.schema import (
     experiment,
     plain,
 )
+from vitlab.core.errors import ConfigError
 
 __all__ = [
     "GROUPS",

@@ -3,51 +3,57 @@
 from __future__ import annotations
 
 from vitlab.config.files import find_checkpoint
-from vitlab.config.schema import CellConfig, Config, ConfigError
+from vitlab.config.schema import CellConfig, Config
+from vitlab.core.errors import ConfigError
 
 
 def check_cell(cell: CellConfig) -> None:
     """Raise `ConfigError` where fields contradict one another; no data or device is looked at."""
     model, data, augment, recipe, start = cell.model, cell.dataset, cell.augment, cell.recipe, cell.pretrain
     if model.patch_size and model.image_size % model.patch_size:
-        raise ConfigError(f"model.patch_size: {model.patch_size} does not divide model.image_size={model.image_size}")
+        raise ConfigError("model.patch_size", f"{model.patch_size} does not divide model.image_size={model.image_size}")
     if model.embed_dim and model.num_heads and model.embed_dim % model.num_heads:
-        raise ConfigError(f"model.num_heads: {model.num_heads} does not divide model.embed_dim={model.embed_dim}")
+        raise ConfigError("model.num_heads", f"{model.num_heads} does not divide model.embed_dim={model.embed_dim}")
     for key, (low, high) in (("crop_scale", data.crop_scale), ("crop_ratio", data.crop_ratio)):
         if not 0 < low <= high or (key == "crop_scale" and high > 1):
             raise ConfigError(
-                f"dataset.{key}: got [{low}, {high}], expected 0 < first <= second" + " <= 1" * (key == "crop_scale")
+                f"dataset.{key}", f"got [{low}, {high}], expected 0 < first <= second" + " <= 1" * (key == "crop_scale")
             )
     if min(data.std) <= 0:
-        raise ConfigError(f"dataset.std: got {list(data.std)}, every value must be above 0")
+        raise ConfigError("dataset.std", f"got {list(data.std)}, every value must be above 0")
     if (data.kind == "fractal") != (data.fractal is not None):
         raise ConfigError(
-            f"dataset.fractal: kind={data.kind} {'needs' if data.fractal is None else 'takes no'} fractal options"
+            "dataset.fractal", f"kind={data.kind} {'needs' if data.fractal is None else 'takes no'} fractal options"
         )
     if augment.mixes and augment.mix_group % 2:
-        raise ConfigError(f"augment.mix_group: got {augment.mix_group}; mixing pairs samples, so it must be even")
+        raise ConfigError("augment.mix_group", f"got {augment.mix_group}; mixing pairs samples, so it must be even")
     if augment.mixes and recipe.batch_size % augment.mix_group:
         raise ConfigError(
-            f"augment.mix_group: {augment.mix_group} does not divide recipe.batch_size={recipe.batch_size}; "
-            "give a divisor, for instance augment.mix_group=" + str(_even_divisor(recipe.batch_size, augment.mix_group))
+            "augment.mix_group",
+            f"{augment.mix_group} does not divide recipe.batch_size={recipe.batch_size}; "
+            "give a divisor, for instance augment.mix_group="
+            + str(_even_divisor(recipe.batch_size, augment.mix_group)),
         )
     _check_auto_augment(augment.auto_augment)
     if recipe.warmup_epochs > recipe.epochs:
-        raise ConfigError(f"recipe.warmup_epochs: {recipe.warmup_epochs:g} is more than recipe.epochs={recipe.epochs}")
+        raise ConfigError(
+            "recipe.warmup_epochs", f"{recipe.warmup_epochs:g} is more than recipe.epochs={recipe.epochs}"
+        )
     if data.num_train and data.num_classes and data.train_images < recipe.batch_size:
         raise ConfigError(
-            f"recipe.batch_size: {recipe.batch_size} is more than the {data.train_images} training images of "
-            f"{data.name}, so an epoch would have no full batch; lower recipe.batch_size"
+            "recipe.batch_size",
+            f"{recipe.batch_size} is more than the {data.train_images} training images of "
+            f"{data.name}, so an epoch would have no full batch; lower recipe.batch_size",
         )
     if start.kind == "cell":
         for part in ("dataset", "augment", "recipe"):
             if getattr(start, part) is None:
-                raise ConfigError(f"pretrain.{part}: a value is needed, for instance {part}@pretrain.{part}=…")
+                raise ConfigError(f"pretrain.{part}", f"a value is needed, for instance {part}@pretrain.{part}=…")
         assert cell.pretraining
         try:
             check_cell(cell.pretraining)
         except ConfigError as error:
-            raise ConfigError(f"pretrain.{error}") from None
+            raise error.under("pretrain") from None
 
 
 def _even_divisor(batch: int, wanted: int) -> int:
@@ -63,8 +69,9 @@ def _check_auto_augment(policy: str | None) -> None:
     wrong = [part for part, name in zip(parts, letters, strict=True) if name not in known or part == name]
     if head != "rand" or wrong:
         raise ConfigError(
-            f"augment.auto_augment: got {policy!r}, allowed: null, original, or a RandAugment string such as "
-            "rand-m9-mstd0.5-inc1 (parts: " + ", ".join(f"{name}N" for name in known) + ")"
+            "augment.auto_augment",
+            f"got {policy!r}, allowed: null, original, or a RandAugment string such as "
+            "rand-m9-mstd0.5-inc1 (parts: " + ", ".join(f"{name}N" for name in known) + ")",
         )
 
 
@@ -73,26 +80,28 @@ def check_run(config: Config) -> None:
     batch, devices = config.cell.recipe.batch_size, config.devices
     if config.task == "evaluate":
         if not config.checkpoint:
-            raise ConfigError("checkpoint: task=evaluate reads one; give a file, a cell's folder or its identity")
+            raise ConfigError("checkpoint", "task=evaluate reads one; give a file, a cell's folder or its identity")
         for name in config.checkpoints:
             find_checkpoint(name, config.output_dir)
     if config.task != "train":
         return
     if config.checkpoint is not None:
         raise ConfigError(
-            "checkpoint: task=train takes none. To start from its weights: pretrain=checkpoint pretrain.path=FILE. A "
-            "cell of ours resumes by its own command; checkpoints of other programs cannot be resumed"
+            "checkpoint",
+            "task=train takes none. To start from its weights: pretrain=checkpoint pretrain.path=FILE. A "
+            "cell of ours resumes by its own command; checkpoints of other programs cannot be resumed",
         )
     if batch % devices:
-        raise ConfigError(f"devices: {devices} devices cannot share recipe.batch_size={batch} equally")
+        raise ConfigError("devices", f"{devices} devices cannot share recipe.batch_size={batch} equally")
     group = config.cell.augment.mix_group if config.cell.augment.mixes else 1
     share = batch // devices
     if share % group:
         raise ConfigError(
-            f"augment.mix_group: a device's share of the batch, {share}, is no multiple of {group}; use fewer devices"
+            "augment.mix_group", f"a device's share of the batch, {share}, is no multiple of {group}; use fewer devices"
         )
     if config.device_batch and (share % config.device_batch or config.device_batch % group):
         raise ConfigError(
-            f"device_batch: got {config.device_batch}; it must divide a device's share of the global batch, {share}"
-            + (f", and be a multiple of augment.mix_group={group}" if group > 1 else "")
+            "device_batch",
+            f"got {config.device_batch}; it must divide a device's share of the global batch, {share}"
+            + (f", and be a multiple of augment.mix_group={group}" if group > 1 else ""),
         )

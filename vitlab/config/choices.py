@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config.parse import build, register_schemas, suggest
-from vitlab.config.schema import GROUPS, ConfigError
+from vitlab.config.schema import GROUPS
+from vitlab.core.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -31,7 +32,7 @@ def compose_group(group: str, name: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     if name not in options(group):
-        raise ConfigError(f"{group}: {name!r} is no choice of conf/{group}.{suggest(name, options(group))}")
+        raise ConfigError(group, f"{name!r} is no choice of conf/{group}.{suggest(name, options(group))}")
     if GlobalHydra.instance().is_initialized():
         tree = compose(f"{group}/{name}")
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitlab.config.schema import ConfigError
+from vitlab.core.errors import ConfigError
 
 
 def find_checkpoint(name: str, output_dir: str, key: str = "checkpoint") -> Path:
@@ -18,7 +18,7 @@ def find_checkpoint(name: str, output_dir: str, key: str = "checkpoint") -> Path
         if path.is_dir():
             if (path / "last.pt").is_file():
                 return path / "last.pt"
-            raise ConfigError(f"{key}: no last.pt in {str(path)!r}; has the cell been trained?")
+            raise ConfigError(key, f"no last.pt in {str(path)!r}; has the cell been trained?")
     raise ConfigError(
-        f"{key}: no file, cell folder or identity {name!r} (also looked in {output_dir!r}); give a checkpoint file"
+        key, f"no file, cell folder or identity {name!r} (also looked in {output_dir!r}); give a checkpoint file"
     )

@@ -23,12 +23,12 @@ from vitlab.config.schema import (
     GROUPS,
     CellConfig,
     Config,
-    ConfigError,
     DatasetConfig,
     FractalConfig,
     StudyConfig,
     WandbConfig,
 )
+from vitlab.core.errors import ConfigError
 
 
 def register_schemas() -> None:
@@ -78,19 +78,21 @@ def build(cls: type, values: Any, where: str, given: Mapping[str, Any] | None = 
     """
     prefix = f"{where}." if where else ""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or 'the configuration'}: expected a group of keys, got {values!r}")
+        raise ConfigError(where or "the configuration", f"expected a group of keys, got {values!r}")
     given = dict(given or {})
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
         if key not in fields or key in given:
-            raise ConfigError(f"{prefix}{key}: no such key.{suggest(str(key), [k for k in fields if k not in given])}")
+            raise ConfigError(
+                f"{prefix}{key}", f"no such key.{suggest(str(key), [k for k in fields if k not in given])}"
+            )
     hints = _hints(cls)
     for name, entry in fields.items():
         if name in given:
             continue
         if name not in values:
             if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
-                raise ConfigError(f"{prefix}{name}: a value is needed and none was given")
+                raise ConfigError(f"{prefix}{name}", "a value is needed and none was given")
             continue
         value = _convert(hints[name], values[name], prefix + name)
         _check_range(entry, value, prefix + name)
@@ -109,7 +111,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     A number with a fraction is not made text: `1.10` would arrive here as 1.1.
     """
     if value == "???":
-        raise ConfigError(f"{key}: a value is needed and none was given")
+        raise ConfigError(key, "a value is needed and none was given")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
@@ -120,23 +122,23 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             except ConfigError:
                 if len([a for a in arguments if a is not type(None)]) == 1:
                     raise
-        raise ConfigError(f"{key}: got {value!r}, expected {_describe(hint)}")
+        raise ConfigError(key, f"got {value!r}, expected {_describe(hint)}")
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             raise ConfigError(
-                f"{key}: got {value!r}, allowed: {', '.join(map(str, arguments))}.{suggest(value, arguments)}"
+                key, f"got {value!r}, allowed: {', '.join(map(str, arguments))}.{suggest(value, arguments)}"
             )
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{key}: got {value!r}, expected a list such as {key}='[…]'")
+            raise ConfigError(key, f"got {value!r}, expected a list such as {key}='[…]'")
         inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(value) != len(inner):
-            raise ConfigError(f"{key}: got {len(value)} values {value!r}, expected {len(inner)}")
+            raise ConfigError(key, f"got {len(value)} values {value!r}, expected {len(inner)}")
         return tuple(_convert(t, v, f"{key}[{i}]") for i, (t, v) in enumerate(zip(inner, value, strict=True)))
     if origin is Mapping:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{key}: got {value!r}, expected keys and values")
+            raise ConfigError(key, f"got {value!r}, expected keys and values")
         return {_convert(arguments[0], k, key): _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, key)
@@ -145,9 +147,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if hint is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{key}: got {value!r} ({type(value).__name__}), expected {_describe(hint)}")
+        raise ConfigError(key, f"got {value!r} ({type(value).__name__}), expected {_describe(hint)}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{key}: got {value!r}, expected a finite number")
+        raise ConfigError(key, f"got {value!r}, expected a finite number")
     return value
 
 
@@ -163,7 +165,7 @@ def _check_range(entry: dataclasses.Field[Any], value: Any, key: str) -> None:
         return
     if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ConfigError(f"{key}: got {value}, allowed: {bounds}")
+        raise ConfigError(key, f"got {value}, allowed: {bounds}")
 
 
 def suggest(got: Any, allowed: typing.Iterable[Any]) -> str:
@@ -178,18 +180,18 @@ def _with_digests(cell: CellConfig, output_dir: str) -> CellConfig:
     start, data = cell.pretrain, cell.dataset
     if start.kind == "checkpoint" and start.digest is None:
         if not start.path:
-            raise ConfigError("pretrain.path: pretrain=checkpoint needs a file; give pretrain.path=FILE")
+            raise ConfigError("pretrain.path", "pretrain=checkpoint needs a file; give pretrain.path=FILE")
         file = find_checkpoint(start.path, output_dir, "pretrain.path")
         start = dataclasses.replace(start, path=str(file), digest=_sha256(file, file.stat().st_mtime_ns))
     if data.pack and data.pack_id is None:
         manifest = Path(data.pack) / "manifest.json"
         if not manifest.is_file():
-            raise ConfigError(f"dataset.pack: no manifest.json in {data.pack!r}; make a pack with task=pack")
+            raise ConfigError("dataset.pack", f"no manifest.json in {data.pack!r}; make a pack with task=pack")
         try:
             data = dataclasses.replace(data, pack_id=str(json.loads(manifest.read_text())["fingerprint"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"dataset.pack: {manifest} is no manifest of a pack; make it anew with task=pack"
+                "dataset.pack", f"{manifest} is no manifest of a pack; make it anew with task=pack"
             ) from error
     start = dataclasses.replace(start, dataset=start.dataset and _with_counts(start.dataset))
     return dataclasses.replace(cell, pretrain=start, dataset=_with_counts(data))

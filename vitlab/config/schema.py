@@ -14,10 +14,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class ConfigError(ValueError):
-    """A mistake of the user's in the configuration; the message is complete without a traceback."""
-
-
 SEEDS = 2**63 - 1
 """The largest seed: what every generator takes (torch's are signed)."""
 

@@ -1,0 +1,1 @@
+"""What every room builds on, and which builds on none of them."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vitlab.core.errors import ConfigError
 from vitlab.explain.chain import HeadFusion, chain, eye_like, fuse_heads, patch_grid, to_grid
 from vitlab.explain.recording import Recording, UnfitError, prepared, record, unwrapped
 
@@ -39,7 +40,7 @@ def rollout(
     token's attention to itself); `start_layer` leaves out the layers before it. Class-agnostic by construction.
     """
     if not 0 <= discard_ratio < 1:
-        raise ValueError(f"discard_ratio: got {discard_ratio}, allowed: 0 up to, but not including, 1")
+        raise ConfigError("discard_ratio", f"got {discard_ratio}, allowed: 0 up to, but not including, 1")
 
     def with_residual(matrix: Tensor) -> Tensor:
         matrix = (matrix + eye_like(matrix)) / 2

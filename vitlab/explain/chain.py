@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitlab.core.errors import ConfigError
 from vitlab.explain.recording import UnfitError
 
 HeadFusion = Literal["mean", "max", "min"]
@@ -26,10 +27,10 @@ def chain(layers: Sequence[Tensor], with_residual: Callable[[Tensor], Tensor], s
 
     `with_residual` adds the skip connection to a square matrix. A class token that joins after the patches (CaiT) and
     attention that pools the tokens in the end are followed. Raises UnfitError where a layer's attention is not
-    global over one sequence of tokens, ValueError where `start_layer` is out of range.
+    global over one sequence of tokens, ConfigError where `start_layer` is out of range.
     """
     if not 0 <= start_layer < len(layers):
-        raise ValueError(f"start_layer: got {start_layer}, allowed: 0 to {len(layers) - 1} (the model's layers)")
+        raise ConfigError("start_layer", f"got {start_layer}, allowed: 0 to {len(layers) - 1} (the model's layers)")
     joint: Tensor | None = None
     class_joined = False
     for matrix in layers[start_layer:]:

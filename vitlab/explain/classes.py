@@ -28,12 +28,12 @@ class ClassNames:
         if isinstance(wanted, int):
             if not 0 <= wanted < self.count:
                 raise ConfigError(
-                    f"explain.class_index: got {wanted}, the model has {self.count} classes (0 to {self.count - 1})"
+                    "explain.class_index", f"got {wanted}, the model has {self.count} classes (0 to {self.count - 1})"
                 )
             return wanted
         if self.names is None:
             raise ConfigError(
-                f"explain.class_name: the checkpoint does not tell its {self.count} classes' names; give class_index"
+                "explain.class_name", f"the checkpoint does not tell its {self.count} classes' names; give class_index"
             )
         sought = wanted.strip().lower()
         synonyms = [[word.strip().lower() for word in name.split(",")] for name in self.names]
@@ -43,14 +43,14 @@ class ClassNames:
             return found[0]
         if found:
             listed = ", ".join(f"{i} ({self.names[i]})" for i in found[:5])
-            raise ConfigError(f"explain.class_name: {wanted!r} may be {listed}; give explain.class_index")
+            raise ConfigError("explain.class_name", f"{wanted!r} may be {listed}; give explain.class_index")
         near = difflib.get_close_matches(sought, [word for words in synonyms for word in words], n=3)
         hint = (
             f"did you mean {' or '.join(repr(n) for n in near)}?"
             if near
             else f"the first are {', '.join(self.names[:5])}"
         )
-        raise ConfigError(f"explain.class_name: no class {wanted!r} among the model's {self.count}; {hint}")
+        raise ConfigError("explain.class_name", f"no class {wanted!r} among the model's {self.count}; {hint}")
 
 
 def class_names(recorded: Sequence[str] | None, count: int, dataset: str) -> ClassNames:

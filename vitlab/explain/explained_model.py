@@ -49,7 +49,7 @@ class Subject:
             return torch.tensor(found).expand(len(probabilities), -1)
         count = options.top_k or 1
         if count > self.classes.count:
-            raise ConfigError(f"explain.top_k: got {count}, the model has {self.classes.count} classes")
+            raise ConfigError("explain.top_k", f"got {count}, the model has {self.classes.count} classes")
         return probabilities.topk(count).indices
 
     def maps(self, method: MethodName, images: Tensor, targets: Tensor, options: ExplainConfig) -> Tensor:
@@ -75,9 +75,9 @@ class Subject:
             return compute()
         except UnfitError as error:
             model = self.restored.model.name
-            raise ConfigError(f"checkpoint: {self.restored.weights.path} ({model}): {error}") from error
-        except ValueError as error:
-            raise ConfigError(f"explain.{error}") from error
+            raise ConfigError("checkpoint", f"{self.restored.weights.path} ({model}): {error}") from error
+        except ConfigError as error:
+            raise error.under("explain") from error
 
 
 def load_subjects(config: Config, options: ExplainConfig, names: Sequence[tuple[str, str | None]]) -> list[Subject]:
@@ -117,10 +117,11 @@ def named_checkpoints(config: Config) -> list[tuple[str, str | None]]:
             cells = json.loads(Path(name).read_text())["cells"]
             names += [(cell["id"], cell.get("name")) for cell in cells if cell.get("part", "cell") == "cell"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"checkpoint: {name!r} is no study's file ({type(error).__name__}: {error})") from error
+            raise ConfigError("checkpoint", f"{name!r} is no study's file ({type(error).__name__}: {error})") from error
     if not names:
         raise ConfigError(
-            "checkpoint: task=explain reads one or several; give a file, a cell's folder or identity, or a study's file"
+            "checkpoint",
+            "task=explain reads one or several; give a file, a cell's folder or identity, or a study's file",
         )
     return names
 
@@ -131,5 +132,5 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     if not available[name]:
-        raise ConfigError(f"device: {name} is not available on this machine; use device=auto")
+        raise ConfigError("device", f"{name} is not available on this machine; use device=auto")
     return torch.device(name)

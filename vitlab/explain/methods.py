@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitlab.core.errors import ConfigError
 from vitlab.explain.attention import read_tokens
 from vitlab.explain.chain import chain, eye_like, patch_grid, to_grid
 from vitlab.explain.lrp_rules import OVERWRITTEN
@@ -35,7 +36,7 @@ def relevance(
       not the class's score: biases, embeddings and each softmax keep a part.
 
     An image's map does not depend on the batch. Half-precision weights are widened first. Raises UnfitError, saying
-    why and which method fits, ValueError for a class or layer out of range.
+    why and which method fits; ConfigError for a class or layer out of range.
     """
     model = unwrapped(model)
     with prepared(model):
@@ -56,20 +57,20 @@ def relevance(
 
 
 def check_targets(targets: Tensor | Sequence[int] | int | None, logits: Tensor) -> Tensor:
-    """Class indices (B, K) for logits (B, C). Raises ValueError for an index out of range or a wrong shape."""
+    """Class indices (B, K) for logits (B, C). Raises ConfigError for an index out of range or a wrong shape."""
     size, count = logits.shape
     if targets is None:
         return logits.argmax(1, keepdim=True)
     classes = torch.as_tensor(targets, device=logits.device)
     if classes.is_floating_point():
-        raise ValueError(f"targets: class indices are whole numbers, got {classes.dtype}")
+        raise ConfigError("targets", f"class indices are whole numbers, got {classes.dtype}")
     classes = classes.expand(size) if classes.ndim == 0 else classes
     classes = classes.unsqueeze(1) if classes.ndim == 1 else classes
     if classes.ndim != 2 or len(classes) != size:
-        raise ValueError(f"targets: expected ({size},) or ({size}, K) class indices, got {tuple(classes.shape)}")
+        raise ConfigError("targets", f"expected ({size},) or ({size}, K) class indices, got {tuple(classes.shape)}")
     wrong = classes[(classes < 0) | (classes >= count)]
     if len(wrong):
-        raise ValueError(f"targets: class {int(wrong[0])} is out of range: the model has {count} (0 to {count - 1})")
+        raise ConfigError("targets", f"class {int(wrong[0])} is out of range: the model has {count} (0 to {count - 1})")
     return classes.long()
 
 
@@ -115,7 +116,7 @@ def _refuse_foreign(recording: Recording) -> None:
 def _pixels(recording: Recording, one_hot: Tensor, method: str, start_layer: int) -> Tensor:
     """AttnLRP's input × modified gradient, summed over colours: (B, H, W)."""
     if start_layer:
-        raise ValueError("start_layer: method=attnlrp goes down to the pixels and takes no start_layer")
+        raise ConfigError("start_layer", "method=attnlrp goes down to the pixels and takes no start_layer")
     (gradient,) = recording.pull("attnlrp", one_hot, [recording.images])
     if gradient is None:
         raise UnfitError("its class scores do not depend on the image by any differentiable path")

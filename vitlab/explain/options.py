@@ -83,34 +83,34 @@ def parse_options(options: Mapping[str, Any], num_checkpoints: int | None = None
     asked = [key for key in ("class_index", "class_name", "top_k") if getattr(parsed, key) is not None]
     if len(asked) > 1:
         raise ConfigError(
-            f"explain.{asked[1]}: give one of class_index, class_name and top_k, not {' and '.join(asked)}"
+            f"explain.{asked[1]}", f"give one of class_index, class_name and top_k, not {' and '.join(asked)}"
         )
     if asked and parsed.kind != "relevance":
         why = (
             "Attention Rollout knows no class" if parsed.kind == "rollout" else f"explain={parsed.kind} takes no class"
         )
-        raise ConfigError(f"explain.{asked[0]}: {why}; to ask for one: explain=relevance explain.{asked[0]}=…")
+        raise ConfigError(f"explain.{asked[0]}", f"{why}; to ask for one: explain=relevance explain.{asked[0]}=…")
     if asked and parsed.compare and len(parsed.chosen_classes) > 1:
-        raise ConfigError(f"explain.{asked[0]}: compare=true shows one class, got {len(parsed.chosen_classes)}")
+        raise ConfigError(f"explain.{asked[0]}", f"compare=true shows one class, got {len(parsed.chosen_classes)}")
     if parsed.compare and parsed.top_k is not None:
-        raise ConfigError("explain.top_k: compare=true shows one class; give class_index or class_name, or neither")
+        raise ConfigError("explain.top_k", "compare=true shows one class; give class_index or class_name, or neither")
     if any(isinstance(c, int) and c < 0 for c in parsed.chosen_classes):
-        raise ConfigError(f"explain.class_index: got {parsed.class_index}, allowed: 0 and above")
+        raise ConfigError("explain.class_index", f"got {parsed.class_index}, allowed: 0 and above")
     if parsed.start_layer and parsed.kind == "relevance" and parsed.method == "attnlrp" and not parsed.compare:
-        raise ConfigError("explain.start_layer: method=attnlrp goes down to the pixels and takes none")
+        raise ConfigError("explain.start_layer", "method=attnlrp goes down to the pixels and takes none")
     if parsed.compare and parsed.kind not in ("relevance", "rollout"):
         raise ConfigError(
-            f"explain.compare: explain={parsed.kind} has nothing to put side by side; use explain=relevance"
+            "explain.compare", f"explain={parsed.kind} has nothing to put side by side; use explain=relevance"
         )
     if parsed.synthetic and parsed.kind != "faithfulness":
-        raise ConfigError("explain.synthetic: only explain=faithfulness has a synthetic test")
+        raise ConfigError("explain.synthetic", "only explain=faithfulness has a synthetic test")
     if not parsed.methods or len(set(parsed.methods)) < len(parsed.methods):
-        raise ConfigError(f"explain.methods: got {list(parsed.methods)}, expected one or more, each once")
+        raise ConfigError("explain.methods", f"got {list(parsed.methods)}, expected one or more, each once")
     if any(getattr(parsed, key) == () for key in asked):
-        raise ConfigError(f"explain.{asked[0]}: the list is empty")
+        raise ConfigError(f"explain.{asked[0]}", "the list is empty")
     _refuse_unused(parsed)
     if num_checkpoints is not None and parsed.labels is not None and len(parsed.labels) != num_checkpoints:
-        raise ConfigError(f"explain.labels: {len(parsed.labels)} labels for {num_checkpoints} checkpoints")
+        raise ConfigError("explain.labels", f"{len(parsed.labels)} labels for {num_checkpoints} checkpoints")
     return parsed
 
 
@@ -125,5 +125,5 @@ def _refuse_unused(parsed: ExplainConfig) -> None:
             continue
         others = [f"explain={other}" for other, used in _USED.items() if field.name in used]
         raise ConfigError(
-            f"explain.{field.name}: explain={kind} does not read it (got {value!r}); it is for {', '.join(others)}"
+            f"explain.{field.name}", f"explain={kind} does not read it (got {value!r}); it is for {', '.join(others)}"
         )

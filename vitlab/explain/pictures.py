@@ -50,7 +50,7 @@ def load_pictures(
         else:
             pictures += [_read(file, dataset, image_size) for file in find_images(name, "explain.images")]
     if not pictures:
-        raise ConfigError("explain.images: the list is empty")
+        raise ConfigError("explain.images", "the list is empty")
     names = [p.name for p in pictures]
     return [
         Picture(f"{p.name}-{i}", p.pixels, p.label) if names.count(p.name) > 1 else p for i, p in enumerate(pictures)
@@ -92,7 +92,7 @@ def _rows(match: re.Match[str], source: Source) -> list[int]:
     rows = list(range(int(first), int(last or first) + 1))
     if not rows or rows[-1] >= len(source):
         raise ConfigError(
-            f"explain.images: {match.string!r} is out of range: the evaluation set has {len(source)} images"
+            "explain.images", f"{match.string!r} is out of range: the evaluation set has {len(source)} images"
         )
     return rows
 
@@ -102,7 +102,7 @@ def _picture_of(source: Source, row: int, dataset: DatasetConfig, image_size: in
     try:
         pixels = _cropped(source.image(row), dataset, image_size)
     except BadImageError as error:
-        raise ConfigError(f"explain.images: {error}") from error
+        raise ConfigError("explain.images", str(error)) from error
     return Picture(f"eval-{row}", pixels, label)
 
 
@@ -112,7 +112,7 @@ def _read(file: Path, dataset: DatasetConfig, image_size: int) -> Picture:
     try:
         return Picture(file.stem, _cropped(decode(file, reading), dataset, image_size))
     except BadImageError as error:
-        raise ConfigError(f"explain.images: {error}") from error
+        raise ConfigError("explain.images", str(error)) from error
 
 
 def _cropped(image: np.ndarray, dataset: DatasetConfig, image_size: int) -> Tensor:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitlab.core.errors import UserError
 from vitlab.explain.tape import Meaning, Tape
 
 
-class UnfitError(ValueError):
+class UnfitError(UserError):
     """A method does not fit an architecture; the message says why, and which method does."""
 
 

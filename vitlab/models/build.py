@@ -22,19 +22,20 @@ def build_model(model: ModelConfig, num_classes: int, *, to_train: bool = True) 
     if not timm.is_model(model.name):
         near = difflib.get_close_matches(model.name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models('vit*') lists them"
-        raise ConfigError(f"model.name: timm knows no model {model.name!r}; {hint}")
+        raise ConfigError("model.name", f"timm knows no model {model.name!r}; {hint}")
     sizes = {key: getattr(model, key) for key in ("patch_size", "embed_dim", "depth", "num_heads")}
     given = {key: value for key, value in sizes.items() if value is not None}
     try:
         network = timm.create_model(model.name, num_classes=num_classes, img_size=model.image_size, **given)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         asked = ", ".join(f"model.{key}={value}" for key, value in {"image_size": model.image_size, **given}.items())
-        raise ConfigError(f"model.name: {model.name!r} cannot be built with {asked}: {error}") from error
+        raise ConfigError("model.name", f"{model.name!r} cannot be built with {asked}: {error}") from error
     if isinstance(network, VisionTransformer):
         network.set_grad_checkpointing(model.grad_checkpointing)
     elif to_train:
         raise ConfigError(
-            f"model.name: {model.name!r} is a {type(network).__name__}; what can be trained are timm's models of class "
-            "VisionTransformer, such as most of timm.list_models('vit_*') and 'deit*'"
+            "model.name",
+            f"{model.name!r} is a {type(network).__name__}; what can be trained are timm's models of class "
+            "VisionTransformer, such as most of timm.list_models('vit_*') and 'deit*'",
         )
     return network

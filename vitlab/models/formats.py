@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vitlab.config import IMAGENET_MEAN, IMAGENET_STD, ConfigError, DatasetConfig, ModelConfig
+from vitlab.config import IMAGENET_MEAN, IMAGENET_STD, DatasetConfig, ModelConfig
+from vitlab.core.errors import UserError
 
 BOOK_MODELS = {
     "vit_tiny_16_224": "vit_tiny_patch16_224",
@@ -131,5 +132,5 @@ def read_model_card(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(card.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{card}: damaged ({error}); mend it, or move the weights elsewhere") from error
+        raise UserError(f"{card}: damaged ({error}); mend it, or move the weights elsewhere") from error
     return content if isinstance(content, dict) and "architecture" in content else {}

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from vitlab.config import Config, ConfigError, DatasetConfig, ModelConfig, choice, find_checkpoint, options
+from vitlab.core.errors import UserError
 from vitlab.models.build import build_model
 from vitlab.models.weights import Weights, load_weights, read_checkpoint
 
@@ -54,17 +55,19 @@ def restore(config: Config, name: str, *, statistics: str = "checkpoint") -> Res
     file = find_checkpoint(name, config.output_dir)
     try:
         weights = read_checkpoint(file, weights=config.weights)
-    except ConfigError as error:
-        raise error if str(error).startswith("weights: ") else ConfigError(f"checkpoint: {error}") from error
+    except UserError as error:
+        if isinstance(error, ConfigError) and error.key == "weights":
+            raise
+        raise ConfigError("checkpoint", str(error)) from error
     model, dataset = _model(config, weights), _dataset(config, weights, statistics)
     if weights.num_classes is None:
-        raise ConfigError(f"{weights.path}: holds no classifier (head.weight), so it predicts nothing")
+        raise UserError(f"{weights.path}: holds no classifier (head.weight), so it predicts nothing")
     network = build_model(model, weights.num_classes, to_train=False)
     report = load_weights(network, weights, keep_head=True)
     if report.dropped or report.fresh:
         wrong = f"lacks {report.fresh[0]}" if report.fresh else f"also holds {report.dropped[0]}"
         more = ", and more" if len(report.fresh or report.dropped) > 1 else ""
-        raise ConfigError(f"{weights.path}: is not of {model.name} (it {wrong}{more}); give its model: model=NAME")
+        raise UserError(f"{weights.path}: is not of {model.name} (it {wrong}{more}); give its model: model=NAME")
     return Restored(network.eval(), weights, model, dataset, weights.num_classes, report.resized)
 
 
@@ -73,9 +76,11 @@ def _model(config: Config, weights: Weights) -> ModelConfig:
     if given.name != FROM_CHECKPOINT:
         return given
     if weights.model is None:
-        raise ConfigError(f"model: {weights.path} does not tell its model; name it, as model=vit_tiny_16_224")
+        raise ConfigError("model", f"{weights.path} does not tell its model; name it, as model=vit_tiny_16_224")
     if dataclasses.replace(given, grad_checkpointing=False) != ModelConfig(FROM_CHECKPOINT):
-        raise ConfigError("model: the checkpoint tells the sizes; to give others, name the model: model=NAME model.…=…")
+        raise ConfigError(
+            "model", "the checkpoint tells the sizes; to give others, name the model: model=NAME model.…=…"
+        )
     return weights.model
 
 
@@ -84,8 +89,9 @@ def _dataset(config: Config, weights: Weights, statistics: str) -> DatasetConfig
     if given.name == FROM_CHECKPOINT:
         if own is None:
             raise ConfigError(
-                f"dataset: {weights.path} does not tell how its pictures were normalised and cropped; name its data "
-                "set, as dataset=imagenet1k dataset.root=FOLDER"
+                "dataset",
+                f"{weights.path} does not tell how its pictures were normalised and cropped; name its data "
+                "set, as dataset=imagenet1k dataset.root=FOLDER",
             )
         return dataclasses.replace(own, **_set_by_user(config))
     if own is None or statistics == "dataset":

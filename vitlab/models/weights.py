@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.config import ConfigError, DatasetConfig, ModelConfig, PretrainConfig, build
+from vitlab.core.errors import UserError
 from vitlab.models.formats import (
     BOOK_DATASETS,
     BOOK_MODELS,
@@ -96,14 +97,14 @@ def read_checkpoint(path: Path, *, weights: str = "raw") -> Weights:
     """
     content = _read(path)
     if weights == "ema" and not isinstance(content.get("model_ema") or content.get("state_dict_ema"), Mapping):
-        raise ConfigError(f"weights: {path} holds no moving average; use raw")
+        raise ConfigError("weights", f"{path} holds no moving average; use raw")
     keys = ("model_ema", "state_dict_ema") if weights == "ema" else ("model", "state_dict", "model_state_dict")
     state = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
     tensors = {_clean(k): v for k, v in state.items() if isinstance(v, Tensor)}
     if not tensors:
-        raise ConfigError(f"{path}: holds no weights (its keys: {', '.join(map(str, list(content)[:6])) or 'none'})")
+        raise UserError(f"{path}: holds no weights (its keys: {', '.join(map(str, list(content)[:6])) or 'none'})")
     if "cls_token" not in tensors and not any("attn.qkv" in key or "attn.q" in key for key in tensors):
-        raise ConfigError(
+        raise UserError(
             f"{path}: its tensors ({', '.join(list(tensors)[:3])}, …) are not those of a Vision Transformer of timm's; "
             "give a ViT's checkpoint (ours, timm's, DeiT's, the book's)"
         )
@@ -144,7 +145,7 @@ def _describe(path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"checkpoint: there is no file {str(path)!r}")
+        raise ConfigError("checkpoint", f"there is no file {str(path)!r}")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -152,25 +153,25 @@ def _read(path: Path) -> dict[str, Any]:
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from error
+            raise UserError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from error
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickle protocols: what cannot be read is refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if culprit := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ConfigError(
+            raise UserError(
                 f"{path}: refused: reading it would call or build {culprit[1]}, and only tensors, plain values and "
                 "argparse.Namespace are allowed; save the model's state_dict() instead"
             ) from error
-        raise ConfigError(f"{path}: not a checkpoint, or a damaged one; copy or download it again") from error
+        raise UserError(f"{path}: not a checkpoint, or a damaged one; copy or download it again") from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         reason = (str(error).splitlines() or ["it is empty"])[0].partition(". ")[0]
-        raise ConfigError(
+        raise UserError(
             f"{path}: not a checkpoint, or a truncated one ({reason}); copy or download it again"
         ) from error
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
     return dict(content)
 
 
@@ -204,7 +205,7 @@ def load_weights(model: nn.Module, weights: Weights, *, keep_head: bool = False)
             resized.append(f"pos_embed {tuple(tensor.shape[1:])} → {tuple(target.shape[1:])}")
         else:
             of = f", {weights.model.name}," if weights.model else ""
-            raise ConfigError(
+            raise UserError(
                 f"{weights.path}: {key} is {tuple(tensor.shape)} there and {tuple(target.shape)} in the model; "
                 f"give the model that the checkpoint is of{of} with model=…"
             )
@@ -212,7 +213,7 @@ def load_weights(model: nn.Module, weights: Weights, *, keep_head: bool = False)
     total, found = (sum(wanted[k].numel() for k in keys) for keys in (body, [k for k in body if k in taken]))
     if found < LEAST_SHARE * total:
         missing = [key for key in body if key not in taken]
-        raise ConfigError(
+        raise UserError(
             f"{weights.path}: supplies {100 * found / total:.0f} % of the model's parameters (missing: "
             f"{', '.join(missing[:4])}, …); training would start from noise. Give the model that the file is of"
         )
@@ -225,9 +226,10 @@ def load_start(model: nn.Module, start: PretrainConfig, path: Path) -> tuple[Wei
     try:
         weights = read_checkpoint(path, weights=start.weights)
         return weights, load_weights(model, weights, keep_head=start.keep_head)
-    except ConfigError as error:
-        key = "pretrain." if str(error).startswith("weights: ") else "pretrain.path: "
-        raise ConfigError(f"{key}{error}") from error
+    except UserError as error:
+        if isinstance(error, ConfigError) and error.key == "weights":
+            raise error.under("pretrain") from error
+        raise ConfigError("pretrain.path", str(error)) from error
 
 
 def _resized_position(model: nn.Module, weights: Weights, tensor: Tensor, target: Tensor) -> Tensor:
@@ -241,7 +243,7 @@ def _resized_position(model: nn.Module, weights: Weights, tensor: Tensor, target
     guesses = [weights.grid, (side, side), (height, count // height) if height else None]
     old = next((grid for grid in guesses if grid and grid[0] * grid[1] == count > 0), None)
     if old is None or tensor.shape[2] != target.shape[2]:
-        raise ConfigError(
+        raise UserError(
             f"{weights.path}: its pos_embed {tuple(tensor.shape)} cannot be resized to the model's "
             f"{tuple(target.shape)}: without {prefix} class tokens it is of {count} patches, which make no square, and "
             "the file does not tell their grid; give the model that the checkpoint is of (model=…)"

@@ -31,7 +31,7 @@ def cell_of(config: Config) -> CellConfig:
     if config.study.part == "cell":
         return config.cell
     if config.cell.pretraining is None:
-        raise ConfigError("study.part: this cell has no pre-training")
+        raise ConfigError("study.part", "this cell has no pre-training")
     return config.cell.pretraining
 
 
@@ -45,8 +45,9 @@ def start_of(cell: CellConfig, output_dir: str) -> Path | None:
     before = Record(Path(output_dir) / identity(cell.pretraining))
     if before.state() != "finished":
         raise ConfigError(
-            f"pretrain: {before.folder} is {before.state()}, not finished; train it first, by the same command and "
-            "study.part=pretraining"
+            "pretrain",
+            f"{before.folder} is {before.state()}, not finished; train it first, by the same command and "
+            "study.part=pretraining",
         )
     return before.folder / "last.pt"
 

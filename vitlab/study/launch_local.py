@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import Config, ConfigError
+from vitlab.core.errors import UserError
 from vitlab.study.fork_server import fork_server, gpus_for
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
@@ -81,8 +82,9 @@ def prove_locally(plan: Plan) -> None:
     slots, gpus = config.study.cells_at_once, gpus_for(config)
     if gpus and slots * config.devices > len(gpus):
         raise ConfigError(
-            f"study.cells_at_once: {slots} cells on {config.devices} devices each need {slots * config.devices} GPUs, "
-            f"and {len(gpus)} are visible"
+            "study.cells_at_once",
+            f"{slots} cells on {config.devices} devices each need {slots * config.devices} GPUs, "
+            f"and {len(gpus)} are visible",
         )
     reader, writer = mp.Pipe(duplex=False)
     named = [(cell.name, cell.config) for cell in plan.todo]
@@ -91,7 +93,7 @@ def prove_locally(plan: Plan) -> None:
     writer.close()
     with contextlib.suppress(EOFError):  # it died: the cells will tell why
         if (problem := reader.recv()) is not None:
-            raise ConfigError(problem)
+            raise problem
     process.join()
 
 
@@ -101,8 +103,8 @@ def _prove_in_process(named: list[tuple[str, Config]], pipe: Connection) -> None
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
     try:
         prove(named)
-    except ConfigError as error:
-        pipe.send(str(error))
+    except UserError as error:
+        pipe.send(error)
     else:
         pipe.send(None)
 

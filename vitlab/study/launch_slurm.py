@@ -38,7 +38,9 @@ def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str
     from submitit import SlurmExecutor
 
     if SlurmExecutor.affinity() < 0:
-        raise ConfigError("hydra/launcher: Slurm's srun is not on this machine; submit from a login node of a cluster")
+        raise ConfigError(
+            "hydra/launcher", "Slurm's srun is not on this machine; submit from a login node of a cluster"
+        )
     cells = [replace(cell, config=_on_devices(cell, options)) for cell in plan.todo]
     outcomes: dict[str, str] = {}
     with _submitting(plan.output_dir):
@@ -77,8 +79,9 @@ def _on_devices(cell: PlannedCell, options: SlurmOptions) -> Any:
     world = options.tasks * options.nodes
     if cell.config.devices not in (1, world):
         raise ConfigError(
-            f"devices: {cell.config.devices}, but the launcher starts tasks_per_node × nodes = {world} processes; "
-            "leave devices out"
+            "devices",
+            f"{cell.config.devices}, but the launcher starts tasks_per_node × nodes = {world} processes; "
+            "leave devices out",
         )
     config = replace(cell.config, devices=world)
     check_run(config)
@@ -124,7 +127,7 @@ def _submit_array(cells: list[PlannedCell], before: str, plan: Plan, options: Sl
         with _outside_any_job(), contextlib.redirect_stderr(None), executor.batch():
             submitted = [executor.submit(CellJob(c.config, c.name, plan.study, code)) for c in cells]
     except FailedJobError as error:
-        raise ConfigError(f"hydra.launcher: {str(error).strip().replace('sbatch: error: ', '')}") from None
+        raise ConfigError("hydra.launcher", str(error).strip().replace("sbatch: error: ", "")) from None
     jobs = {cell.id: job.job_id for cell, job in zip(cells, submitted, strict=True)}
     (batch / "jobs.json").write_text(json.dumps(jobs))
     return jobs

@@ -130,7 +130,8 @@ def _select(cells: list[PlannedCell], config: Config) -> list[PlannedCell]:
     wanted = {c.id for c in cells} if rerun == "all" else set([rerun] if isinstance(rerun, str) else rerun or ())
     if unknown := wanted - {c.id for c in cells}:
         raise ConfigError(
-            f"study.rerun: {sorted(unknown)[0]!r} is no cell of this study; its cells: {', '.join(c.id for c in cells)}"
+            "study.rerun",
+            f"{sorted(unknown)[0]!r} is no cell of this study; its cells: {', '.join(c.id for c in cells)}",
         )
 
     def selected(cell: PlannedCell) -> bool:

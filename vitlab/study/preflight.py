@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitlab.config import CellConfig, Config, ConfigError
+from vitlab.core.errors import UserError
 from vitlab.study.cell import cell_of
 
 
@@ -27,10 +28,12 @@ def prove(named: Sequence[tuple[str, Config]]) -> None:
                     check(cell)
                 seen.add(what)
             seen.add("device")
-        except (ValueError, OSError) as error:
-            part = "pretrain." if config.study.part == "pretraining" else ""
-            of = "" if len(named) == 1 else f" (in the cell {name})"
-            raise ConfigError(f"{part}{error}{of}; nothing was started") from None
+        except (UserError, ValueError, OSError) as error:
+            wrong = error if isinstance(error, UserError) else UserError(str(error))
+            if isinstance(wrong, ConfigError) and config.study.part == "pretraining":
+                wrong = wrong.under("pretrain")
+            wrong = wrong if len(named) == 1 else wrong.in_cell(name)
+            raise wrong.extended("; nothing was started") from None
 
 
 def _data(cell: CellConfig) -> None:

@@ -45,8 +45,9 @@ class SlurmOptions:
         for key in given:
             if key not in known:
                 raise ConfigError(
-                    f"hydra.launcher.{key}: no such option; allowed: {', '.join(known)}; other flags of sbatch: "
-                    f"+hydra.launcher.additional_parameters.{key}=…"
+                    f"hydra.launcher.{key}",
+                    f"no such option; allowed: {', '.join(known)}; other flags of sbatch: "
+                    f"+hydra.launcher.additional_parameters.{key}=…",
                 )
         return cls(**given)
 
@@ -54,29 +55,31 @@ class SlurmOptions:
         for key in ("nodes", "timeout_min", "signal_delay_s", "tasks_per_node", "array_parallelism", "cpus_per_task"):
             value = getattr(self, key)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"hydra.launcher.{key}: got {value!r}, expected an integer of at least 1")
+                raise ConfigError(f"hydra.launcher.{key}", f"got {value!r}, expected an integer of at least 1")
         if self.tasks_per_node is not None and self.num_gpus and self.tasks_per_node != self.num_gpus:
             raise ConfigError(
-                f"hydra.launcher.tasks_per_node: {self.tasks_per_node} processes cannot use gpus_per_node="
-                f"{self.gpus_per_node}, one each; leave tasks_per_node out, or make the two equal"
+                "hydra.launcher.tasks_per_node",
+                f"{self.tasks_per_node} processes cannot use gpus_per_node="
+                f"{self.gpus_per_node}, one each; leave tasks_per_node out, or make the two equal",
             )
         if self.signal_delay_s >= 60 * self.timeout_min:
             raise ConfigError(
-                f"hydra.launcher.signal_delay_s: {self.signal_delay_s} s before a limit of {self.timeout_min} min "
-                "leaves no time to train; raise timeout_min"
+                "hydra.launcher.signal_delay_s",
+                f"{self.signal_delay_s} s before a limit of {self.timeout_min} min "
+                "leaves no time to train; raise timeout_min",
             )
         for key in self.additional_parameters:
             flag = str(key).replace("_", "-")
             if flag in _OPTIONS or flag in _OURS:
                 instead = f"use hydra.launcher.{_OPTIONS[flag]}" if flag in _OPTIONS else "vitlab sets it itself"
-                raise ConfigError(f"hydra.launcher.additional_parameters.{key}: {instead}")
+                raise ConfigError(f"hydra.launcher.additional_parameters.{key}", instead)
 
     @property
     def num_gpus(self) -> int:
         """GPUs of a node, without their type."""
         count = str(self.gpus_per_node or 0).rpartition(":")[2]
         if not count.isdigit():
-            raise ConfigError(f"hydra.launcher.gpus_per_node: got {self.gpus_per_node!r}; allowed: 8, or a100:8")
+            raise ConfigError("hydra.launcher.gpus_per_node", f"got {self.gpus_per_node!r}; allowed: 8, or a100:8")
         return int(count)
 
     @property

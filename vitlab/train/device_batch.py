@@ -28,8 +28,9 @@ def choose_device_batch(model: nn.Module, cell: CellConfig, share: int, device: 
 
 def _refuse(smallest: int) -> int:
     raise ConfigError(
-        f"device_batch: even {smallest} samples do not fit on the device; use model.grad_checkpointing=true, more "
-        "devices or a smaller augment.mix_group"
+        "device_batch",
+        f"even {smallest} samples do not fit on the device; use model.grad_checkpointing=true, more "
+        "devices or a smaller augment.mix_group",
     )
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from vitlab.config import ConfigError
+from vitlab.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     if wanted == "auto":
         wanted = "cuda" if cuda else "mps" if mps else "cpu"
     if (wanted == "cuda" and not cuda) or (wanted == "mps" and not mps):
-        raise ConfigError(f"device: {wanted} was asked for and this machine has none; use device=cpu or device=auto")
+        raise ConfigError("device", f"{wanted} was asked for and this machine has none; use device=cpu or device=auto")
     if wanted != "cuda":
         return torch.device(wanted)
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"devices: process {local_rank} has no GPU of its own; {torch.cuda.device_count()} are visible"
+            "devices", f"process {local_rank} has no GPU of its own; {torch.cuda.device_count()} are visible"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -137,5 +138,5 @@ def _enter(rank: int, function: Callable[..., object], arguments: tuple[Any, ...
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     try:
         function(*arguments)
-    except ConfigError as error:  # the user's: a line, as rank 0 says it, and no traceback
+    except UserError as error:  # the user's: a line, as rank 0 says it, and no traceback
         sys.exit(f"vitlab: process {rank}: {error}")

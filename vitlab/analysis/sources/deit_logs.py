@@ -24,7 +24,7 @@ def collect_logs(places: Sequence[Path]) -> pd.DataFrame:
     files = [f for place in places for f in (sorted(place.rglob("log.txt")) if place.is_dir() else [place])]
     if not files or not all(f.is_file() for f in files):
         raise ConfigError(
-            f"logs: no log.txt in {', '.join(map(str, places)) or 'nothing'}; give logs='[FILE_OR_FOLDER,…]'"
+            "logs", f"no log.txt in {', '.join(map(str, places)) or 'nothing'}; give logs='[FILE_OR_FOLDER,…]'"
         )
     rows, seen = [], set()
     for file in files:

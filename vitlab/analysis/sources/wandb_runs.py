@@ -46,7 +46,7 @@ def collect_wandb(
     folder = Path(output_dir)
     if entity is None:
         if filters:
-            raise ConfigError("filters: W&B's server applies them; give entity=NAME, or leave filters out")
+            raise ConfigError("filters", "W&B's server applies them; give entity=NAME, or leave filters out")
         runs = offline_runs(folder)
         where = f"offline below {folder}; for the server give entity=NAME"
     else:
@@ -57,7 +57,7 @@ def collect_wandb(
     if study is not None:
         runs = [run for run in runs if run["config"]["vitlab"]["study"] == study]
     if not runs:
-        raise ConfigError(f"source: no run of vitlab's{f' of study {study!r}' if study else ''} {where}")
+        raise ConfigError("source", f"no run of vitlab's{f' of study {study!r}' if study else ''} {where}")
     runs.sort(key=_place)
     return frame(_row(run) for run in runs)
 
@@ -112,7 +112,7 @@ def _from_server(
         try:
             return json.loads(cache.read_text())["runs"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"source: {cache} is damaged; ask W&B again with refresh=true") from error
+            raise ConfigError("source", f"{cache} is damaged; ask W&B again with refresh=true") from error
     runs = _ask(entity, project, ({"group": study} if study else {}) | dict(filters))
     cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
@@ -149,8 +149,9 @@ def _ask(entity: str, project: str, filters: dict[str, Any]) -> list[dict[str, A
             if attempt == _TRIES - 1 or any(word in str(error).lower() for word in _FINAL):
                 reason = " ".join(str(error).split())[:200]
                 raise ConfigError(
-                    f"source: W&B gave no runs of {entity}/{project} ({reason}); check entity, project, the network "
-                    "and the API key (`wandb login`)"
+                    "source",
+                    f"W&B gave no runs of {entity}/{project} ({reason}); check entity, project, the network "
+                    "and the API key (`wandb login`)",
                 ) from error
             print(f"W&B: {type(error).__name__}; trying again in {2**attempt} s")
             time.sleep(2.0**attempt)

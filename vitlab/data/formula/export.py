@@ -138,7 +138,7 @@ def contact_sheet(
     spec = source.spec
     file = Path(file)
     if file.suffix.lower() not in Image.registered_extensions():
-        raise ConfigError(f"fractaldb.preview: {str(file)!r} is no picture's name; end it in .png")
+        raise ConfigError("fractaldb.preview", f"{str(file)!r} is no picture's name; end it in .png")
     categories = np.unique(np.linspace(0, spec.categories - 1, num_categories).astype(int))
     columns, gap, margin = min(num_instances, spec.instances), 4, 48
     sheet = Image.new("L", (margin + columns * (side + gap) + gap, len(categories) * (side + gap) + gap), 40)

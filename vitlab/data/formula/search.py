@@ -54,8 +54,9 @@ class Search:
         """
         if self.threshold > GREATEST_FILL:
             raise ConfigError(
-                f"dataset.fractal.threshold: got {self.threshold:g}; {SEARCH_POINTS} points fill at most "
-                f"{GREATEST_FILL:.3f} of the {SEARCH_SIZE} x {SEARCH_SIZE} pixels of the search (published: 0.2)"
+                "dataset.fractal.threshold",
+                f"got {self.threshold:g}; {SEARCH_POINTS} points fill at most "
+                f"{GREATEST_FILL:.3f} of the {SEARCH_SIZE} x {SEARCH_SIZE} pixels of the search (published: 0.2)",
             )
         generator = np.random.RandomState(self.seed)
         if self.state is not None:
@@ -79,9 +80,10 @@ class Search:
                     found()
                 elif barren >= patience:
                     raise ConfigError(
-                        f"dataset.fractal.categories: {num_categories} asked for, {len(self.categories)} found among "
+                        "dataset.fractal.categories",
+                        f"{num_categories} asked for, {len(self.categories)} found among "
                         f"{self.candidates + barren} candidates and none among the last {barren}; lower "
-                        f"dataset.fractal.threshold={self.threshold:g} (published: 0.2) or the number of categories"
+                        f"dataset.fractal.threshold={self.threshold:g} (published: 0.2) or the number of categories",
                     )
 
 

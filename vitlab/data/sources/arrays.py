@@ -74,9 +74,10 @@ def fashion_folder(dataset: DatasetConfig) -> Path:
             if any((folder / (wanted + end)).exists() for end in ("", ".gz")):
                 return folder
     raise ConfigError(
-        f"dataset.root: no Fashion-MNIST in {', '.join(roots)} (looked for {wanted}[.gz]). Get it with "
+        "dataset.root",
+        f"no Fashion-MNIST in {', '.join(roots)} (looked for {wanted}[.gz]). Get it with "
         "`apt install dataset-fashion-mnist`, or where there is a network with "
-        "`python -c \"import torchvision; torchvision.datasets.FashionMNIST('data', download=True)\"`"
+        "`python -c \"import torchvision; torchvision.datasets.FashionMNIST('data', download=True)\"`",
     )
 
 
@@ -113,8 +114,9 @@ def cifar_root(dataset: DatasetConfig) -> Path:
         if (root / folder).is_dir():
             return root
     raise ConfigError(
-        f"dataset.root: no folder {folder} in {str(base)!r}. Give its parent folder; where there is a network, "
-        f'`python -c "import torchvision; torchvision.datasets.{name}({str(base)!r}, download=True)"` gets it'
+        "dataset.root",
+        f"no folder {folder} in {str(base)!r}. Give its parent folder; where there is a network, "
+        f'`python -c "import torchvision; torchvision.datasets.{name}({str(base)!r}, download=True)"` gets it',
     )
 
 
@@ -130,8 +132,8 @@ def load_torchvision(dataset: DatasetConfig, split: str) -> ArraySource:
         get = f"import torchvision; torchvision.datasets.{cls.__name__}({root!r}, {split!r}, download=True)"
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"dataset.root: no whole {cls.__name__} in {root!r} ({reason}); where there is a network, "
-            f'`python -c "{get}"` gets it'
+            "dataset.root",
+            f'no whole {cls.__name__} in {root!r} ({reason}); where there is a network, `python -c "{get}"` gets it',
         ) from error
     classes = getattr(data, "classes", None) or [str(digit) for digit in range(10)]
     images = np.ascontiguousarray(np.asarray(data.data).transpose(0, 2, 3, 1))  # (N, 3, H, W) → (N, H, W, 3)

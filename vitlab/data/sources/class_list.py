@@ -33,15 +33,17 @@ def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig
         content, found = _scan(dataset), True
         if recorded.is_file() and (known := _read(recorded)) != content:
             raise ConfigError(
-                f"dataset.root: {dataset.root!r} has {_describe(content)}, and the data set recorded as "
-                f"{dataset.name!r} has {_describe(known)}; give this one a name of its own: dataset.name=NAME"
+                "dataset.root",
+                f"{dataset.root!r} has {_describe(content)}, and the data set recorded as "
+                f"{dataset.name!r} has {_describe(known)}; give this one a name of its own: dataset.name=NAME",
             )
     elif recorded.is_file():
         content = _read(recorded)
     else:
         raise ConfigError(
-            f"dataset.root: {dataset.root!r} is no folder, and nothing is recorded of {dataset.name!r} yet; give "
-            "dataset.root=FOLDER with train/CLASS/IMAGE and val/CLASS/IMAGE in it, or dataset.class_list=FILE"
+            "dataset.root",
+            f"{dataset.root!r} is no folder, and nothing is recorded of {dataset.name!r} yet; give "
+            "dataset.root=FOLDER with train/CLASS/IMAGE and val/CLASS/IMAGE in it, or dataset.class_list=FILE",
         )
     counts = {
         "num_classes": len(content["classes"]),
@@ -51,8 +53,9 @@ def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig
     for key, value in counts.items():
         if getattr(dataset, key) not in (None, value):
             raise ConfigError(
-                f"dataset.{key}: {dataset.name} has {getattr(dataset, key)}, and {dataset.root or 'its class list'!r} "
-                f"has {value}; name the whole data set's folder, or take any tree with dataset=folder"
+                f"dataset.{key}",
+                f"{dataset.name} has {getattr(dataset, key)}, and {dataset.root or 'its class list'!r} "
+                f"has {value}; name the whole data set's folder, or take any tree with dataset=folder",
             )
     if found:  # only now: a refused folder must not stand in the right one's way
         recorded.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +70,8 @@ def _read(file: Path) -> dict[str, Any]:
                 "num_eval": int(content["num_eval"])}  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"dataset.class_list: {file} is no class list ({error!r}); it is JSON with classes, num_train and num_eval"
+            "dataset.class_list",
+            f"{file} is no class list ({error!r}); it is JSON with classes, num_train and num_eval",
         ) from error
 
 

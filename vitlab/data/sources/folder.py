@@ -57,24 +57,25 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
     folder = trained_on if split == "train" else root / "val"
     names = train if split == "train" else class_folders(folder)
     if unknown := sorted(set(names) - set(train)):
-        raise ConfigError(f"dataset.root: {folder} has class {unknown[0]!r}, which {trained_on} lacks")
+        raise ConfigError("dataset.root", f"{folder} has class {unknown[0]!r}, which {trained_on} lacks")
     if dataset.num_classes is not None and len(train) != dataset.num_classes:
         raise ConfigError(
-            f"dataset.num_classes: {dataset.num_classes} expected for {dataset.name}, "
-            f"{trained_on} has {len(train)} class folders"
+            "dataset.num_classes",
+            f"{dataset.num_classes} expected for {dataset.name}, {trained_on} has {len(train)} class folders",
         )
     listing = list_tree(folder, names)
     counts = np.bincount(listing.labels, minlength=len(names))
     if split == "train" and not counts.all():
         empty = folder / names[int(counts.argmin())]
-        raise ConfigError(f"dataset.root: class folder {empty} holds no image ({', '.join(EXTENSIONS)})")
+        raise ConfigError("dataset.root", f"class folder {empty} holds no image ({', '.join(EXTENSIONS)})")
     below = folder.relative_to(root)
     files = [f"{below.as_posix()}/{file}" for file in listing.files] if below.parts else listing.files
     expected = dataset.num_train if split == "train" else dataset.num_eval
     if expected is not None and len(files) != expected:
         raise ConfigError(
-            f"dataset.root: {folder} holds {len(files)} images, {dataset.name} has {expected}; complete the data, or "
-            f"say dataset.num_{'train' if split == 'train' else 'eval'}={len(files)} (another data set, another cell)"
+            "dataset.root",
+            f"{folder} holds {len(files)} images, {dataset.name} has {expected}; complete the data, or "
+            f"say dataset.num_{'train' if split == 'train' else 'eval'}={len(files)} (another data set, another cell)",
         )
     place = np.array([train.index(name) for name in names], dtype=np.int64)  # val/ may lack classes
     return FileSource(root, files, place[listing.labels], listing.sizes, tuple(train), reading_of(dataset))
@@ -88,11 +89,11 @@ def find_root(dataset: DatasetConfig, *, evaluating: bool = False) -> Path:
     """
     name = dataset.name
     if not dataset.root:
-        raise ConfigError(f"dataset.root: {name} needs a folder that holds train/ and val/; give dataset.root=FOLDER")
+        raise ConfigError("dataset.root", f"{name} needs a folder that holds train/ and val/; give dataset.root=FOLDER")
     root = Path(dataset.root)
     if not root.is_dir():
         raise ConfigError(
-            f"dataset.root: there is no folder {dataset.root!r}; {name} needs one that holds train/ and val/"
+            "dataset.root", f"there is no folder {dataset.root!r}; {name} needs one that holds train/ and val/"
         )
     if not (root / "train").is_dir() and (root / name / "train").is_dir():
         root = root / name  # a folder of several data sets, each under its name
@@ -108,7 +109,7 @@ def find_root(dataset: DatasetConfig, *, evaluating: bool = False) -> Path:
         )
         if root.name in ("train", "val"):
             hint = f"did you mean dataset.root={root.parent}?"
-        raise ConfigError(f"dataset.root: no train/ in {dataset.root!r}; {hint}")
+        raise ConfigError("dataset.root", f"no train/ in {dataset.root!r}; {hint}")
     if dataset.num_eval != 0 and dataset.val_fraction == 0:
         _check_val(root)
     return root
@@ -124,12 +125,13 @@ def _check_val(root: Path) -> None:
     val = root / "val"
     if not val.is_dir():
         raise ConfigError(
-            f"dataset.root: no val/ in {str(root)!r}; add it, or set images aside with dataset.val_fraction=0.1"
+            "dataset.root", f"no val/ in {str(root)!r}; add it, or set images aside with dataset.val_fraction=0.1"
         )
     if not any(child.is_dir() for child in val.iterdir()) and list_images(val):
         raise ConfigError(
-            f"dataset.root: {val} is flat ({len(list_images(val))} images and no class folder); sort the images into "
-            "one folder per class (for ImageNet, with the published valprep.sh)"
+            "dataset.root",
+            f"{val} is flat ({len(list_images(val))} images and no class folder); sort the images into "
+            "one folder per class (for ImageNet, with the published valprep.sh)",
         )
 
 
@@ -137,7 +139,7 @@ def class_folders(folder: Path) -> list[str]:
     """Names of the class folders in `folder`, sorted. Raises ConfigError if there is none."""
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise ConfigError(f"dataset.root: {folder} holds no class folder; expected {folder}/CLASS/IMAGE")
+        raise ConfigError("dataset.root", f"{folder} holds no class folder; expected {folder}/CLASS/IMAGE")
     return names
 
 

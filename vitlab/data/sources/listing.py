@@ -150,7 +150,7 @@ def find_images(name: str, key: str) -> list[Path]:
     else:
         found = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
     if not found:
-        raise ConfigError(f"{key}: no image at {name!r}")
+        raise ConfigError(key, f"no image at {name!r}")
     return found
 
 

@@ -78,11 +78,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
         known = content["format"], content["fingerprint"], content["classes"], content["splits"]
     except FileNotFoundError as error:
-        raise ConfigError(f"dataset.pack: no manifest.json in {str(folder)!r}; {AGAIN}") from error
+        raise ConfigError("dataset.pack", f"no manifest.json in {str(folder)!r}; {AGAIN}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"dataset.pack: {file} is no manifest of a pack ({error!r}); {AGAIN}") from error
+        raise ConfigError("dataset.pack", f"{file} is no manifest of a pack ({error!r}); {AGAIN}") from error
     if known[0] != FORMAT:
-        raise ConfigError(f"dataset.pack: {folder} has format {known[0]}, this vitlab reads {FORMAT}; {AGAIN}")
+        raise ConfigError("dataset.pack", f"{folder} has format {known[0]}, this vitlab reads {FORMAT}; {AGAIN}")
     return content
 
 
@@ -101,37 +101,40 @@ def load_pack(dataset: DatasetConfig, split: str) -> PackSource:
     folder = Path(dataset.pack)
     manifest = read_manifest(folder)
     if manifest["dataset"] != dataset.name:
-        raise ConfigError(f"dataset.pack: {folder} was made of {manifest['dataset']!r}, not of {dataset.name!r}")
+        raise ConfigError("dataset.pack", f"{folder} was made of {manifest['dataset']!r}, not of {dataset.name!r}")
     if dataset.pack_id not in (None, manifest["fingerprint"]):
         raise ConfigError(
-            f"dataset.pack: {folder} has fingerprint {manifest['fingerprint']}, this cell was planned with "
-            f"{dataset.pack_id}; another pack is another cell"
+            "dataset.pack",
+            f"{folder} has fingerprint {manifest['fingerprint']}, this cell was planned with "
+            f"{dataset.pack_id}; another pack is another cell",
         )
     for key, held in (AS_EVER | manifest.get("pixels", {})).items():
         if (asked := getattr(dataset, key)) != held:
             raise ConfigError(
-                f"dataset.{key}: {folder} was packed with {held}, not with {asked}; give dataset.{key}={held}, or make "
-                f"another pack with task=pack dataset.{key}={asked}"
+                f"dataset.{key}",
+                f"{folder} was packed with {held}, not with {asked}; give dataset.{key}={held}, or make "
+                f"another pack with task=pack dataset.{key}={asked}",
             )
     if split not in manifest["splits"]:
-        raise ConfigError(f"dataset.pack: {folder} has no {split} split; set images aside with dataset.val_fraction")
+        raise ConfigError("dataset.pack", f"{folder} has no {split} split; set images aside with dataset.val_fraction")
     try:
         with np.load(folder / f"{split}.npz") as index:
             sizes, labels = index["sizes"], index["labels"]
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ConfigError(f"dataset.pack: {folder / f'{split}.npz'} cannot be read ({error}); {AGAIN}") from error
+        raise ConfigError("dataset.pack", f"{folder / f'{split}.npz'} cannot be read ({error}); {AGAIN}") from error
     expected = dataset.num_train if split == "train" else dataset.num_eval
     if expected not in (None, len(labels)) or dataset.num_classes not in (None, len(manifest["classes"])):
         raise ConfigError(
-            f"dataset.pack: {folder} holds {len(labels)} {split} images of {len(manifest['classes'])} classes, "
-            f"{dataset.name} has {expected} of {dataset.num_classes}"
+            "dataset.pack",
+            f"{folder} holds {len(labels)} {split} images of {len(manifest['classes'])} classes, "
+            f"{dataset.name} has {expected} of {dataset.num_classes}",
         )
     for shard in manifest["splits"][split]:
         file = folder / shard["file"]
         size = file.stat().st_size if file.is_file() else None
         if size != shard["bytes"]:
             held = "missing" if size is None else f"{size} bytes long"
-            raise ConfigError(f"dataset.pack: {file} is {held}, it was {shard['bytes']} bytes; {AGAIN}")
+            raise ConfigError("dataset.pack", f"{file} is {held}, it was {shard['bytes']} bytes; {AGAIN}")
     return PackSource(
         folder, split, sizes, labels, np.arange(len(labels)), tuple(manifest["classes"]),
         f"{manifest['fingerprint']}-{split}",

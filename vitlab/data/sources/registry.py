@@ -93,7 +93,7 @@ def _first_of_each_class(labels: np.ndarray, dataset: DatasetConfig) -> np.ndarr
     counts = np.bincount(labels)
     if counts.min() < wanted:
         raise ConfigError(
-            f"dataset.train_per_class: {wanted} were asked for and a class of {dataset.name} has {counts.min()}"
+            "dataset.train_per_class", f"{wanted} were asked for and a class of {dataset.name} has {counts.min()}"
         )
     by_class = np.argsort(labels, kind="stable")
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -160,9 +160,10 @@ def _on_depths(dataset: DatasetConfig, depths: Mapping[str, int], of: str) -> li
     refused = [kind for kind in deep if kind not in RANGED] if dataset.grey16 == "range" else []
     if refused and dataset.bad_images == "error":
         raise ConfigError(
-            f"dataset.grey16: {deep[refused[0]]:,} of {of} of {dataset.name} are {refused[0]}, and no format says "
+            "dataset.grey16",
+            f"{deep[refused[0]]:,} of {of} of {dataset.name} are {refused[0]}, and no format says "
             "which value is white; dataset.grey16=minmax scales each by its own smallest and largest value, "
-            "dataset.bad_images=skip leaves them out"
+            "dataset.bad_images=skip leaves them out",
         )
     kinds = [f"{number:,} are {kind}" for kind, number in deep.items()]
     kinds += [f"{depths[EIGHT_BITS]:,} have 8 bits"] if EIGHT_BITS in depths else []
