@@ -12,6 +12,7 @@ from PIL import Image
 from vitlab.config import choice, parse, register_schemas
 from vitlab.study.identity import identity
 from vitlab.study.plan import Request, build_plan
+from vitlab.train.events import EpochEnded
 from vitlab.train.loop import fit
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -120,7 +121,7 @@ def run(config, cell, folder, start=None):
     try:
         while True:
             event = next(generator)
-            if "epoch" in event:
-                rows.append(event)
+            if isinstance(event, EpochEnded):
+                rows.append(event.row)
     except StopIteration as end:
         return rows, end.value

@@ -64,7 +64,7 @@ def test_a_cells_process_sees_its_devices_only(compose_config, monkeypatch, tmp_
     arguments = (compose_config(), "s", "none/s0", tmp_path / "log.txt", writer, ["3", "GPU-8f1e"])
     process = mp.get_context("fork").Process(target=launch_local._cell_process, args=arguments)
     process.start()
-    assert reader.recv() == {"outcome": "finished"}
+    assert reader.recv() == "finished"
     process.join()
     assert seen.read_text() == "3,GPU-8f1e"
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from vitlab.config import ConfigError
 from vitlab.data.sources.class_list import resolve_class_list
-from vitlab.train import Interrupted
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
+from vitlab.train.events import EpochEnded, Interrupted
 from vitlab.train.loop import fit
 
 TINY = ("recipe.epochs=3", "recipe.warmup_epochs=1", "dataset.train_per_class=16", "recipe.ema_decay=0.9")
@@ -32,7 +32,8 @@ def drain(generator):
 
 def rows(events):
     timings = ("images_per_second", "seconds")
-    return [{k: v for k, v in e.items() if k not in timings} for e in events if "epoch" in e]
+    ended = [e.row for e in events if isinstance(e, EpochEnded)]
+    return [{k: v for k, v in row.items() if k not in timings} for row in ended]
 
 
 def test_yields_a_row_per_epoch_and_returns_the_result(compose_config, tmp_path):
@@ -108,7 +109,7 @@ def test_files_that_changed_are_refused_and_restored_ones_continue(compose_confi
         list(fit(config, config.cell, tmp_path / "cell"))
     (tree / "train/a/new.png").rename(tree / "train/a/0.png")
     events, result = drain(fit(config, config.cell, tmp_path / "cell"))
-    assert events[0]["start"]["step"] == 1 and result["last"]["epoch"] == 3
+    assert events[0].step == 1 and result["last"]["epoch"] == 3
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):

@@ -9,16 +9,15 @@ from rich.console import Console
 
 from vitlab.study.plan import build_plan
 from vitlab.study.progress import Progress, View, duration, shortened
+from vitlab.train.events import EpochEnded, Progressed, Started
 
 
 def test_plain_lines_where_there_is_no_terminal(requests_for, capsys):
     plan = build_plan(requests_for(["seed=0"]), "s")
     with View(plan) as view:
-        start = {"epoch": 0, "step": 0, "derived": {"total_steps": 100}}
-        view.event(plan.cells[0].id, {"start": start})
-        view.event(
-            plan.cells[0].id, {"epoch": 1, "step": 10, "train/loss": 0.5, "eval/top1": 42.0, "images_per_second": 99.4}
-        )
+        view.event(plan.cells[0].id, Started(0, 0, 100))
+        row = {"epoch": 1, "step": 10, "train/loss": 0.5, "eval/top1": 42.0, "images_per_second": 99.4}
+        view.event(plan.cells[0].id, EpochEnded(row))
         view.status(plan.cells[0].id, "finished")
     out = capsys.readouterr().out
     assert "epoch 1/18  loss 0.500  top-1 42.00  99 img/s" in out and "finished" in out
@@ -38,8 +37,11 @@ def test_the_live_view_keeps_its_figures_beside_a_long_error(requests_for):
     view = View(build_plan(requests_for(*[[f"seed={s}"] for s in range(4)]), "s"), stream=io.StringIO())
     one, two, three, four = view.cells
     for cell in (one, two):
-        view.event(cell, {"start": {"epoch": 0, "step": 0, "derived": {"total_steps": 792}}})
-        view.event(cell, {"epoch": 9, "step": 396, "train/loss": 0.512, "eval/top1": 42.17, "images_per_second": 987.6})
+        view.event(cell, Started(0, 0, 792))
+        view.event(
+            cell,
+            EpochEnded({"epoch": 9, "step": 396, "train/loss": 0.512, "eval/top1": 42.17, "images_per_second": 987.6}),
+        )
     view.status(two, "finished")
     view.status(three, "failed", "FloatingPointError: " + "the loss is not finite " * 20)
     lines = screen(view, 100)
@@ -47,7 +49,7 @@ def test_the_live_view_keeps_its_figures_beside_a_long_error(requests_for):
     assert " left" in lines[0]
     view.status(four, "blocked")
     assert " left" in view.headline(), "three quarters of what can still end are done"
-    view.event(one, {"progress": {"step": 792, "images_per_second": 1.0}})
+    view.event(one, Progressed(792, 1.0))
     assert " left" not in view.headline()
     assert re.match(r"▸ +none/s0 .*━.* 9/18 +0\.512 +42\.17 +988 ", lines[2]) and lines[3].startswith("✓")
     assert "✗" in lines[4] and "not finite" not in lines[4]
@@ -73,8 +75,11 @@ def test_long_names_stay_apart_and_figures_whole(requests_for, width):
     one, two, _ = view.cells
     view.status(two, "running")
     view.status(one, "running")
-    view.event(one, {"start": {"epoch": 16, "step": 704, "derived": {"total_steps": 792}}})
-    view.event(one, {"epoch": 17, "step": 748, "train/loss": 0.512, "eval/top1": 100.0, "images_per_second": 98765.0})
+    view.event(one, Started(16, 704, 792))
+    view.event(
+        one,
+        EpochEnded({"epoch": 17, "step": 748, "train/loss": 0.512, "eval/top1": 100.0, "images_per_second": 98765.0}),
+    )
     lines = screen(view, width)
     rows = [line for line in lines if line.startswith("▸")]
     assert "/s1 " in rows[0] and "/s2 " in rows[1]

@@ -18,7 +18,7 @@ from vitlab.train import device_batch, step
 from vitlab.train.device_batch import choose_device_batch
 from vitlab.train.distributed import World
 from vitlab.train.optim import build_optimizer
-from vitlab.train.step import train_step, why_not_compiled, wrap
+from vitlab.train.step import compile_and_replicate, train_step, why_not_compiled
 
 CPU = torch.device("cpu")
 
@@ -70,7 +70,7 @@ def test_gradients_of_a_step_are_reduced_once_however_many_micro_batches(tmp_pat
     model, masks, batches, augment = set_up(cell, 4)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
     try:
-        network = wrap(model, False, World(0, 2), CPU)
+        network = compile_and_replicate(model, False, World(0, 2), CPU)
         reduced = []
 
         def counted(state, bucket):
@@ -99,7 +99,7 @@ def test_where_nothing_can_be_compiled_the_step_runs_as_written(monkeypatch, cap
     assert why_not_compiled(False, torch.device("cuda")) == "recipe.compile=false"
     assert "compiled only on cuda" in str(why_not_compiled(True, CPU))
     model = torch.nn.Linear(2, 2)
-    assert wrap(model, False, World(), CPU) is model
+    assert compile_and_replicate(model, False, World(), CPU) is model
 
 
 def test_a_compiled_step_is_the_step_as_written():

@@ -19,7 +19,7 @@ from vitlab.data.sources.registry import build_source
 from vitlab.data.sources.survey import describe
 from vitlab.models.last_block import shorten_last_block
 from vitlab.models.restore import Restored, restore, short_name
-from vitlab.train.distributed import joined, other_ranks, pick_device, world_from_environment
+from vitlab.train.distributed import pick_device, process_group, spawn_ranks, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, Evaluation, evaluate
 
 SCHEMA_VERSION = 1
@@ -40,7 +40,7 @@ def run_evaluate(config: Config) -> list[str]:
     that cannot be read, does not fit, or has other classes than the data set.
     """
     if config.devices > 1 and "RANK" not in os.environ:
-        with other_ranks(config.devices, _evaluate_all, (config,)):
+        with spawn_ranks(config.devices, _evaluate_all, (config,)):
             return _evaluate_all(config)
     return _evaluate_all(config)
 
@@ -51,7 +51,7 @@ def _evaluate_all(config: Config) -> list[str]:
     device = pick_device(config.device, world.local_rank)
     torch.set_num_threads(config.threads)
     lines: list[str] = []
-    with joined(world, device):
+    with process_group(world, device):
         for name in config.checkpoints:
             restored = restore(config, name, statistics=options.statistics)
             evaluation = evaluate_restored(config, restored, device)

@@ -7,10 +7,10 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitlab.config import CellConfig, Config, ConfigError, experiment, plain
 from vitlab.data.sources.survey import survey
@@ -20,7 +20,12 @@ from vitlab.study.mixture import attempts
 from vitlab.study.provenance import code_patch, settings, whereabouts
 from vitlab.study.record import SCHEMA_VERSION, Record, place
 
-Report = Callable[[dict[str, Any]], None]
+if TYPE_CHECKING:
+    from vitlab.train.events import Event
+
+    Events = Generator[Event, None, dict[str, Any]]
+    Report = Callable[[Event], None]
+
 Outcome = str
 """finished, already finished, running elsewhere, interrupted"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -58,14 +63,16 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
     Rank 0 holds the lock, decides whether there is anything to do, and records. `report` gets fit's events. A failure
     is written to failure.json and raised again.
     """
-    from vitlab.train.distributed import broadcast, joined, pick_device, world_from_environment
+    from vitlab.train.distributed import broadcast, pick_device, process_group, world_from_environment
+    from vitlab.train.events import Interrupted
+    from vitlab.train.loop import fit
 
     cell = cell_of(config)
     world = world_from_environment()
     record = Record(Path(config.output_dir) / identity(cell))
     device = pick_device(config.device, world.local_rank)
     with _stop_on_signals() as stop, contextlib.ExitStack() as stack:
-        stack.enter_context(joined(world, device))
+        stack.enter_context(process_group(world, device))
         decision: Outcome | None = None
         if world.is_main:
             if record.state() == "finished":
@@ -77,30 +84,24 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
         decision = broadcast(decision)
         if decision is not None:
             return decision
-        if not world.is_main:
-            return _follow(config, cell, record, stop)
-        return _record(config, cell, record, stop, study=study, name=name, report=report)
+        events = fit(config, cell, record.folder, start=start_of(cell, config.output_dir), stop=stop)
+        try:
+            if world.is_main:
+                _record_events(events, config, cell, record, study=study, name=name, report=report)
+            else:
+                for _ in events:
+                    pass
+        except Interrupted:
+            return "interrupted"
+        return "finished"
 
 
-def _follow(config: Config, cell: CellConfig, record: Record, stop: Callable[[], bool]) -> Outcome:
-    """What the other ranks do: train along."""
-    from vitlab.train import Interrupted
-    from vitlab.train.loop import fit
-
-    try:
-        for _ in fit(config, cell, record.folder, start=start_of(cell, config.output_dir), stop=stop):
-            pass
-    except Interrupted:
-        return "interrupted"
-    return "finished"
-
-
-def _record(
-    config: Config, cell: CellConfig, record: Record, stop: Callable[[], bool], *, study: str, name: str, report: Report
-) -> Outcome:
-    from vitlab.train import Interrupted
+def _record_events(
+    events: Events, config: Config, cell: CellConfig, record: Record, *, study: str, name: str, report: Report
+) -> None:
+    """Write what a training reports to the cell's folder and to W&B; a failure too, which is then raised again."""
     from vitlab.train.distributed import device_name
-    from vitlab.train.loop import fit
+    from vitlab.train.events import EpochEnded, Interrupted, Started
 
     record.remove("failure.json")
     record.remove_temporaries()
@@ -115,27 +116,26 @@ def _record(
     mirror = Mirror(config.wandb, identity=record.id, name=name, study=study, folder=record.folder, config=shown)
     try:
         result: dict[str, Any] | None = None
-        events = fit(config, cell, record.folder, start=start_of(cell, config.output_dir), stop=stop)
         while result is None:
             try:
                 event = next(events)
             except StopIteration as end:
                 result = end.value
                 break
-            if "start" in event:
-                started = event["start"]
-                record.keep_rows(started["epoch"])
-                origin |= {"compiled": not started["derived"]["not_compiled"], "from_step": started["step"]}
+            if isinstance(event, Started):
+                assert event.derived is not None, "set by fit"
+                record.keep_rows(event.epoch)
+                origin |= {"compiled": not event.derived["not_compiled"], "from_step": event.step}
                 files = {split: asdict(found) for split, found in survey(cell.dataset).items()}
-                about_data = {"data": started["fingerprint"], "files": files}
+                about_data = {"data": event.fingerprint, "files": files}
                 attempted = _attempts(record, origin | whereabouts()) | about_data
                 record.write("provenance.json", attempted)
                 mirror.describe({"vitlab": about | origin | {"attempts": attempts(attempted)}})
                 if patch:
                     (record.folder / "code.patch").write_text(patch)
-            elif "epoch" in event:
-                record.append_row(event)
-                mirror.log(event)
+            elif isinstance(event, EpochEnded):
+                record.append_row(event.row)
+                mirror.log(event.row)
             report(event)
         assert result is not None
         record.write(
@@ -143,10 +143,9 @@ def _record(
             {"schema_version": SCHEMA_VERSION, "id": record.id} | result | {"finished_at": _now()},
         )
         mirror.finish(flat_summary(result) | {"hits": packed_hits(record.folder), "curve": packed_curve(record.rows())})
-        return "finished"
     except Interrupted:
         mirror.finish(None)
-        return "interrupted"
+        raise
     except Exception as error:
         with contextlib.suppress(OSError):  # a full disk: the message below still reaches the user
             record.write(

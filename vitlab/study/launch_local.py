@@ -187,8 +187,8 @@ def _drain(job: _Job, view: View) -> None:
     with contextlib.suppress(EOFError, OSError):
         while job.pipe.poll():
             event = job.pipe.recv()
-            if "outcome" in event:
-                job.outcome = event["outcome"]
+            if isinstance(event, str):
+                job.outcome = event
             else:
                 view.event(job.cell.id, event)
 
@@ -245,7 +245,7 @@ def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connec
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches us too; the controller decides
     _stop_with_parent()
     outcome = run_on_this_machine(config, study, name, pipe.send)
-    pipe.send({"outcome": outcome})
+    pipe.send(outcome)
 
 
 def run_on_this_machine(config: Config, study: str, name: str, report: Any) -> str:
@@ -254,9 +254,9 @@ def run_on_this_machine(config: Config, study: str, name: str, report: Any) -> s
 
     if config.devices == 1 or "RANK" in os.environ:
         return run_cell(config, study=study, name=name, report=report)
-    from vitlab.train.distributed import other_ranks
+    from vitlab.train.distributed import spawn_ranks
 
-    with other_ranks(config.devices, _other_rank, (config, study, name)):
+    with spawn_ranks(config.devices, _other_rank, (config, study, name)):
         return run_cell(config, study=study, name=name, report=report)
 
 

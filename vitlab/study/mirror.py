@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Mirror:
             except Exception as error:
                 self._give_up(error)
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Mapping[str, Any]) -> None:
         if self._run is not None:
             try:
                 self._run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vitlab.study.plan import Plan, PlannedCell, planned_steps
+from vitlab.train.events import EpochEnded, Event, Progressed, Started
 
 MARKS = {
     "finished": "✓",
@@ -33,26 +35,21 @@ class Progress:
     epoch: int = 0
     step: int = 0
     rate: float = 0.0
-    row: dict[str, Any] = field(default_factory=dict)
+    row: Mapping[str, Any] = field(default_factory=dict)
     started: float = 0.0
     """When training began; 0 while the process still starts, reads and builds."""
     first_step: int = 0
     note: str = ""
 
-    def update(self, event: dict[str, Any]) -> None:
-        if "start" in event:
-            start = event["start"]
-            self.status, self.started, self.first_step = "running", time.monotonic(), start["step"]
-            self.epoch, self.step, self.total_steps = start["epoch"], start["step"], start["derived"]["total_steps"]
-        elif "progress" in event:
-            self.step, self.rate = event["progress"]["step"], event["progress"]["images_per_second"]
-        elif "epoch" in event:
-            self.epoch, self.step, self.row, self.rate = (
-                event["epoch"],
-                event["step"],
-                event,
-                event["images_per_second"],
-            )
+    def update(self, event: Event) -> None:
+        match event:
+            case Started(epoch, step, total_steps):
+                self.status, self.started, self.first_step = "running", time.monotonic(), step
+                self.epoch, self.step, self.total_steps = epoch, step, total_steps
+            case Progressed(step, rate):
+                self.step, self.rate = step, rate
+            case EpochEnded(row):
+                self.epoch, self.step, self.row, self.rate = row["epoch"], row["step"], row, row["images_per_second"]
 
     @property
     def epochs(self) -> int:
@@ -104,13 +101,13 @@ class View:
         if self._live is not None:
             self._live.stop()
 
-    def event(self, identity: str, event: dict[str, Any]) -> None:
+    def event(self, identity: str, event: Event) -> None:
         progress = self.cells[identity]
         progress.update(event)
-        if self._live is None and "epoch" in event:
+        if self._live is None and isinstance(event, EpochEnded):
             left = progress.seconds_left
             until = f"  {duration(left)} left" if left else ""
-            done = f"epoch {event['epoch']}/{progress.epochs}"
+            done = f"epoch {event.epoch}/{progress.epochs}"
             self.say(f"{progress.cell.name}: {done}  {progress.metrics()}  {progress.rate:.0f} img/s{until}")
         self.refresh()
 

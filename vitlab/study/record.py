@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,12 +113,12 @@ class Record:
         _check_owner(path, content)
         return content
 
-    def append_row(self, row: dict[str, Any]) -> None:
+    def append_row(self, row: Mapping[str, Any]) -> None:
         """Add a row to metrics.jsonl; it is on the disk when this returns. Raises OSError that names the file."""
         path = self.folder / "metrics.jsonl"
         try:
             with path.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+                stream.write(json.dumps(dict(row)) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:

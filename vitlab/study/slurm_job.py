@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
     from vitlab.config import Config
     from vitlab.study.record import Record
+    from vitlab.train.events import Event
 
 SAVED_AND_CONTINUE = 75
 SAVED = 76
@@ -53,6 +54,7 @@ class CellJob:
         from vitlab.study.cell import cell_of, identity, run_cell
         from vitlab.study.provenance import code_fingerprint
         from vitlab.study.record import Record
+        from vitlab.train.events import EpochEnded, Started
 
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
         record = Record(Path(self.config.output_dir) / identity(cell_of(self.config)))
@@ -63,15 +65,15 @@ class CellJob:
             if restarts:
                 _wait_for_predecessor(record, signals)
 
-        def report(event: dict[str, Any]) -> None:
-            if "start" in event:
+        def report(event: Event) -> None:
+            if isinstance(event, Started):
                 origin = record.read("provenance.json") or {}
                 about = {"job": _job(), "restarts": restarts, "devices": int(os.environ["WORLD_SIZE"])}
                 record.write("provenance.json", origin | {"slurm": about, "code_changed_since_submission": changed})
                 if early := signals():  # came before the cell could listen
                     signal.raise_signal(max(early))
-            elif "epoch" in event:
-                print(f"{self.name}: epoch {event['epoch']} loss {event['train/loss']:.4f}", flush=True)
+            elif isinstance(event, EpochEnded):
+                print(f"{self.name}: epoch {event.epoch} loss {event.row['train/loss']:.4f}", flush=True)
 
         try:
             outcome = run_cell(self.config, study=self.study, name=self.name, report=report)

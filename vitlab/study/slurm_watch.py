@@ -11,6 +11,7 @@ from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
 from vitlab.study.slurm_job import SAVED, SAVED_AND_CONTINUE
+from vitlab.train.events import EpochEnded, Started
 
 
 def queue_states() -> dict[str, str] | None:
@@ -75,10 +76,9 @@ def _show_rows(cell: PlannedCell, plan: Plan, view: View, shown: dict[str, int],
         if row["epoch"] > shown.get(cell.id, 0):
             if cell.id not in shown:  # the clock of what is left starts here
                 total = row["step"] // row["epoch"] * cell_of(cell.config).recipe.epochs
-                here = {"epoch": row["epoch"], "step": row["step"], "derived": {"total_steps": total}}
-                view.event(cell.id, {"start": here})
+                view.event(cell.id, Started(row["epoch"], row["step"], total))
             shown[cell.id] = row["epoch"]
-            view.event(cell.id, row)
+            view.event(cell.id, EpochEnded(row))
 
 
 def _conclude(cell: PlannedCell, job: str, plan: Plan, view: View) -> str:

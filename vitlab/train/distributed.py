@@ -57,7 +57,7 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 @contextlib.contextmanager
-def joined(world: World, device: torch.device) -> Iterator[None]:
+def process_group(world: World, device: torch.device) -> Iterator[None]:
     """Inside, the processes of this world are one group (NCCL on CUDA, else Gloo); joining twice is joining once."""
     if world.size == 1 or dist.is_initialized():
         yield
@@ -107,7 +107,7 @@ def device_name(wanted: str) -> str:
 
 
 @contextlib.contextmanager
-def other_ranks(devices: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> Iterator[None]:
+def spawn_ranks(devices: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> Iterator[None]:
     """Inside, this process is rank 0 of `devices`, and `function(*arguments)` runs in a new process as each other rank.
 
     The processes are forked, so it must be entered before CUDA is touched. Raises RuntimeError where one fails.

@@ -1,8 +1,8 @@
-"""The loop. Read from top to bottom it is the order of execution: data, model, weights, optimizer, resume, epochs.
+"""The training loop, in the order of execution: data, model, weights, optimizer, resume, epochs.
 
-`fit` is a generator of metrics and knows nothing of who records them. Random numbers come from counters, so that a
-cell sees the same images with the same augmentations on any number of workers and devices, and a resumed run
-continues exactly where it stopped.
+`fit` is a generator of events and does not know who records them. Random numbers come from counters, so a cell sees
+the same images with the same augmentations on any number of workers and devices, and a resumed run continues exactly
+where it stopped.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from vitlab.models.build import build_model
 from vitlab.models.drop_path import install_drop_path
 from vitlab.models.last_block import shorten_last_block
 from vitlab.models.weights import load_start
-from vitlab.train import Interrupted
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
 from vitlab.train.device_batch import choose_device_batch
-from vitlab.train.distributed import World, joined, pick_device, sum_over_ranks, world_from_environment
+from vitlab.train.distributed import World, pick_device, process_group, sum_over_ranks, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, evaluate
+from vitlab.train.events import EpochEnded, Event, Interrupted, Progressed, Started
 from vitlab.train.optim import MovingAverage, build_optimizer, learning_rate
-from vitlab.train.step import train_step, why_not_compiled, wrap
+from vitlab.train.step import compile_and_replicate, train_step, why_not_compiled
 from vitlab.train.training_state import Progress, save_predictions
 
-Event = dict[str, Any]
 LOG_STEPS = 50
 """A non-finite loss is noticed, and several processes agree to stop, within this many steps."""
 
@@ -46,11 +45,10 @@ def fit(
     start: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Train `cell` in `folder`, continuing from `folder/last.pt` where there is one; `config` says on what.
+    """Train `cell` in `folder`, continuing from `folder/last.pt` if it exists; `config` says on which devices.
 
-    `start` is the checkpoint that the weights come from (pre-training), or None. Yields, in this order,
-    `{"start": {...}}` once (epochs already done, derived values, fingerprint of the data), `{"progress": {...}}` now
-    and then, and one plain row of metrics per finished epoch. Returns the figures of `result.json`.
+    `start` is the checkpoint that the weights come from (pre-training), or None. Yields `Started` once, `Progressed`
+    about twice a second and `EpochEnded` after each epoch. Returns the content of `result.json`.
 
     Raises `Interrupted` after saving, at the next step boundary once `stop()` is true; FloatingPointError for a
     non-finite loss, naming the step and the learning rate; ValueError where the data are not those of the record.
@@ -58,151 +56,132 @@ def fit(
     world = world_from_environment()
     device = pick_device(config.device, world.local_rank)
     torch.set_num_threads(config.threads)
-    with joined(world, device):
-        return (yield from _fit(config, cell, folder, start, stop, world, device))
+    with process_group(world, device):
+        recipe = cell.recipe
+        rank_batch = recipe.batch_size // world.size
 
+        train_source, eval_source = build_sources(cell)
+        num_classes = len(train_source.classes)
 
-def _fit(
-    config: Config,
-    cell: CellConfig,
-    folder: Path,
-    start: Path | None,
-    stop: Callable[[], bool],
-    world: World,
-    device: torch.device,
-) -> Generator[Event, None, dict[str, Any]]:
-    recipe = cell.recipe
-    share = recipe.batch_size // world.size
+        torch.manual_seed(cell.seed)
+        model = build_model(cell.model, num_classes)
+        loaded = None if start is None else load_start(model, cell.pretrain, start)[1]
+        shorten_last_block(model)
+        masks = install_drop_path(model, recipe.drop_path)
+        model.to(device)
+        average = MovingAverage(model, recipe.ema_decay, recipe.ema_warmup) if recipe.ema_decay else None
+        optimizer = build_optimizer(model, recipe)
 
-    train_source, eval_source = build_sources(cell)
-    num_classes = len(train_source.classes)
+        micro_batch = config.device_batch or choose_device_batch(model, cell, rank_batch, device)
+        train = TrainLoader(
+            train_source, cell.dataset, cell.augment, recipe, image_size=cell.model.image_size, seed=cell.seed,
+            rank=world.rank, world=world.size, workers=config.workers, micro_batch=micro_batch, device=device,
+        )  # fmt: skip
+        eval_loader = None if eval_source is None else EvalLoader(
+            eval_source, cell.dataset, image_size=cell.model.image_size, rank=world.rank, world=world.size,
+            workers=config.workers, batch=EVAL_BATCH, device=device,
+        )  # fmt: skip
+        augment = Augment(cell.augment, cell.dataset)
+        not_compiled = why_not_compiled(recipe.compile, device)
+        network = compile_and_replicate(model, not not_compiled, world, device)
+        total_steps = recipe.epochs * train.steps_per_epoch
 
-    torch.manual_seed(cell.seed)
-    model = build_model(cell.model, num_classes)
-    loaded = None if start is None else load_start(model, cell.pretrain, start)[1]
-    shorten_last_block(model)
-    masks = install_drop_path(model, recipe.drop_path)
-    model.to(device)
-    average = MovingAverage(model, recipe.ema_decay, recipe.ema_warmup) if recipe.ema_decay else None
-    optimizer = build_optimizer(model, recipe)
-
-    micro_batch = config.device_batch or choose_device_batch(model, cell, share, device)
-    train = TrainLoader(
-        train_source, cell.dataset, cell.augment, recipe, image_size=cell.model.image_size, seed=cell.seed,
-        rank=world.rank, world=world.size, workers=config.workers, micro_batch=micro_batch, device=device,
-    )  # fmt: skip
-    held_out = None if eval_source is None else EvalLoader(
-        eval_source, cell.dataset, image_size=cell.model.image_size, rank=world.rank, world=world.size,
-        workers=config.workers, batch=EVAL_BATCH, device=device,
-    )  # fmt: skip
-    augment = Augment(cell.augment, cell.dataset)
-    not_compiled = why_not_compiled(recipe.compile, device)
-    network = wrap(model, not not_compiled, world, device)
-    total_steps = recipe.epochs * train.steps_per_epoch
-
-    progress = Progress("-".join(source.fingerprint() for source in (train_source, eval_source) if source))
-    state = load_checkpoint(folder / "last.pt")
-    if state is not None:
-        progress.load(state, experiment(cell))
-        model.load_state_dict(state["model"])
-        if average:
-            average.model.load_state_dict(state["model_ema"])
-        optimizer.load_state_dict(state["optimizer"])
-    loss_sum = torch.full(
-        (), progress.loss_sum, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
-    )
-    first_bad = torch.full((), -1, dtype=torch.int64, device=device)
-
-    def save(name: str) -> None:
-        if world.is_main:
-            save_checkpoint(
-                progress.state() | {
-                    "model": model.state_dict(), "optimizer": optimizer.state_dict(), "config": experiment(cell),
-                    "classes": list(train_source.classes),
-                } | ({"model_ema": average.model.state_dict()} if average else {}),
-                folder / name,
-            )  # fmt: skip
-
-    derived = {
-        "peak_lr": recipe.peak_lr, "steps_per_epoch": train.steps_per_epoch, "total_steps": total_steps,
-        "device_batch": micro_batch, "accumulation": share // micro_batch, "device": str(device.type),
-        "not_compiled": not_compiled,
-        "num_parameters": sum(p.numel() for p in model.parameters()), "num_train": len(train_source),
-        "num_eval": len(eval_source) if eval_source else 0, "num_classes": num_classes,
-        "pretrained": loaded.summary() if loaded else None,
-    }  # fmt: skip
-    yield {
-        "start": {
-            "epoch": progress.epoch,
-            "step": progress.step,
-            "fingerprint": progress.fingerprint,
-            "derived": derived,
-        }
-    }
-
-    while progress.epoch < recipe.epochs:
-        began, shown, images = time.perf_counter(), time.perf_counter(), 0
-        network.train(recipe.train_mode == "train")
-        done = progress.step - progress.epoch * train.steps_per_epoch
-        for micro_batches in train.epoch(progress.epoch, start_step=done):
-            lr = learning_rate(recipe, progress.step, train.steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            loss = train_step(network, optimizer, micro_batches, augment, masks, cell, progress.epoch, share)
-            first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), progress.step, first_bad)
-            loss_sum += loss
+        progress = Progress("-".join(source.fingerprint() for source in (train_source, eval_source) if source))
+        state = load_checkpoint(folder / "last.pt")
+        if state is not None:
+            progress.load(state, experiment(cell))
+            model.load_state_dict(state["model"])
             if average:
-                average.update(progress.step)
-            progress.step += 1
-            images += recipe.batch_size
-            at_check = progress.step % LOG_STEPS == 0 or progress.step % train.steps_per_epoch == 0
-            if at_check:
-                _require_finite(first_bad, recipe, train.steps_per_epoch)
-            if _agree(stop, world, device, at_check):
-                _require_finite(first_bad, recipe, train.steps_per_epoch)
-                progress.seconds += time.perf_counter() - began
-                progress.loss_sum = float(sum_over_ranks(loss_sum)) / world.size
-                save("last.pt")
-                raise Interrupted(f"saved after step {progress.step} of {total_steps}")
-            if time.perf_counter() - shown > 0.5:
-                shown = time.perf_counter()
-                rate = images / (shown - began)
-                yield {"progress": {"epoch": progress.epoch, "step": progress.step, "total_steps": total_steps,
-                                    "images_per_second": rate, "lr": lr}}  # fmt: skip
+                average.model.load_state_dict(state["model_ema"])
+            optimizer.load_state_dict(state["optimizer"])
+        loss_sum = torch.full(
+            (), progress.loss_sum, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
+        )
+        first_bad = torch.full((), -1, dtype=torch.int64, device=device)
 
-        mean_loss = float(sum_over_ranks(loss_sum.clone())) / world.size / train.steps_per_epoch
-        trained = time.perf_counter() - began
-        progress.epoch += 1
-        row: Event = {
-            "epoch": progress.epoch, "step": progress.step, "train/loss": mean_loss,
-            "train/lr": learning_rate(recipe, progress.step - 1, train.steps_per_epoch),
+        def save(name: str) -> None:
+            if world.is_main:
+                save_checkpoint(
+                    progress.state() | {
+                        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "config": experiment(cell),
+                        "classes": list(train_source.classes),
+                    } | ({"model_ema": average.model.state_dict()} if average else {}),
+                    folder / name,
+                )  # fmt: skip
+
+        derived = {
+            "peak_lr": recipe.peak_lr, "steps_per_epoch": train.steps_per_epoch, "total_steps": total_steps,
+            "device_batch": micro_batch, "accumulation": rank_batch // micro_batch, "device": str(device.type),
+            "not_compiled": not_compiled,
+            "num_parameters": sum(p.numel() for p in model.parameters()), "num_train": len(train_source),
+            "num_eval": len(eval_source) if eval_source else 0, "num_classes": num_classes,
+            "pretrained": loaded.summary() if loaded else None,
         }  # fmt: skip
-        last = progress.epoch == recipe.epochs
-        improved: list[str] = []
-        if held_out and (last or progress.epoch % recipe.eval_every == 0):
-            for name, net in (("eval", model), ("eval_ema", average.model if average else None)):
-                if net is None:
-                    continue
-                evaluation = evaluate(net, held_out, augment.normalise, device, recipe.precision)
-                if evaluation is not None:
-                    row |= {f"{name}/{key}": value for key, value in evaluation.row().items()}
-                    improved += progress.note(name, evaluation)
-                    if last:
-                        save_predictions(folder, name, evaluation)
-        if cell.dataset.bad_images == "skip":
-            row["bad_images"] = progress.note_bad(train.reader.bad, held_out.reader.bad if held_out else {})
-        progress.seconds += time.perf_counter() - began
-        row |= {"images_per_second": images / trained, "seconds": progress.seconds}
-        progress.images_per_second = row["images_per_second"]
-        progress.loss_sum = 0.0
-        loss_sum.zero_()
-        yield row
-        for name in improved:
-            save("best.pt" if name == "eval" else "best_ema.pt")
-        if recipe.keep_every and progress.epoch % recipe.keep_every == 0:
-            save(f"epoch_{progress.epoch:03}.pt")
-        save("last.pt")
-    return progress.result(derived, world.size)
+        yield Started(progress.epoch, progress.step, total_steps, progress.fingerprint, derived)
+
+        while progress.epoch < recipe.epochs:
+            began, shown, images = time.perf_counter(), time.perf_counter(), 0
+            network.train(recipe.train_mode == "train")
+            done = progress.step - progress.epoch * train.steps_per_epoch
+            for micro_batches in train.epoch(progress.epoch, start_step=done):
+                lr = learning_rate(recipe, progress.step, train.steps_per_epoch)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                loss = train_step(network, optimizer, micro_batches, augment, masks, cell, progress.epoch, rank_batch)
+                first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), progress.step, first_bad)
+                loss_sum += loss
+                if average:
+                    average.update(progress.step)
+                progress.step += 1
+                images += recipe.batch_size
+                # checked every LOG_STEPS steps only, so that no step waits for the device
+                at_check = progress.step % LOG_STEPS == 0 or progress.step % train.steps_per_epoch == 0
+                if at_check:
+                    _require_finite(first_bad, recipe, train.steps_per_epoch)
+                if _should_stop(stop, world, device, at_check):
+                    _require_finite(first_bad, recipe, train.steps_per_epoch)
+                    progress.seconds += time.perf_counter() - began
+                    progress.loss_sum = float(sum_over_ranks(loss_sum)) / world.size
+                    save("last.pt")
+                    raise Interrupted(f"saved after step {progress.step} of {total_steps}")
+                if time.perf_counter() - shown > 0.5:
+                    shown = time.perf_counter()
+                    rate = images / (shown - began)
+                    yield Progressed(progress.step, rate)
+
+            mean_loss = float(sum_over_ranks(loss_sum.clone())) / world.size / train.steps_per_epoch
+            trained = time.perf_counter() - began
+            progress.epoch += 1
+            row: dict[str, Any] = {
+                "epoch": progress.epoch, "step": progress.step, "train/loss": mean_loss,
+                "train/lr": learning_rate(recipe, progress.step - 1, train.steps_per_epoch),
+            }  # fmt: skip
+            last = progress.epoch == recipe.epochs
+            improved: list[str] = []
+            if eval_loader and (last or progress.epoch % recipe.eval_every == 0):
+                for name, weights in (("eval", model), ("eval_ema", average.model if average else None)):
+                    if weights is None:
+                        continue
+                    evaluation = evaluate(weights, eval_loader, augment.normalise, device, recipe.precision)
+                    if evaluation is not None:
+                        row |= {f"{name}/{key}": value for key, value in evaluation.row().items()}
+                        improved += progress.record_evaluation(name, evaluation)
+                        if last:
+                            save_predictions(folder, name, evaluation)
+            if cell.dataset.bad_images == "skip":
+                row["bad_images"] = progress.note_bad(train.reader.bad, eval_loader.reader.bad if eval_loader else {})
+            progress.seconds += time.perf_counter() - began
+            row |= {"images_per_second": images / trained, "seconds": progress.seconds}
+            progress.images_per_second = row["images_per_second"]
+            progress.loss_sum = 0.0
+            loss_sum.zero_()
+            yield EpochEnded(row)
+            for name in improved:
+                save("best.pt" if name == "eval" else "best_ema.pt")
+            if recipe.keep_every and progress.epoch % recipe.keep_every == 0:
+                save(f"epoch_{progress.epoch:03}.pt")
+            save("last.pt")
+        return progress.result(derived, world.size)
 
 
 def build_sources(cell: CellConfig) -> tuple[Source, Source | None]:
@@ -212,8 +191,8 @@ def build_sources(cell: CellConfig) -> tuple[Source, Source | None]:
     return train, None if no_eval else build_source(cell.dataset, "eval")
 
 
-def _agree(stop: Callable[[], bool], world: World, device: torch.device, at_check: bool) -> bool:
-    """Whether to stop now. Several processes ask one another, and only at the checks: asking costs a round trip."""
+def _should_stop(stop: Callable[[], bool], world: World, device: torch.device, at_check: bool) -> bool:
+    """Whether to stop now. Several processes decide together, only at the checks: each decision costs a round trip."""
     if world.size == 1:
         return stop()
     if not at_check:

@@ -44,7 +44,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]
 
 
-def wrap(model: nn.Module, compiled: bool, world: World, device: torch.device) -> nn.Module:
+def compile_and_replicate(model: nn.Module, compiled: bool, world: World, device: torch.device) -> nn.Module:
     """`model` as the step calls it: compiled or not, and replicated over the processes."""
     network: nn.Module = torch.compile(model) if compiled else model  # pyright: ignore
     if world.size > 1:

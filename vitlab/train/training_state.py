@@ -28,14 +28,14 @@ class Progress:
         self.best: dict[str, dict[str, float]] = {}
         self.bad_images: dict[str, dict[int, str]] = {"train": {}, "eval": {}}
 
-    def note_bad(self, train: dict[int, str], held_out: dict[int, str]) -> int:
+    def note_bad(self, train: dict[int, str], evaluated: dict[int, str]) -> int:
         """Remember the images that any process has left out; returns how many there are. Every process calls this."""
-        for share in gather_values((train, held_out)) or ():
+        for share in gather_values((train, evaluated)) or ():
             for split, found in zip(self.bad_images, share, strict=True):
                 self.bad_images[split] |= found
         return sum(map(len, self.bad_images.values()))
 
-    def note(self, name: str, evaluation: Evaluation) -> list[str]:
+    def record_evaluation(self, name: str, evaluation: Evaluation) -> list[str]:
         """Remember an evaluation of this epoch; returns [name] if it is the best so far (first of equals)."""
         figures = {"epoch": self.epoch, **evaluation.row()}
         self.last[name] = figures

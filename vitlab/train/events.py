@@ -1,0 +1,49 @@
+"""What a training reports while it runs: `fit` yields these, in this order, and whoever runs it records them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Started:
+    """The model is built and the checkpoint, if any, is loaded. Yielded once."""
+
+    epoch: int
+    """Epochs that an earlier attempt has finished."""
+    step: int
+    """Optimizer steps that an earlier attempt has finished."""
+    total_steps: int
+    fingerprint: str = ""
+    """Of the data set's files."""
+    derived: Mapping[str, Any] | None = None
+    """What follows from the configuration, the data and the device: result.json's `derived`."""
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """Training moves on. Yielded about twice a second."""
+
+    step: int
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class EpochEnded:
+    """An epoch is trained and, where it is due, evaluated. `row` is its line of metrics.jsonl."""
+
+    row: Mapping[str, Any]
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished so far; 1 after the first."""
+        return self.row["epoch"]
+
+
+Event = Started | Progressed | EpochEnded
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved its state; starting it again continues exactly there."""
