@@ -18,13 +18,27 @@ def text_of(plan):
 
 
 def test_the_price_comes_from_what_was_measured(requests_for, tmp_path):
-    requests = requests_for(["seed=0"], ["seed=1"], ["seed=1", "recipe.epochs=36"])
+    one = ("study.cells_at_once=1",)
+    requests = requests_for(["seed=0"], ["seed=1"], ["seed=1", "recipe.epochs=36"], shared=one)
     assert "3 without a price" in text_of(build_plan(requests, "s"))
     finish(tmp_path, requests[0].config)
     text = text_of(build_plan(requests, "s"))
     assert "about 13 s" in text and "about 26 s" in text and "2 cells to train, 2,376 steps" in text
-    assert "price: about 0.01 GPU-hours, 39 s with study.cells_at_once=1 (measured by" in text
+    assert "price: about 0.01 GPU-hours, 39 s with one cell at a time (measured by" in text
     assert "2 priced after another kind of device" in text and "study.name=measure" in text
+
+
+def test_the_plan_says_how_many_cells_train_at_once(requests_for, tmp_path, monkeypatch):
+    monkeypatch.setattr("vitlab.study.capacity.usable_cores", lambda: 8)
+    cells = [["device=cpu", f"seed={seed}"] for seed in range(4)]
+    requests = requests_for(*cells, shared=("threads=4",))
+    finish(tmp_path, requests[0].config)
+    text = text_of(build_plan(requests, "s"))
+    assert "3 cells to train, 2,376 steps, 2 at once (study.cells_at_once=auto: 8 CPU cores, threads=4)" in text
+    assert "26 s with 2 cells at once (measured by" in text
+    given = text_of(build_plan(requests_for(*cells, shared=("study.cells_at_once=3",)), "s"))
+    assert "2,376 steps, 3 at once (study.cells_at_once=3)" in given and "13 s with 3 cells at once" in given
+    assert "at once" not in text_of(build_plan(requests_for(*cells[:2]), "s")), "one cell is left to train"
 
 
 def test_cells_of_this_kind_of_device_and_this_data_set_count_first(requests_for, tmp_path):

@@ -42,8 +42,8 @@ def test_cells_side_by_side_have_devices_of_their_own(requests_for, monkeypatch)
     plan = build_plan(requests_for(*[[f"seed={s}"] for s in range(4)], shared=shared), "s")
     outcomes = launch_local.run_locally(plan, SimpleNamespace(status=lambda *a: None, refresh=lambda: None))  # pyright: ignore
     assert list(outcomes) == [c.id for c in plan.cells]
-    assert begun[0] == ("none/s0", ["7", "5"]) and begun[1] == ("none/s1", ["3", "GPU-8f1e"])
-    assert all(devices in (["7", "5"], ["3", "GPU-8f1e"]) for _, devices in begun)
+    assert begun[0] == ("none/s0", ("7", "5")) and begun[1] == ("none/s1", ("3", "GPU-8f1e"))
+    assert all(devices in (("7", "5"), ("3", "GPU-8f1e")) for _, devices in begun)
 
 
 def test_more_devices_than_there_are_is_refused(requests_for, monkeypatch):

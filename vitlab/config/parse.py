@@ -156,7 +156,10 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 def _describe(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    return " or ".join(names.get(o, str(o)) for o in options)
+    return " or ".join(
+        ", ".join(map(str, typing.get_args(o))) if typing.get_origin(o) is Literal else names.get(o, str(o))
+        for o in options
+    )
 
 
 def _check_range(entry: dataclasses.Field[Any], value: Any, key: str) -> None:

@@ -248,8 +248,9 @@ class StudyConfig:
     rerun: str | tuple[str, ...] | None = None
     """`all`, or a list of identities: archive their records and train anew."""
     detach: bool = False
-    cells_at_once: int = _number(1, low=1)
-    """Cells side by side on this machine (hydra/launcher=local)."""
+    cells_at_once: int | Literal["auto"] = _number("auto", low=1)
+    """Cells that train at once on this machine (hydra/launcher=local); auto: one per idle GPU, or per `threads` CPU
+    cores."""
     cell_minutes: float | None = _number(None, low=0)
     """End a cell that runs longer, as hung; null: never."""
 

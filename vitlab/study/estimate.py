@@ -61,14 +61,16 @@ def _price(plan: Plan, prices: dict[str, Price], here: str | None) -> list[str]:
         counts = Counter(_standing(plan, c) for c in plan.cells)
         retry = "; study.retry_failed=true repeats those that failed" if counts["failed"] else ""
         return [f"nothing to train: {', '.join(f'{n} {state}' for state, n in counts.items())}{retry}"]
-    lines = [f"{counted(len(todo), 'cell')} to train, {sum(prices[c.id].steps for c in todo):,} steps"]
+    at_once = min(plan.capacity.cells, len(todo)) if plan.trains_here else len(todo)
+    together = f", {at_once} at once ({plan.capacity.reason})" if plan.trains_here and len(todo) > 1 else ""
+    lines = [f"{counted(len(todo), 'cell')} to train, {sum(prices[c.id].steps for c in todo):,} steps{together}"]
     priced = [c for c in todo if prices[c.id].source]
     if priced:
         total = sum(prices[c.id].device_seconds or 0.0 for c in priced) / 3600
         sources = {s.id: s for c in priced if (s := prices[c.id].source)}
         origin = ", ".join(f"{s.id} on {s.device_name}" for s in list(sources.values())[:3])
-        at_once = plan.cells[0].config.study.cells_at_once if plan.trains_here else len(priced)
-        how = f"study.cells_at_once={at_once}" if plan.trains_here else "all cells at once"
+        on_this = "one cell at a time" if at_once == 1 else f"{at_once} cells at once"
+        how = on_this if plan.trains_here else "all cells at once"
         wall = duration(wall_seconds(priced, prices, at_once))
         lines.append(
             f"price: about {total:,.2f} {_unit(prices[priced[0].id])}, {wall} with {how} (measured by {origin})"

@@ -1,7 +1,4 @@
-"""Where the processes of this machine come from: a fork server with the heavy modules loaded, and which GPUs there are.
-
-Heavy modules cost seconds once and nothing per cell.
-"""
+"""The fork server that starts the processes of this machine: heavy modules cost seconds once and nothing per cell."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import Config
-from vitlab.study.provenance import visible_gpus
 
 
 def fork_server(config: Config) -> Any:
@@ -20,11 +16,6 @@ def fork_server(config: Config) -> Any:
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["vitlab.study.preload", *(["wandb"] if config.wandb.mode != "disabled" else [])])
     return context
-
-
-def gpus_for(config: Config) -> list[str]:
-    """The GPUs that cells of this configuration may use here; none on a CPU."""
-    return visible_gpus() if config.device in ("auto", "cuda") else []
 
 
 def _make_importable() -> None:

@@ -18,9 +18,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from vitlab.config import Config, ConfigError
+from vitlab.config import Config
 from vitlab.core.errors import UserError
-from vitlab.study.fork_server import fork_server, gpus_for
+from vitlab.study.capacity import require_devices
+from vitlab.study.fork_server import fork_server
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
 from vitlab.study.record import Record
@@ -42,12 +43,12 @@ class _Job:
 
 
 def run_locally(plan: Plan, view: View) -> dict[str, str]:
-    """Train the plan's cells, `study.cells_at_once` side by side; returns what became of each: identity → outcome.
+    """Train the plan's cells, as many at once as the plan says; returns what became of each: identity → outcome.
 
     Outcomes: finished, failed, killed, blocked (its pre-training did not finish), interrupted, running elsewhere.
     """
     config = plan.cells[0].config
-    gpus, slots, context = gpus_for(config), config.study.cells_at_once, fork_server(config)
+    gpus, slots, context = plan.capacity.gpus, plan.capacity.cells, fork_server(config)
     waiting, running, outcomes = list(plan.todo), [], {}
     failures = {cell.id: _failed_at(plan.record(cell)) if cell.state == "failed" else None for cell in waiting}
     stopping = 0
@@ -79,13 +80,7 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
 def prove_locally(plan: Plan) -> None:
     """See that every cell to train can start on this machine. Raises ConfigError, before anything is recorded."""
     config = plan.cells[0].config
-    slots, gpus = config.study.cells_at_once, gpus_for(config)
-    if gpus and slots * config.devices > len(gpus):
-        raise ConfigError(
-            "study.cells_at_once",
-            f"{slots} cells on {config.devices} devices each need {slots * config.devices} GPUs, "
-            f"and {len(gpus)} are visible",
-        )
+    require_devices(config, plan.capacity)
     reader, writer = mp.Pipe(duplex=False)
     named = [(cell.name, cell.config) for cell in plan.todo]
     process = fork_server(config).Process(target=_prove_in_process, args=(named, writer))
@@ -148,7 +143,7 @@ def _stop(running: list[_Job], at_once: bool, view: View) -> None:
             job.process.terminate()
 
 
-def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, gpus: list[str]) -> _Job:
+def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, gpus: Sequence[str]) -> _Job:
     config = cell.config
     share = gpus[slot * config.devices : (slot + 1) * config.devices]
     reader, writer = context.Pipe(duplex=False)
@@ -233,7 +228,7 @@ def _record_failure(record: Record, code: int | None) -> None:
     record.write("failure.json", failure)
 
 
-def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connection, gpus: list[str]) -> None:
+def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connection, gpus: Sequence[str]) -> None:
     """The life of a cell's process: everything it prints goes to its log, its events to the controller."""
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)

@@ -11,6 +11,7 @@ from typing import Any
 
 from vitlab.config import GROUPS, CellConfig, Config, ConfigError, experiment
 from vitlab.data.order import epoch_length
+from vitlab.study.capacity import Capacity, capacity
 from vitlab.study.identity import differences, identity
 from vitlab.study.mixture import attempts, mixtures
 from vitlab.study.provenance import device_kind, settings
@@ -68,6 +69,11 @@ class Plan:
         """Identities of the cells to train whose pre-training has failed and is not to be tried again."""
         failed = {c.id for c in self.cells if c.state == "failed" and not c.selected}
         return frozenset(c.id for c in self.cells if c.selected and c.needs in failed)
+
+    @functools.cached_property
+    def capacity(self) -> Capacity:
+        """How many cells train at once on this machine, asked once: GPUs may become busy."""
+        return capacity(self.cells[0].config)
 
     def record(self, cell: PlannedCell) -> Record:
         return self.record_of(cell.id)

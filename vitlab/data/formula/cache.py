@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import FractalConfig, build
+from vitlab.core.cores import usable_cores
 from vitlab.data.formula.geometry import NUM_VARIANTS, build_geometry, resampled_geometry
 from vitlab.data.formula.render import pack
 from vitlab.data.formula.sealed import StaleError, locked, progress, read_sealed, require_space, write_sealed, writing
@@ -29,11 +29,6 @@ VERSION = 1
 """Raised when the same options would give other bytes; part of every fingerprint."""
 _SAVE_EVERY = 20
 """Finds of the search between two saves."""
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def geometry_key(spec: FractalConfig) -> str:
@@ -79,7 +74,7 @@ class GeometryCache:
 
         Raises ConfigError where the categories cannot be found, ValueError where the cache cannot be written.
         """
-        threads = threads or available_cores()
+        threads = threads or usable_cores()
         with writing(self.folder):
             missing = self._missing(range(self.spec.categories), threads)
             if not missing:

@@ -1,0 +1,100 @@
+"""How many cells this machine trains at once, and on which devices: what `study.cells_at_once` means here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from vitlab.config import Config, ConfigError
+from vitlab.core.cores import usable_cores
+from vitlab.study.provenance import visible_gpus
+
+BUSY_SHARE = 0.1
+"""A GPU is idle while no process computes on it and at most this share of its time and of its memory is in use."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """`cells` at once; cell i of them has `gpus[i * devices : (i + 1) * devices]`, or the CPU where there are none."""
+
+    cells: int
+    gpus: tuple[str, ...]
+    reason: str
+    """Where the number of cells comes from, for the plan."""
+
+
+def capacity(config: Config) -> Capacity:
+    """The capacity of this machine for cells of this configuration.
+
+    `auto` is as many cells as there are idle GPUs for, or usable CPU cores, and at least one.
+    """
+    wanted, devices, gpus = config.study.cells_at_once, config.devices, gpus_for(config)
+    if wanted != "auto":
+        return Capacity(wanted, tuple(gpus), f"study.cells_at_once={wanted}")
+    each = f", devices={devices}" if devices > 1 else ""
+    if gpus:
+        idle = idle_gpus(gpus)
+        busy = [gpu for gpu in gpus if gpu not in idle]
+        reason = f"study.cells_at_once=auto: {len(idle)} of {len(gpus)} GPUs idle{each}"
+        return Capacity(max(1, len(idle) // devices), (*idle, *busy), reason)
+    if config.device == "mps" or (config.device == "auto" and sys.platform == "darwin"):
+        return Capacity(1, (), "study.cells_at_once=auto: one device")
+    cores = usable_cores()
+    reason = f"study.cells_at_once=auto: {cores} CPU cores, threads={config.threads}{each}"
+    return Capacity(max(1, cores // (config.threads * devices)), (), reason)
+
+
+def require_devices(config: Config, capacity: Capacity) -> None:
+    """Raises ConfigError where the cells that train at once need more GPUs than are visible."""
+    cells, devices, visible = capacity.cells, config.devices, len(capacity.gpus)
+    if visible and devices > visible:
+        raise ConfigError("devices", f"each cell needs {devices} GPUs, and {visible} are visible")
+    if visible and cells * devices > visible:
+        raise ConfigError(
+            "study.cells_at_once",
+            f"{cells} cells on {devices} devices each need {cells * devices} GPUs, and {visible} are visible",
+        )
+
+
+def gpus_for(config: Config) -> list[str]:
+    """The GPUs that cells of this configuration may use here; none on a CPU."""
+    return visible_gpus() if config.device in ("auto", "cuda") else []
+
+
+def idle_gpus(gpus: list[str]) -> list[str]:
+    """Those of the visible GPUs that nobody uses now. One of which nvidia-smi does not tell counts as idle."""
+    known = _ask("--query-gpu=index,uuid,name,utilization.gpu,memory.used,memory.total")
+    computing = {fields[0] for fields in _ask("--query-compute-apps=gpu_uuid")}
+    by_index = len({name for _, _, name, *_ in known}) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    busy = set()  # identifiers as CUDA_VISIBLE_DEVICES may write them
+    for index, uuid, _, time, used, total in known:
+        if uuid in computing or _number(time) > 100 * BUSY_SHARE or _number(used) > BUSY_SHARE * _number(total):
+            busy |= {uuid, index} if by_index else {uuid}  # of unlike GPUs, CUDA numbers the fastest first
+    return [gpu for gpu in gpus if not any(_names(gpu.strip(), one) for one in busy)]
+
+
+def _names(written: str, known: str) -> bool:
+    """Whether `written`, an index or the beginning of a UUID, means the GPU that nvidia-smi calls `known`."""
+    return written == known or (written.startswith("GPU-") and known.startswith(written))
+
+
+def _ask(query: str) -> list[list[str]]:
+    """The rows that nvidia-smi answers; none where it is absent or fails."""
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    if done.returncode:
+        return []
+    return [[field.strip() for field in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+
+
+def _number(text: str) -> float:
+    """A figure of nvidia-smi's; 0 where it says `[N/A]`, as for a GPU that is cut into MIG instances."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
