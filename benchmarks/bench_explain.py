@@ -153,14 +153,16 @@ def _measure(side: str, folder: str, name: str, device: str, queue: multiprocess
         queue.put((torch.cuda.max_memory_allocated() - before) / 2**20)
     else:
         before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
         run()
         queue.put(_resident("VmHWM") - before)
 
 
 def _resident(field: str) -> float:
     """A line of Linux's /proc/self/status, in MiB."""
-    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(field))
+    line = next(
+        row for row in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if row.startswith(field)
+    )
     return int(line.split()[1]) / 1024
 
 

@@ -57,9 +57,9 @@ def ours(augment: str, size: Size, *extra: str) -> float:
         _, output = run_command(words, Path(folder))
         files = list(Path(folder).glob("c*/metrics.jsonl"))
         if not files:
-            logs = "".join(log.read_text()[-2000:] for log in Path(folder).glob("c*/log.txt"))
+            logs = "".join(log.read_text(encoding="utf-8")[-2000:] for log in Path(folder).glob("c*/log.txt"))
             raise RuntimeError(output[-3000:] + logs)
-        rates = [json.loads(line)["images_per_second"] for line in files[0].read_text().splitlines()]
+        rates = [json.loads(line)["images_per_second"] for line in files[0].read_text(encoding="utf-8").splitlines()]
         return float(np.median(rates[1:]))
 
 

@@ -120,7 +120,7 @@ def against_devices(tree: Path, devices: list[int]) -> dict[int, float]:
                 f"output_dir={folder}",
             ]  # fmt: skip
             run_command(words)
-            rows = next(Path(folder).glob("c*/metrics.jsonl")).read_text().splitlines()
+            rows = next(Path(folder).glob("c*/metrics.jsonl")).read_text(encoding="utf-8").splitlines()
             found[number] = json.loads(rows[-1])["images_per_second"]
     return found
 

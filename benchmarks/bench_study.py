@@ -57,13 +57,13 @@ def finish(folder: Path, plan: list[dict]) -> None:
     trained = next(p.parent for p in folder.glob("runs/c*/result.json"))
     names = ("config.yaml", "provenance.json", "result.json")
     contents = {name: Record(trained).read(name) or {} for name in names}
-    rows = (trained / "metrics.jsonl").read_text()
+    rows = (trained / "metrics.jsonl").read_text(encoding="utf-8")
     for cell in plan:
         record = Record(folder / "runs" / cell["id"])
         if record.state() != "finished":
             for name in names:
                 record.write(name, contents[name] | ({"id": cell["id"]} if "id" in contents[name] else {}))
-            (record.folder / "metrics.jsonl").write_text(rows)
+            (record.folder / "metrics.jsonl").write_text(rows, encoding="utf-8")
 
 
 def main() -> None:
@@ -80,14 +80,16 @@ def main() -> None:
         timed(one, folder, "finished")
         dry = subprocess.run(
             [sys.executable, str(ROOT / "run.py"), *words, "study.dry_run=true"],
-            cwd=folder, capture_output=True, text=True, check=True,
+            cwd=folder, capture_output=True, text=True, check=True, encoding="utf-8"
         )  # fmt: skip
         plan = [{"id": line.split()[0]} for line in dry.stdout.splitlines() if line.startswith("  c")]
         assert len(plan) == arguments.cells, f"the plan names {len(plan)} cells"
         finish(folder, plan)
         least.append(min(timed(words, folder, "nothing to train") for _ in range(arguments.rounds)))
         code = HYDRA_ALONE.format(conf=str(ROOT / "conf"), cells=50)
-        alone = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        alone = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8"
+        )
         hydra = json.loads(alone.stdout) / 50 * arguments.cells
     for title, (clock, processor), limit in zip(
         ("plan of new cells (dry run)", "all finished: nothing to train"), least, (5, 10), strict=True

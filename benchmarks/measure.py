@@ -80,7 +80,7 @@ def run_command(
         began, used = time.perf_counter(), _children()
         done = subprocess.run(
             [sys.executable, *words], capture_output=True, text=True, cwd=folder or scratch,
-            env=os.environ | (environment or {}),
+            env=os.environ | (environment or {}), encoding="utf-8"
         )  # fmt: skip
         clock = time.perf_counter() - began
         _reap()

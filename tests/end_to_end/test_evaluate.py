@@ -36,12 +36,12 @@ FLAGS = {
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *words], cwd=cwd, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, encoding="utf-8"
     )  # fmt: skip
 
 
 def figures(folder: Path, name: str) -> dict[str, float]:
-    content = json.loads((folder / "runs/evaluate" / f"{name}.json").read_text())
+    content = json.loads((folder / "runs/evaluate" / f"{name}.json").read_text(encoding="utf-8"))
     return {key: content[key] for key in ("top1", "top5", "loss")}
 
 
@@ -63,14 +63,14 @@ def cell(tmp_path_factory) -> Path:
     torch.save(ours["model"], folder / "bare.pth")
     (folder / "hub").mkdir()
     card = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": vars(told)}
-    (folder / "hub/config.json").write_text(json.dumps(card))
+    (folder / "hub/config.json").write_text(json.dumps(card), encoding="utf-8")
     for file in ("weights.safetensors", "hub/model.safetensors"):
         save_file(ours["model"], folder / file)
     return record
 
 
 def test_it_repeats_the_trainings_own_figures_to_the_digit(cell):
-    result = json.loads((cell / "result.json").read_text())
+    result = json.loads((cell / "result.json").read_text(encoding="utf-8"))
     folder = cell.parents[1]
     for weights, expected in (("raw", result["last"]), ("ema", result["ema"]["last"])):
         done = run("task=evaluate", f"checkpoint={cell.name}", f"weights={weights}", cwd=folder)
@@ -88,7 +88,7 @@ def test_every_format_gives_the_same_figures(cell):
     folder = cell.parents[1]
     tell = ["best_checkpoint.pth", "deit.pth", "timm.pth.tar", "hub/model.safetensors", cell.name, str(cell)]
     silent = ["checkpoint_299.pth", "bare.pth", "weights.safetensors"]
-    last = json.loads((cell / "result.json").read_text())["last"]
+    last = json.loads((cell / "result.json").read_text(encoding="utf-8"))["last"]
     assert last["top1"] > 15, "better than chance, or equal figures would say little"
     kinds = []
     for files, words in ((tell, []), (silent, STATISTICS)):
@@ -101,7 +101,7 @@ def test_every_format_gives_the_same_figures(cell):
         assert done.stdout.count("mean 0.485 0.456 0.406, std 0.229 0.224 0.225; shorter side to 18") == len(files)
         kinds += re.findall(r"^checkpoint \S+ \((\w+)", done.stdout, re.MULTILINE)
     assert kinds == ["book", "deit", "timm", "timm", "vitlab", "vitlab", "book", "plain", "plain"]
-    ema = json.loads((cell / "result.json").read_text())["ema"]["last"]
+    ema = json.loads((cell / "result.json").read_text(encoding="utf-8"))["ema"]["last"]
     files = "checkpoint=[deit.pth,timm.pth.tar]"
     averaged = run("task=evaluate", files, "weights=ema", "model=vit_micro", "dataset=digits", cwd=folder)
     assert averaged.stdout.count(f"loss {ema['loss']:.6f}, n 360") == 2, averaged.stdout + averaged.stderr
@@ -123,7 +123,7 @@ def test_every_format_can_be_fine_tuned(cell, compose_config, monkeypatch, capsy
     assert printed.count("42 tensors loaded; dropped: head.") == 7
     line = "42 tensors loaded; dropped: head.weight, head.bias; fresh: head.weight, head.bias"
     assert f"checkpoint best_checkpoint.pth (book, epoch 3): {line}" in printed
-    results = [json.loads(file.read_text()) for file in Path("tuned").glob("c*/result.json")]
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in Path("tuned").glob("c*/result.json")]
     assert len(results) == 7 and all(r["last"] == results[0]["last"] for r in results)
 
 
@@ -131,7 +131,7 @@ def test_any_number_of_devices_gives_the_same_digits(cell):
     folder = cell.parents[1]
     done = run("task=evaluate", f"checkpoint={cell.name}", "devices=2", "output_dir=runs", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads((cell / "result.json").read_text())["last"]
+    result = json.loads((cell / "result.json").read_text(encoding="utf-8"))["last"]
     assert done.stdout.count("n 360") == 1
     assert figures(folder, f"{cell.name}_last_digits_raw") == {k: result[k] for k in ("top1", "top5", "loss")}
     wrong = run("task=evaluate", "checkpoint=bare.pth", "model=vit_micro", "devices=2", cwd=folder)

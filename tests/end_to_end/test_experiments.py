@@ -50,7 +50,7 @@ def test_the_whole_grid_is_planned(name, tmp_path):
         requests.append(Request(tuple(overrides), config))
     plan = build_plan(requests, name)
     assert len(plan.cells) >= 6 and len({c.id for c in plan.cells}) == len(plan.cells)
-    assert len((CONF / "experiment" / f"{name}.yaml").read_text().splitlines()) <= 30
+    assert len((CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()) <= 30
     if "leave_one_out" in name:
         (full,) = [c for c in plan.cells if "deit_no_jitter/s0" in (c.name, *c.aliases)]
         assert {full.name, *full.aliases} == {"deit/s0", "deit_no_jitter/s0"}

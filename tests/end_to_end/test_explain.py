@@ -47,10 +47,10 @@ def folder(tmp_path_factory) -> Path:
         cell.mkdir(parents=True)
         state = {"model": network.state_dict(), "config": config, "schema_version": 1, "epoch": 3}
         torch.save(state | {"classes": [str(i) for i in range(10)]}, cell / "last.pt")
-        (cell / "config.yaml").write_text(f"id: {cell.name}\nname: none/s{seed}\n")
+        (cell / "config.yaml").write_text(f"id: {cell.name}\nname: none/s{seed}\n", encoding="utf-8")
         cells.append({"id": cell.name, "name": f"none/s{seed}", "part": "cell"})
     (folder / "runs/studies").mkdir()
-    (folder / "runs/studies/seeds.json").write_text(json.dumps({"cells": cells}))
+    (folder / "runs/studies/seeds.json").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     book = timm_vit()
     args = argparse.Namespace(model="vit_tiny_16_224", data_set="ImageNet", input_size=224)
     torch.save({"model": book.state_dict(), "args": args, "epoch": 299}, folder / "book.pth")
@@ -223,7 +223,7 @@ def test_from_the_command_line(folder):
     def run(*words: str):
         return subprocess.run(
             [sys.executable, str(ROOT / "run.py"), "task=explain", "wandb.mode=disabled", *words], cwd=folder,
-            capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}, encoding="utf-8"
         )  # fmt: skip
 
     done = run("explain=rollout", "checkpoint=c00000000000")

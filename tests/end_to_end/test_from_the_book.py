@@ -35,7 +35,7 @@ def tables() -> list[list[list[str]]]:
     """The page's tables, as rows of cells without the header: three in English, the same three in Japanese."""
     found: list[list[list[str]]] = []
     before = ""
-    for line in (ROOT / "docs/from_the_book.md").read_text().splitlines():
+    for line in (ROOT / "docs/from_the_book.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("| --- "):
             found.append([])
         elif line.startswith("|") and before.startswith("|"):
@@ -157,7 +157,7 @@ def test_a_command(carry_out, place, command):
     else:
         assert "finished" in output
     if "keep_head" in command and "pretrain=checkpoint" in command:
-        results = [json.loads(f.read_text()) for f in place.glob("runs/c*/result.json")]
+        results = [json.loads(f.read_text(encoding="utf-8")) for f in place.glob("runs/c*/result.json")]
         loaded = [r["derived"]["pretrained"] for r in results if r["derived"]["pretrained"]]
         assert any("152 tensors loaded" in line and "dropped" not in line for line in loaded)
 
@@ -178,7 +178,7 @@ def test_a_sweep(place, command, tmp_path):
     for script, arguments in (("run.py", [*words, *small]), ("analyze.py", [])):
         done = subprocess.run(
             [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-            env=environment,
+            env=environment, encoding="utf-8"
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
     assert "erase" in done.stdout
@@ -196,7 +196,11 @@ def test_the_books_own_command_is_answered(tmp_path):
     typed = "--batch-size 512 --data-path /path/ --data-set ImageNet --output_dir out --model vit_tiny_16_224 --no-aug"
     for words, expected in ((typed, "recipe.batch_size=N"), ("-m dataset=ImageNet", "dataset=imagenet1k")):
         done = subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), *words.split()], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, str(ROOT / "run.py"), *words.split()],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
         )
         assert done.returncode == 1 and expected in done.stderr and "docs/from_the_book.md" in done.stderr
         assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())

@@ -28,7 +28,7 @@ def command(*words):
 
 
 def run(*words, cwd):
-    return subprocess.run(command(*words), cwd=cwd, capture_output=True, text=True, timeout=1800)
+    return subprocess.run(command(*words), cwd=cwd, capture_output=True, text=True, timeout=1800, encoding="utf-8")
 
 
 def outcomes(folder):
@@ -36,8 +36,8 @@ def outcomes(folder):
     timings = ("images_per_second", "seconds", "wall_seconds", "device_seconds", "finished_at")
     found = {}
     for file in folder.glob("c*/result.json"):
-        rows = [json.loads(line) for line in (file.parent / "metrics.jsonl").read_text().splitlines()]
-        result = json.loads(file.read_text())
+        rows = [json.loads(line) for line in (file.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        result = json.loads(file.read_text(encoding="utf-8"))
         found[file.parent.name] = [{k: v for k, v in d.items() if k not in timings} for d in (*rows, result)]
     return found
 
@@ -50,7 +50,7 @@ def training(folder):
     for lock in folder.glob("c*/lock"):
         if Record(lock.parent).is_locked():
             with contextlib.suppress(ValueError):  # the holder is just writing its name
-                found.append(json.loads(lock.read_text())["pid"])
+                found.append(json.loads(lock.read_text(encoding="utf-8"))["pid"])
     return found
 
 
@@ -135,7 +135,7 @@ def mixed(tmp_path_factory):
 def test_a_failure_takes_nothing_else_down(mixed):
     folder, _, done = mixed
     assert done.returncode == 1, done.stdout + done.stderr
-    study = json.loads((folder / "runs/studies/mixed.json").read_text())
+    study = json.loads((folder / "runs/studies/mixed.json").read_text(encoding="utf-8"))
     states = {}
     for cell in study["cells"]:
         record = folder / "runs" / cell["id"]
@@ -152,7 +152,7 @@ def test_failed_cells_wait_to_be_retried_and_rerun_archives(mixed):
     again = run(*words, cwd=folder)
     assert again.returncode == 1 and "not finite" in again.stdout
     assert re.search(r"blocked: its pre-training c\w+ is failed", again.stdout), again.stdout
-    study = json.loads((folder / "runs/studies/mixed.json").read_text())
+    study = json.loads((folder / "runs/studies/mixed.json").read_text(encoding="utf-8"))
     good = next(
         c["id"]
         for c in study["cells"]
@@ -172,7 +172,10 @@ def test_a_hung_cell_is_ended(tmp_path):
 
 def test_two_controllers_never_train_a_cell_twice(tmp_path):
     words = [*STUDY[:2], "recipe.epochs=2", "recipe.warmup_epochs=0", "augment.mix_group=8", "wandb.mode=disabled"]
-    both = [subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        for _ in range(2)
+    ]
     texts = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], texts
     trained = [line.split(":")[0] for text in texts for line in text.splitlines() if ": epoch 2/2" in line]
@@ -180,6 +183,6 @@ def test_two_controllers_never_train_a_cell_twice(tmp_path):
 
 
 def test_a_read_only_folder_is_said(tmp_path):
-    (tmp_path / "runs").write_text("a file where the folder should be")
+    (tmp_path / "runs").write_text("a file where the folder should be", encoding="utf-8")
     done = run("recipe.epochs=1", "recipe.warmup_epochs=0", "wandb.mode=disabled", cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "runs" in done.stderr

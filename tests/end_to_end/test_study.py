@@ -23,14 +23,14 @@ def command(*words: str, script: str = "run.py") -> list[str]:
 def run(*words: str, cwd: Path, script: str = "run.py", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*words, script=script), cwd=cwd, capture_output=True, text=True, timeout=300,
-        env=os.environ | environment,
+        env=os.environ | environment, encoding="utf-8"
     )  # fmt: skip
 
 
 def figures(folder: Path) -> dict:
     """A finished cell's rows and result, without clock readings."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    result = json.loads((folder / "result.json").read_text())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     timings = ("images_per_second", "seconds", "wall_seconds", "device_seconds", "finished_at")
     rows, result = ([{k: v for k, v in d.items() if k not in timings} for d in group] for group in (rows, [result]))
     return {"rows": rows, "result": result[0]}
@@ -54,13 +54,13 @@ def swept(tmp_path_factory):
 def test_a_sweep_trains_records_and_mirrors(swept):
     folder, done = swept
     assert "next: python analyze.py" in done.stdout and "wandb sync" in done.stdout
-    study = json.loads((folder / "runs/studies/digits_augment.json").read_text())
+    study = json.loads((folder / "runs/studies/digits_augment.json").read_text(encoding="utf-8"))
     assert [c["name"] for c in study["cells"]] == ["none/s0", "autoaug/s0", "mixup/s0"]
     for cell in study["cells"]:
         record = folder / "runs" / cell["id"]
         written = {p.name for p in record.iterdir()}
         assert {"config.yaml", "provenance.json", "metrics.jsonl", "last.pt", "best.pt", "predictions.npz"} <= written
-        result = json.loads((record / "result.json").read_text())
+        result = json.loads((record / "result.json").read_text(encoding="utf-8"))
         assert result["schema_version"] == 1 and result["num_eval"] == 360 and result["last"]["epoch"] == 2
         assert list(record.glob(f"wandb/offline-run-*-{cell['id']}/run-{cell['id']}.wandb"))
     assert {p.name for p in folder.iterdir()} == {"runs"}, "nothing but the records is left behind"
@@ -113,7 +113,12 @@ def test_an_interrupted_cell_continues_to_the_same_numbers(tmp_path, number):
     assert whole.returncode == 0, whole.stdout + whole.stderr
 
     process = subprocess.Popen(
-        command(*words, "output_dir=broken"), cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command(*words, "output_dir=broken"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        encoding="utf-8",
     )
     broken = tmp_path / "broken"
     deadline = time.monotonic() + 120
@@ -147,11 +152,13 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
 def test_torchrun_trains_one_cell_and_refuses_a_sweep(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     launch = [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(ROOT / "run.py")]
-    done = subprocess.run([*launch, *TINY], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*launch, *TINY], cwd=tmp_path, capture_output=True, text=True, timeout=300, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert (only_cell(tmp_path / "runs") / "result.json").exists()
     assert done.stdout.count("none/s0: epoch 2/2  loss") == 1 and "next: python analyze.py" in done.stdout
-    refused = subprocess.run([*launch, "seed=0,1", *TINY], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    refused = subprocess.run(
+        [*launch, "seed=0,1", *TINY], cwd=tmp_path, capture_output=True, text=True, timeout=300, encoding="utf-8"
+    )
     assert refused.returncode != 0 and "devices=2" in refused.stderr
 
 

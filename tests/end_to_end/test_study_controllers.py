@@ -25,7 +25,14 @@ FED = [
 def start(*words, cwd, **options):
     command = [sys.executable, str(ROOT / "run.py"), *words]
     return subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
+        command,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **options,
+        encoding="utf-8",
     )
 
 
@@ -35,7 +42,7 @@ def finish(process):
 
 
 def cells(folder, study):
-    return json.loads((folder / f"runs/studies/{study}.json").read_text())["cells"]
+    return json.loads((folder / f"runs/studies/{study}.json").read_text(encoding="utf-8"))["cells"]
 
 
 def wait_for(condition, seconds=120):
@@ -100,7 +107,7 @@ def test_rerun_of_a_cell_cut_short_begins_anew(tmp_path):
     assert code == 130, output
     again = start("recipe.epochs=30", "wandb.mode=disabled", "study.rerun=all", cwd=tmp_path)
     wait_for(lambda: rows.exists() and list(rows.parent.glob("archive/*/last.pt")))
-    assert json.loads(rows.read_text().splitlines()[0])["epoch"] == 1
+    assert json.loads(rows.read_text(encoding="utf-8").splitlines()[0])["epoch"] == 1
     again.send_signal(signal.SIGINT)
     code, output = finish(again)
     assert code == 130 and "archived" in output

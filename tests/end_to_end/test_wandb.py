@@ -32,7 +32,7 @@ def server(monkeypatch, tmp_path):
 def sync(folder):
     runs = [str(f) for f in folder.glob("*/wandb/offline-run-*")]
     command = [sys.executable, "-m", "wandb", "sync", "--project", "vitlab", "--entity", "me", *runs]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -40,9 +40,13 @@ def sync(folder):
 def analyze(tables, *words):
     """The tables that analyze.py writes, as a user types it: ending → text."""
     command = [sys.executable, "analyze.py", "study=s", f"tables_dir={tables}", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    return {ending: (tables / f"s.{ending}").read_text() for ending in ("md", "tex", "csv", "json", "html")}
+    return {
+        ending: (tables / f"s.{ending}").read_text(encoding="utf-8") for ending in ("md", "tex", "csv", "json", "html")
+    }
 
 
 def test_every_source_gives_the_same_table(server, tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ class Cluster:
         )
 
     def _run(self, *words: str, user: str | None = None) -> None:
-        with (self.folder / "log" / f"{words[0]}{len(self.daemons)}.out").open("w") as log:
+        with (self.folder / "log" / f"{words[0]}{len(self.daemons)}.out").open("w", encoding="utf-8") as log:
             self.daemons.append(subprocess.Popen(
                 words, env=self.environment, stdout=log, stderr=log, start_new_session=True, user=user,
             ))  # fmt: skip
@@ -96,7 +96,8 @@ class Cluster:
             f"{auth}DbdHost={host}\nDbdAddr=127.0.0.1\nDbdPort={self.ports[1]}\nSlurmUser=root\n"
             f"StorageType=accounting_storage/mysql\nStorageHost=127.0.0.1\nStoragePort={self.ports[0]}\n"
             f"StorageUser=slurm\nStoragePass=slurm\nStorageLoc=acct\nLogFile={here}/log/slurmdbd.log\n"
-            f"PidFile={here}/slurmdbd.pid\n"
+            f"PidFile={here}/slurmdbd.pid\n",
+            encoding="utf-8",
         )
         database.chmod(0o600)
         settings = {
@@ -119,14 +120,18 @@ class Cluster:
             "Gres=gpu:2 State=UNKNOWN\n" for n in (1, 2)
         )  # fmt: skip
         text = auth + "".join(f"{key}={value}\n" for key, value in settings.items()) + nodes + PARTITIONS
-        (here / "slurm.conf").write_text(text)
+        (here / "slurm.conf").write_text(text, encoding="utf-8")
         for number in (0, 1):  # null devices: Slurm counts them and sets CUDA_VISIBLE_DEVICES
             os.mknod(here / "dev" / f"nvidia{number}", 0o20666, os.makedev(1, 3))
-        (here / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={here}/dev/nvidia[0-1] Flags=nvidia_gpu_env\n")
+        (here / "gres.conf").write_text(
+            f"NodeName=n[1-2] Name=gpu File={here}/dev/nvidia[0-1] Flags=nvidia_gpu_env\n", encoding="utf-8"
+        )
 
     def ask(self, *words: str) -> str:
         """What a command of Slurm prints."""
-        return subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=120).stdout
+        return subprocess.run(
+            words, env=self.environment, capture_output=True, text=True, timeout=120, encoding="utf-8"
+        ).stdout
 
     def clear(self) -> None:
         """End every job and wait until they are gone."""

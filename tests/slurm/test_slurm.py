@@ -36,7 +36,7 @@ class Lab:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "run.py"), "-m", *launcher, *TINY, *words], cwd=self.folder,
             env=self.cluster.environment | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True,
+            text=True, encoding="utf-8"
         )  # fmt: skip
         self.commands.append(process)
         return process
@@ -62,7 +62,7 @@ class Lab:
         """Identity → job of everything that was submitted from this folder."""
         found: dict[str, str] = {}
         for file in sorted(self.runs.glob("slurm/*/jobs.json")):
-            found |= json.loads(file.read_text())
+            found |= json.loads(file.read_text(encoding="utf-8"))
         return found
 
     def queue(self) -> str:
@@ -80,7 +80,9 @@ class Lab:
     def until(self, true, seconds: float = 240) -> None:
         end = time.monotonic() + seconds
         while not true():
-            assert time.monotonic() < end, self.queue() + "".join(p.read_text() for p in self.runs.glob("*/log.txt"))
+            assert time.monotonic() < end, self.queue() + "".join(
+                p.read_text(encoding="utf-8") for p in self.runs.glob("*/log.txt")
+            )
             time.sleep(0.1)
 
     def until_epoch(self, count: int) -> Path:
@@ -100,13 +102,13 @@ def lab(cluster, tmp_path):
 def rows(cell: Path) -> list[dict]:
     """The metrics of a cell without clock readings."""
     file = cell / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     parsed = [json.loads(line) for line in lines if line.endswith("}")]
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in parsed]
 
 
 def origin(cell: Path) -> dict:
-    return json.loads((cell / "provenance.json").read_text())
+    return json.loads((cell / "provenance.json").read_text(encoding="utf-8"))
 
 
 def undisturbed(folder: Path, *words: str) -> list[dict]:
@@ -132,8 +134,8 @@ def test_a_cell_over_two_processes_of_a_node(lab):
     code, output = lab.run("recipe.epochs=2", "hydra.launcher.gpus_per_node=2")
     assert code == 0, output
     (cell,) = lab.cells()
-    assert json.loads((cell / "result.json").read_text())["epochs"] == 2 and len(rows(cell)) == 2
-    assert "devices: 2" in (cell / "config.yaml").read_text()
+    assert json.loads((cell / "result.json").read_text(encoding="utf-8"))["epochs"] == 2 and len(rows(cell)) == 2
+    assert "devices: 2" in (cell / "config.yaml").read_text(encoding="utf-8")
 
 
 def test_a_cell_over_two_nodes_saves_and_continues(lab):
@@ -146,7 +148,7 @@ def test_a_cell_over_two_nodes_saves_and_continues(lab):
     assert code == 0, output
     assert origin(cell)["slurm"] == {"job": job, "restarts": 1, "devices": 4}
     assert [row["epoch"] for row in rows(cell)] == list(range(1, 61))
-    assert "devices: 4" in (cell / "config.yaml").read_text()
+    assert "devices: 4" in (cell / "config.yaml").read_text(encoding="utf-8")
     steps = lab.cluster.ask("sacct", "-n", "-P", "-o", "JobID,AllocCPUS,NTasks", "-j", job)
     assert f"{job}.0|8|4" in steps, steps
 
@@ -156,7 +158,7 @@ def test_one_raises_one_is_killed_and_the_sibling_keeps_its_result(lab):
     process = lab.start(f"study.cells={json.dumps(cells)}", "recipe.epochs=3")
     lab.until(lambda: any(len(rows(cell)) >= 4 for cell in lab.cells()))
     (killed,) = [cell for cell in lab.cells() if len(rows(cell)) >= 4]
-    os.kill(json.loads((killed / "lock").read_text())["pid"], signal.SIGKILL)
+    os.kill(json.loads((killed / "lock").read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
     code, output = lab.end(process)
     assert code == 1, output
     states = {cell: lab.sacct(job) for cell, job in lab.jobs().items()}

@@ -157,7 +157,7 @@ def test_analyze_end_to_end_and_strict(tmp_path):
         "| none" in lines[0] and (tmp_path / "tables/s.html").exists() and (tmp_path / "tables/s_curves.pdf").exists()
     )
     write_cell(tmp_path, "cutmix", 0, None, state="failed")
-    cells = json.loads((tmp_path / "studies/s.json").read_text())["cells"]
+    cells = json.loads((tmp_path / "studies/s.json").read_text(encoding="utf-8"))["cells"]
     write_study(
         tmp_path, "s", {"table": None, "cells": [*cells, write_cell(tmp_path, "cutmix", 0, None, state="failed")]}
     )
@@ -224,12 +224,12 @@ def test_a_factor_no_run_has(tmp_path):
 def test_a_damaged_figure_is_refused(tmp_path):
     entry = write_cell(tmp_path, "none", 0, 90.0)
     file = tmp_path / entry["id"] / "result.json"
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     content["last"]["top1"] = math.nan
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError, match=r"last\.top1 is nan; the record is damaged"):
         collect(tmp_path)
-    file.write_text(file.read_text()[:40])
+    file.write_text(file.read_text(encoding="utf-8")[:40], encoding="utf-8")
     with pytest.raises(ValueError, match=r"result\.json: damaged"):
         collect(tmp_path)
 

@@ -50,14 +50,15 @@ def test_the_latex_compiles(tmp_path):
              for a in ("none", "mixup") for d in ("digits", "fashion_mnist") for s in range(2)]  # fmt: skip
     write_study(tmp_path / "two", "s", {"table": None, "cells": cells})
     free = dataclasses.replace(SPEC, rows=None, factor=None)
-    (tmp_path / "a.tex").write_text(to_latex(awkward(tmp_path / "runs")))
-    (tmp_path / "b.tex").write_text(to_latex(build_table(collect(tmp_path / "two", "s"), free)))
+    (tmp_path / "a.tex").write_text(to_latex(awkward(tmp_path / "runs")), encoding="utf-8")
+    (tmp_path / "b.tex").write_text(to_latex(build_table(collect(tmp_path / "two", "s"), free)), encoding="utf-8")
     (tmp_path / "main.tex").write_text(
         r"\documentclass{article}\usepackage{booktabs,siunitx,amssymb,graphicx}"
-        r"\begin{document}\input{a}\input{b}\end{document}"
+        r"\begin{document}\input{a}\input{b}\end{document}",
+        encoding="utf-8",
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, encoding="utf-8")
     assert done.returncode == 0 and (tmp_path / "main.pdf").exists(), done.stdout[-2000:]
     assert "Overfull" not in done.stdout and "Missing character" not in done.stdout, done.stdout[-2000:]
 
@@ -92,13 +93,13 @@ def test_everything_repeats_byte_for_byte(tmp_path):
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     for ending, start in (("md", "<!-- "), ("tex", "% "), ("html", "<!-- ")):
-        assert f"{start}vitlab: 12 cells (" in (tmp_path / "one" / f"t.{ending}").read_text()
+        assert f"{start}vitlab: 12 cells (" in (tmp_path / "one" / f"t.{ending}").read_text(encoding="utf-8")
 
 
 def test_the_page_shows_every_seed_curves_and_runs(tmp_path):
     frame = write_all(tmp_path / "runs")
     write_table(build_table(frame, SPEC), frame, tmp_path / "tables")
-    page = (tmp_path / "tables" / "t.html").read_text()
+    page = (tmp_path / "tables" / "t.html").read_text(encoding="utf-8")
     assert page.count('class="seed"') == 12 and "<title>seed 1: 91.50</title>" in page
     assert page.count("<polyline") == 4 * 3 + 3 * 3, "a line per seed, the baseline's behind the others'"
     links = re.findall(r'<a href="([^"]+)"><code>', page)

@@ -15,15 +15,16 @@ def test_a_reference_stands_beside(tmp_path):
     table = build_table(write_all(tmp_path), SPEC)
     file = tmp_path / "book.csv"
     file.write_text(
-        "row,dataset,figure,value,sd,source\nnone,digits,top1,90.0,,me\nmixup,*,top1,,,\nerase,digits,top1,70,,me\n"
+        "row,dataset,figure,value,sd,source\nnone,digits,top1,90.0,,me\nmixup,*,top1,,,\nerase,digits,top1,70,,me\n",
+        encoding="utf-8",
     )
     text = to_markdown(beside_reference(table, read_reference(str(file))))
     assert "| none  | digits   | top1   | 90.10 |     90.00 |  +0.10 | matches within seed noise (±0.61)" in text
     assert "not known: fill it in" in text and "differs beyond seed noise" in text
-    file.write_text("row,dataset,figure,value,sd,source\nother,digits,top1,90,,me\n")
+    file.write_text("row,dataset,figure,value,sd,source\nother,digits,top1,90,,me\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"its rows \(other\) are none of the table's"):
         beside_reference(table, read_reference(str(file)))
-    file.write_text("row,dataset,figure,value,sd,source\nnone,digits,top1,ninety,,me\n")
+    file.write_text("row,dataset,figure,value,sd,source\nnone,digits,top1,ninety,,me\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="'ninety' is no number"):
         read_reference(str(file))
     for name in ("book_table3_2", "book_table3_3", "deit_table8"):
@@ -36,7 +37,7 @@ HEADER = "row,dataset,figure,value,sd,source,epochs,batch_size,ema_decay\n"
 def test_causes_are_what_the_records_show(tmp_path):
     table = build_table(write_all(tmp_path), SPEC)
     (tmp_path / "r.csv").write_text(
-        HEADER + "none,digits,top1,90.6,0.1,them,300,1024,\nmixup,digits,top1,95,,,18,32,0\n"
+        HEADER + "none,digits,top1,90.6,0.1,them,300,1024,\nmixup,digits,top1,95,,,18,32,0\n", encoding="utf-8"
     )
     first, second = (
         line["causes"] for line in beside_reference(table, read_reference(str(tmp_path / "r.csv"))).reference
@@ -48,7 +49,7 @@ def test_causes_are_what_the_records_show(tmp_path):
 
 def test_one_seed_each_decides_nothing(tmp_path):
     table = build_table(write_all(tmp_path, {"none": [90.0], "mixup": [91.0]}), dataclasses.replace(SPEC, rows=None))
-    (tmp_path / "r.csv").write_text(HEADER + "none,*,top1,95,,them,,,\n")
+    (tmp_path / "r.csv").write_text(HEADER + "none,*,top1,95,,them,,,\n", encoding="utf-8")
     (line,) = beside_reference(table, read_reference(str(tmp_path / "r.csv"))).reference
     assert line["verdict"] == "one seed each: seed noise cannot be told" and line["delta"] == -5.0
 
@@ -65,16 +66,28 @@ def test_one_seed_each_decides_nothing(tmp_path):
 )
 def test_a_wrong_file_is_one_message(tmp_path, text, message):
     table = build_table(write_all(tmp_path / "runs", {"none": [90.0]}), dataclasses.replace(SPEC, rows=None))
-    (tmp_path / "r.csv").write_text(text)
+    (tmp_path / "r.csv").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         beside_reference(table, read_reference(str(tmp_path / "r.csv")))
 
 
 def test_rows_of_others_are_said_and_a_layouts_file_may_not_fit(tmp_path):
     table = build_table(write_all(tmp_path), SPEC)
-    (tmp_path / "r.csv").write_text(HEADER + "none,digits,top1,90,,me,,,\nsam,digits,top1,91,,me,,,\n")
+    (tmp_path / "r.csv").write_text(
+        HEADER + "none,digits,top1,90,,me,,,\nsam,digits,top1,91,,me,,,\n", encoding="utf-8"
+    )
     lines = read_reference(str(tmp_path / "r.csv"))
     assert "the reference has rows that the table has not: sam" in to_markdown(beside_reference(table, lines))
     assert beside_reference(table, read_reference("book_table3_3"), asked=False).reference == ()
     with pytest.raises(ConfigError, match=r"reference: no file 'nowhere'; shipped: book_table3_2"):
         read_reference("nowhere")
+
+
+def test_a_spreadsheets_utf_8_is_read_and_other_encodings_are_named(tmp_path):
+    """Excel marks the beginning of UTF-8, and writes Japanese in its own code page unless asked."""
+    text = "row,dataset,figure,value,sd,source\n基準,digits,top1,72.2,,本\n"
+    (tmp_path / "marked.csv").write_text(text, encoding="utf-8-sig")
+    assert read_reference(str(tmp_path / "marked.csv"))[0]["row"] == "基準"
+    (tmp_path / "japanese.csv").write_text(text, encoding="cp932")
+    with pytest.raises(ConfigError, match=r"reference: .*japanese\.csv is not UTF-8 .*; save it as CSV UTF-8"):
+        read_reference(str(tmp_path / "japanese.csv"))

@@ -105,7 +105,7 @@ def test_damage_and_mistakes_are_one_message(tmp_path):
         import hashlib
 
         name = hashlib.sha256(json.dumps(["me", "vitlab", "s", {}], sort_keys=True).encode()).hexdigest()[:12]
-        (cached / f"vitlab_{name}.json").write_text(text)
+        (cached / f"vitlab_{name}.json").write_text(text, encoding="utf-8")
 
     keep(json.dumps({"runs": [run]}))
     with pytest.raises(ValueError, match=r"c\w+: .*last\.top1.*the record is damaged"):

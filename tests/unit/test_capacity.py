@@ -17,11 +17,12 @@ def nvidia_smi(tmp_path, monkeypatch):
     """`nvidia_smi(rows, computing)`: put an nvidia-smi on the path that answers with these, as the real one does."""
 
     def write(rows: list[str], computing: str = "") -> None:
-        (tmp_path / "gpus").write_text("".join(f"{row}\n" for row in rows))
-        (tmp_path / "apps").write_text(computing)
+        (tmp_path / "gpus").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        (tmp_path / "apps").write_text(computing, encoding="utf-8")
         program = tmp_path / "nvidia-smi"
         program.write_text(
-            f'#!/bin/sh\ncase "$1" in *compute-apps*) cat {tmp_path}/apps;; *) cat {tmp_path}/gpus;; esac\n'
+            f'#!/bin/sh\ncase "$1" in *compute-apps*) cat {tmp_path}/apps;; *) cat {tmp_path}/gpus;; esac\n',
+            encoding="utf-8",
         )
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -75,7 +76,9 @@ def test_an_index_says_nothing_of_unlike_gpus(monkeypatch, nvidia_smi):
 def test_without_nvidia_smi_every_visible_gpu_counts(tmp_path, monkeypatch, nvidia_smi):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert idle_gpus(["0", "1"]) == ["0", "1"]
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed because it could not talk'\nexit 9\n")
+    (tmp_path / "nvidia-smi").write_text(
+        "#!/bin/sh\necho 'NVIDIA-SMI has failed because it could not talk'\nexit 9\n", encoding="utf-8"
+    )
     (tmp_path / "nvidia-smi").chmod(0o755)
     assert idle_gpus(["0", "1"]) == ["0", "1"]
 

@@ -31,7 +31,11 @@ def test_every_choice_composes(compose_config, group):
 def test_choices_are_short():
     for group in ("model", "dataset", "augment", "pretrain", "recipe"):
         for file in (CONF / group).glob("*.yaml"):
-            values = [line for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+            values = [
+                line
+                for line in file.read_text(encoding="utf-8").splitlines()
+                if line.strip() and not line.startswith("#")
+            ]
             assert len(values) <= 16, f"{file.name} has {len(values)} lines"
 
 

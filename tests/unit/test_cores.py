@@ -15,11 +15,11 @@ MANY = set(range(64))
 def groups(root: Path, membership: str, files: dict[str, str]) -> Path:
     """A `/` with this /proc/self/cgroup and these files below /sys/fs/cgroup."""
     (root / "proc/self").mkdir(parents=True)
-    (root / "proc/self/cgroup").write_text(membership)
+    (root / "proc/self/cgroup").write_text(membership, encoding="utf-8")
     for name, text in files.items():
         file = root / "sys/fs/cgroup" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     return root
 
 
@@ -57,5 +57,7 @@ def test_an_affinity_that_was_set_is_respected():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     code += "from vitlab.core.cores import usable_cores; print(usable_cores())"
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert done.stdout == "1\n"

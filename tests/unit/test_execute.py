@@ -31,14 +31,14 @@ def test_a_summary_shows_the_error_and_fails(requests_for, capsys, tmp_path, err
         finish(tmp_path, plan.cells[0].config)
         record = plan.record(plan.cells[1])
         record.write("failure.json", {"type": error, "message": "no such luck", "traceback": "…"})
-        (record.folder / "log.txt").write_text("first\nlast words\n")
+        (record.folder / "log.txt").write_text("first\nlast words\n", encoding="utf-8")
         return {plan.cells[0].id: "finished", plan.cells[1].id: "failed"}
 
     assert execute(build_plan(requests, "s"), requests[0].config, run) == 1
     out = capsys.readouterr().out
     assert f"{error}: no such luck" in out and "log.txt" in out and "retry_failed" in out
     assert ("| last words" in out) == tail, "the log's end is shown where the message alone does not explain"
-    assert json.loads((tmp_path / "studies/s.json").read_text())["cells"][1]["name"] == "none/s1"
+    assert json.loads((tmp_path / "studies/s.json").read_text(encoding="utf-8"))["cells"][1]["name"] == "none/s1"
 
 
 def test_the_command_to_continue_is_the_one_that_was_typed(monkeypatch):

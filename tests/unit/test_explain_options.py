@@ -15,7 +15,7 @@ CONF = Path(__file__).parents[2] / "conf" / "explain"
 
 
 def test_the_base_file_says_what_the_schema_says():
-    written = yaml.safe_load((CONF / "base.yaml").read_text())
+    written = yaml.safe_load((CONF / "base.yaml").read_text(encoding="utf-8"))
     fields = {f.name: f.default for f in dataclasses.fields(ExplainConfig) if f.name != "kind"}
     assert written.pop("kind") == "???"
     assert {k: tuple(v) if isinstance(v, list) else v for k, v in written.items()} == fields

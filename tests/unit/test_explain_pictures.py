@@ -17,7 +17,7 @@ PETS = ClassNames(4, ("tabby, tabby cat", "tiger cat", "pug, pug-dog", "crane"))
 def photos(tmp_path):
     for i, name in enumerate(("b.jpg", "a.png", "c.JPEG")):
         Image.fromarray(np.full((40, 60, 3), 50 * i, np.uint8)).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
     return tmp_path
 
 

@@ -196,7 +196,7 @@ def test_half_a_write_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path):
-    (tmp_path / "fractal").write_text("in the way")
+    (tmp_path / "fractal").write_text("in the way", encoding="utf-8")
     with pytest.raises(ValueError, match=r"fractal: cannot be used .*VITLAB_CACHE"):
         prepared(tmp_path)
 
@@ -230,7 +230,9 @@ def writer(folder: Path, **changes: int) -> subprocess.Popen:
         "from vitlab.config import FractalConfig; from vitlab.data.formula.cache import GeometryCache\n"
         f"GeometryCache(replace({SPEC!r}, **{changes!r}), Path(sys.argv[1])).prepare(1)\n"
     )
-    return subprocess.Popen([sys.executable, "-c", code, folder], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, folder], cwd=ROOT, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
 
 
 def test_two_writers_at_once(made, tmp_path):

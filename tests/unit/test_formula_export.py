@@ -54,7 +54,7 @@ def test_the_published_layout(source, tmp_path):
     name = f"00002/00002_{kind.variant:02}_count_{kind.count}_flip{kind.flip}.png"
     with Image.open(tree / name) as image:
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), source.image(2 * 30 + 28))
-    assert json.loads((tmp_path / "fractaldb.json").read_text())["search_seed"] == 1
+    assert json.loads((tmp_path / "fractaldb.json").read_text(encoding="utf-8"))["search_seed"] == 1
 
 
 def test_thousand_instances_have_the_published_names():
@@ -109,7 +109,7 @@ def test_a_killed_export_goes_on(source, tmp_path, monkeypatch, format):
 def test_what_is_in_the_way_is_left_alone(source, cache, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
-    (other / "thesis.tex").write_text("mine")
+    (other / "thesis.tex").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="not empty, and no export of FractalDB"):
         export(source, other)
     export(source, tmp_path / "first")
@@ -117,7 +117,7 @@ def test_what_is_in_the_way_is_left_alone(source, cache, tmp_path):
         export(source, tmp_path / "first", layout="published")
     with pytest.raises(ValueError, match=r"another export \(mask_seed=0, not 5\)"):
         export(FractalSource(replace(SPEC, mask_seed=5), cache), tmp_path / "first")
-    (tmp_path / "first" / "fractaldb.json").write_text("{")
+    (tmp_path / "first" / "fractaldb.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="cannot be read"):
         export(source, tmp_path / "first")
 

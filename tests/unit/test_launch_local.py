@@ -58,7 +58,7 @@ def test_a_cells_process_sees_its_devices_only(compose_config, monkeypatch, tmp_
     monkeypatch.setattr(
         launch_local,
         "run_on_this_machine",
-        lambda *a: seen.write_text(os.environ["CUDA_VISIBLE_DEVICES"]) and "finished",
+        lambda *a: seen.write_text(os.environ["CUDA_VISIBLE_DEVICES"], encoding="utf-8") and "finished",
     )
     reader, writer = mp.Pipe(duplex=False)
     arguments = (compose_config(), "s", "none/s0", tmp_path / "log.txt", writer, ["3", "GPU-8f1e"])
@@ -66,20 +66,22 @@ def test_a_cells_process_sees_its_devices_only(compose_config, monkeypatch, tmp_
     process.start()
     assert reader.recv() == "finished"
     process.join()
-    assert seen.read_text() == "3,GPU-8f1e"
+    assert seen.read_text(encoding="utf-8") == "3,GPU-8f1e"
 
 
 def test_a_cell_that_failed_before_its_record_began_is_told_of(requests_for, tmp_path):
     plan = build_plan(requests_for(["seed=0"]), "s")
     record = Record(tmp_path / plan.cells[0].id)
     record.folder.mkdir()
-    (record.folder / "log.txt").write_text("Traceback\nOSError: no such luck\n")
+    (record.folder / "log.txt").write_text("Traceback\nOSError: no such luck\n", encoding="utf-8")
     process, said = SimpleNamespace(exitcode=1), []
     job = launch_local._Job(plan.cells[0], process, None, 0, time.monotonic())  # pyright: ignore[reportArgumentType]
     view = SimpleNamespace(status=lambda *a: said.append(a))
     assert launch_local._conclude(job, plan, view) == "failed"  # pyright: ignore[reportArgumentType]
     assert said == [(plan.cells[0].id, "failed", "Failed: OSError: no such luck")]
-    assert json.loads((record.folder / "failure.json").read_text())["message"] == "OSError: no such luck"
+    assert (
+        json.loads((record.folder / "failure.json").read_text(encoding="utf-8"))["message"] == "OSError: no such luck"
+    )
 
 
 def test_what_another_process_has_seen_fail_is_not_run_again(requests_for, monkeypatch, tmp_path):

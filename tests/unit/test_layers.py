@@ -45,7 +45,7 @@ def test_imports_go_left(file: Path):
     room = place.parts[0]
     if room == "__init__":
         return
-    for module in imports(ast.parse(file.read_text())):
+    for module in imports(ast.parse(file.read_text(encoding="utf-8"))):
         parts = module.split(".")
         if parts[0] == "vitlab" and len(parts) > 1:
             assert parts[1] in ALLOWED[room], f"{place} imports {module}"
@@ -58,6 +58,8 @@ def test_imports_go_left(file: Path):
 def test_light_modules_start_fast(file: Path):
     place = str(file.relative_to(ROOT / "vitlab").with_suffix(""))
     if place not in SLOW_TO_IMPORT and any(place == light or place.startswith(light + "/") for light in LIGHT):
-        at_import = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
+        at_import = [
+            n for n in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(n, ast.Import | ast.ImportFrom)
+        ]
         named = {m.split(".")[0] for n in at_import for m in imports(ast.Module(body=[n], type_ignores=[]))}
         assert not named & HEAVY, f"{place} imports {named & HEAVY} when it is imported"

@@ -80,7 +80,7 @@ def test_a_damaged_cache_is_made_anew(tree, tmp_path):
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tree, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "file"))
     assert len(list_tree(tree, ["cat", "dog"]).files) == 5
 

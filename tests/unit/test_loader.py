@@ -140,7 +140,7 @@ def damaged(tree, tmp_path):
     for split in ("train", "val"):
         file = root / split / "a" / "03.jpg"
         file.write_bytes(file.read_bytes()[:400])
-    (root / "train" / "b" / "05.jpg").write_text("not an image")
+    (root / "train" / "b" / "05.jpg").write_text("not an image", encoding="utf-8")
     return root
 
 

@@ -62,12 +62,12 @@ def test_attempts_that_the_weights_owe_nothing_to_do_not_count():
 def test_the_codes_fingerprint_follows_what_can_change_a_number(tmp_path, monkeypatch):
     for name in ("vitlab/train/loop.py", "vitlab/analysis/table.py", "hydra_plugins/sweeper.py"):
         (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_text("x = 1\n")
+        (tmp_path / name).write_text("x = 1\n", encoding="utf-8")
     monkeypatch.setattr(provenance, "_ROOT", tmp_path)
     fingerprint = provenance.code_fingerprint.__wrapped__
 
     def after(name, text):
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
         return fingerprint()
 
     before = fingerprint()

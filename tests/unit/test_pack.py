@@ -136,10 +136,10 @@ def test_a_killed_pack_goes_on_and_a_second_run_verifies(tree, packed, monkeypat
 
 def test_processes_write_the_same_pack(tree, packed):
     packed()
-    alone = json.loads((tree.parent / "pack" / "manifest.json").read_text())
+    alone = json.loads((tree.parent / "pack" / "manifest.json").read_text(encoding="utf-8"))
     shutil.rmtree(tree.parent / "pack")
     packed("workers=2")
-    assert json.loads((tree.parent / "pack" / "manifest.json").read_text()) == alone
+    assert json.loads((tree.parent / "pack" / "manifest.json").read_text(encoding="utf-8")) == alone
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,10 @@ def test_processes_write_the_same_pack(tree, packed):
     [
         (lambda p: (p / "train-00001.bin").write_bytes(b"short"), r"train-00001\.bin is 5 bytes long, it was \d+"),
         (lambda p: (p / "eval-00000.bin").unlink(), r"eval-00000\.bin is missing"),
-        (lambda p: (p / "manifest.json").write_text('{"format": 1'), r"manifest\.json is no manifest of a pack"),
+        (
+            lambda p: (p / "manifest.json").write_text('{"format": 1', encoding="utf-8"),
+            r"manifest\.json is no manifest of a pack",
+        ),
         (lambda p: (p / "manifest.json").unlink(), r"no manifest\.json .*task=pack"),
         (lambda p: (p / "train.npz").write_bytes(b"PK"), r"train\.npz cannot be read"),
     ],
@@ -172,7 +175,7 @@ def test_a_pack_of_other_data_is_refused(tree, packed, compose_config):
         build_source(dataclasses.replace(dataset_of(tree), pack_id="0123"), "train")
     with pytest.raises(ConfigError, match=r"other images, sizes or pixels"):
         packed("pack.shorter_side=28")
-    (tree.parent / "pack" / "manifest.json").write_text("{")
+    (tree.parent / "pack" / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"dataset\.pack: .*no manifest of a pack"):
         compose_config("dataset=folder", f"dataset.pack={tree.parent / 'pack'}")
 
@@ -215,7 +218,7 @@ def test_options_that_cannot_be_carried_out(compose_config, overrides, message):
 
 def test_the_packs_fingerprint_is_part_of_the_cell(tree, packed, compose_config):
     packed()
-    manifest = json.loads((tree.parent / "pack" / "manifest.json").read_text())
+    manifest = json.loads((tree.parent / "pack" / "manifest.json").read_text(encoding="utf-8"))
     config = compose_config("dataset=folder", f"dataset.pack={tree.parent / 'pack'}")
     assert config.cell.dataset.pack_id == manifest["fingerprint"]
 
@@ -243,7 +246,7 @@ def test_a_pack_holds_the_pixels_that_the_data_set_asks_for(tree, packed):
 def test_a_pack_of_plain_pixels_says_nothing_of_them(tree, packed):
     """Its fingerprint, and so the identity of every cell trained from it, is that of packs made before."""
     packed()
-    manifest = json.loads((tree.parent / "pack" / "manifest.json").read_text())
+    manifest = json.loads((tree.parent / "pack" / "manifest.json").read_text(encoding="utf-8"))
     assert set(manifest) == {"format", "dataset", "shorter_side", "classes", "splits", "fingerprint"}
-    origin = json.loads((tree.parent / "pack" / "train-00000.json").read_text())["origin"]
+    origin = json.loads((tree.parent / "pack" / "train-00000.json").read_text(encoding="utf-8"))["origin"]
     assert origin.endswith(" at 32")

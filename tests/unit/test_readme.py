@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ENGLISH, JAPANESE = ((ROOT / name).read_text().splitlines() for name in ("README.md", "README.ja.md"))
+ENGLISH, JAPANESE = ((ROOT / name).read_text(encoding="utf-8").splitlines() for name in ("README.md", "README.ja.md"))
 
 
 def typed(lines: list[str]) -> list[str]:

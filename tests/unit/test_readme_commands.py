@@ -11,7 +11,7 @@ from vitlab.cli.typos import mistakes_in_words
 from vitlab.config import GROUPS, options
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 INNER = {"from_checkpoint"}
 """Choices that tasks make, not users."""
 READS_FILES = ("checkpoint=", "pretrain=checkpoint", "dataset.pack=")

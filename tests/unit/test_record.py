@@ -56,11 +56,11 @@ def test_rows_survive_a_torn_last_line(tmp_path):
     record = Record(tmp_path)
     for epoch in (1, 2, 3):
         record.append_row({"epoch": epoch})
-    with (tmp_path / "metrics.jsonl").open("a") as stream:
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
         stream.write('{"epoch": 4, "tr')
     assert [r["epoch"] for r in record.rows()] == [1, 2, 3]
     record.keep_rows(2)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == '{"epoch": 1}\n{"epoch": 2}\n'
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_rows_survive_a_torn_last_line(tmp_path):
     [("{", "damaged"), ("[1]", "no mapping"), ('{"schema_version": 99}', "newer vitlab.*schema 99")],
 )
 def test_a_damaged_or_newer_file_is_named(tmp_path, text, message):
-    (tmp_path / "result.json").write_text(text)
+    (tmp_path / "result.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"result\.json: .*{message}"):
         Record(tmp_path).read("result.json")
 
@@ -83,7 +83,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"could not write .*result\.json.*No space left"):
         record.write("result.json", {"a": 2})
-    assert json.loads((tmp_path / "result.json").read_text()) == {"a": 1}
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8")) == {"a": 1}
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -106,7 +106,7 @@ def test_the_last_study_is_the_one_written_last(tmp_path):
 def test_asking_for_a_state_does_not_keep_a_cell_from_being_trained(tmp_path):
     record = Record(tmp_path)
     (tmp_path / "lock").touch()
-    with (tmp_path / "lock").open() as asking:
+    with (tmp_path / "lock").open(encoding="utf-8") as asking:
         fcntl.flock(asking, fcntl.LOCK_SH)
         assert not record.is_locked(), "those who ask do not see one another"
         timer = threading.Timer(0.15, fcntl.flock, (asking, fcntl.LOCK_UN))
@@ -129,8 +129,8 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     record = Record(tmp_path / "c1")
     record.write("config.yaml", {"a": 1})
     for name in (".last.pt.4711", ".config.yaml.12"):
-        (record.folder / name).write_text("half")
-    (record.folder / ".keep").write_text("somebody's")
+        (record.folder / name).write_text("half", encoding="utf-8")
+    (record.folder / ".keep").write_text("somebody's", encoding="utf-8")
     record.remove_temporaries()
     assert {p.name for p in record.folder.iterdir()} == {"config.yaml", ".keep"}
 

@@ -196,7 +196,7 @@ def test_stl10_is_read_in_its_binary_layout(tmp_path, monkeypatch):
     for name in ("train", "test"):
         images.transpose(0, 3, 2, 1).tofile(folder / f"{name}_X.bin")
         labels.tofile(folder / f"{name}_y.bin")
-    (folder / "class_names.txt").write_text("\n".join(f"class {i}" for i in range(10)))
+    (folder / "class_names.txt").write_text("\n".join(f"class {i}" for i in range(10)), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"no whole STL10 in .*download=True"):
         build_source(with_(choice("dataset", "stl10"), root=str(tmp_path)), "train")
     monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)

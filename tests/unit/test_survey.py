@@ -133,5 +133,5 @@ def test_a_record_of_a_training_says_what_was_left_out(tree, compose_config, tmp
     )  # fmt: skip
     assert run_cell(config, study="x", name="x") == "finished"
     (file,) = (tmp_path / "runs").glob("*/provenance.json")
-    files = json.loads(file.read_text())["files"]
+    files = json.loads(file.read_text(encoding="utf-8"))["files"]
     assert files["train"]["left_out"] == {".heic": 1} and files["val"]["rotated"] == 2

@@ -150,7 +150,7 @@ def test_safetensors_with_and_without_a_card(tmp_path):
         "architecture": "deit_tiny_patch16_224",
         "pretrained_cfg": {"mean": [0.4] * 3, "std": [0.2] * 3, "crop_pct": 0.9},
     }
-    (tmp_path / "config.json").write_text(json.dumps(card))
+    (tmp_path / "config.json").write_text(json.dumps(card), encoding="utf-8")
     weights = read_checkpoint(tmp_path / "model.safetensors")
     assert weights.model and weights.model.name == "deit_tiny_patch16_224"
     assert weights.dataset and (weights.dataset.mean, weights.dataset.eval_crop) == ((0.4,) * 3, 0.9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,8 +33,11 @@ def read_reference(name: str) -> list[dict[str, Any]]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (CONF / "table" / "reference").glob("*.csv")))
         raise ConfigError("reference", f"no file {name!r}; shipped: {known}")
-    with path.open(newline="") as stream:
-        numbered = [(i, line) for i, line in enumerate(stream, 1) if line.strip() and not line.startswith("#")]
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their UTF-8 with a mark
+    except UnicodeDecodeError as error:
+        raise ConfigError("reference", f"{path} is not UTF-8 (byte {error.start}); save it as CSV UTF-8") from error
+    numbered = [(i, line) for i, line in enumerate(io.StringIO(text), 1) if line.strip() and not line.startswith("#")]
     lines = list(csv.DictReader(text for _, text in numbered))
     for (number, _), line in zip(numbered[1:], lines, strict=True):
         keys = set(line)

@@ -141,7 +141,7 @@ def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
         "html": to_html(table, curves, links, provenance),
     }
     for ending, text in texts.items():
-        (folder / f"{table.name}.{ending}").write_text(text)
+        (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8")
     figures = {
         "differences": draw_differences(table),
         "curves": draw_curves(curves, len(table.datasets)),

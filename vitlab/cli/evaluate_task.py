@@ -110,7 +110,7 @@ def _write(config: Config, restored: Restored, evaluation: Evaluation) -> Path:
         "weights": config.weights, "epoch": restored.weights.epoch, **evaluation.row(), "n": len(evaluation.label),
         "model": plain(restored.model), "dataset": plain(restored.dataset),
     }  # fmt: skip
-    file.write_text(json.dumps(content, indent=1) + "\n")
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     save_arrays(
         file.with_suffix(".npz"), index=evaluation.index, label=evaluation.label, top5=evaluation.ranking,
         loss=evaluation.losses,

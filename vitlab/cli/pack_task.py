@@ -143,7 +143,7 @@ def _write_shard(job: _Job) -> dict[str, Any]:
     beside = file.with_suffix(".json")
     origin = " ".join([f"{job.source.fingerprint()} at {job.shorter_side}", *job.pixels.values()])
     if beside.is_file():
-        known = json.loads(beside.read_text())
+        known = json.loads(beside.read_text(encoding="utf-8"))
         if known["origin"] != origin:
             raise ConfigError("pack.path", f"{beside} holds other images, sizes or pixels; give a new folder")
         if file.is_file() and _digest(file) == known["sha256"]:
@@ -197,5 +197,5 @@ def _digest(file: Path) -> str:
 
 def _write_text(file: Path, text: str) -> None:
     part = file.with_suffix(".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     os.replace(part, file)

@@ -44,7 +44,7 @@ def mistakes_in_words(words: Sequence[str], root: str = "config") -> list[str]:
 
 def _root(name: str) -> tuple[list[str], list[str]]:
     """The groups and the keys of conf/NAME.yaml; a task's own options stand under its name."""
-    content = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    content = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
     entries = [key for entry in content["defaults"] if isinstance(entry, dict) for key in entry]
     groups = [key for key in entries if not key.startswith("override ")]
     keys = [key for key in content if key not in ("defaults", "hydra")]
@@ -80,7 +80,7 @@ def _missing_field(schema: Any, prefix: str, path: Sequence[str]) -> list[str]:
 def _keys_of_task(task: str) -> Iterable[str]:
     """The keys below a task's name; none where they are not known."""
     if task == "explain":
-        return yaml.safe_load((CONF / "explain/base.yaml").read_text())
+        return yaml.safe_load((CONF / "explain/base.yaml").read_text(encoding="utf-8"))
     if task not in options("task"):
         return ()
-    return (yaml.safe_load((CONF / f"task/{task}.yaml").read_text()) or {}).get(task, ())
+    return (yaml.safe_load((CONF / f"task/{task}.yaml").read_text(encoding="utf-8")) or {}).get(task, ())

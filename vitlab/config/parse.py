@@ -191,7 +191,9 @@ def _with_digests(cell: CellConfig, output_dir: str) -> CellConfig:
         if not manifest.is_file():
             raise ConfigError("dataset.pack", f"no manifest.json in {data.pack!r}; make a pack with task=pack")
         try:
-            data = dataclasses.replace(data, pack_id=str(json.loads(manifest.read_text())["fingerprint"]))
+            data = dataclasses.replace(
+                data, pack_id=str(json.loads(manifest.read_text(encoding="utf-8"))["fingerprint"])
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 "dataset.pack", f"{manifest} is no manifest of a pack; make it anew with task=pack"

@@ -99,7 +99,7 @@ def load_subjects(config: Config, options: ExplainConfig, names: Sequence[tuple[
 def _name_of(file: Path) -> str:
     """`none/s0 (cb05aeae9b27)` for a cell's checkpoint, by its record; for any other the file, `scratch/last`."""
     record = file.with_name("config.yaml")
-    content = yaml.safe_load(record.read_text()) if record.is_file() else None
+    content = yaml.safe_load(record.read_text(encoding="utf-8")) if record.is_file() else None
     if isinstance(content, dict) and {"name", "id"} <= set(content):
         return f"{content['name']} ({content['id']})"
     return f"{file.parent.name}/{file.stem}" if file.stem in ("last", "best", "checkpoint") else file.stem
@@ -114,7 +114,7 @@ def named_checkpoints(config: Config) -> list[tuple[str, str | None]]:
             names.append((name, None))
             continue
         try:
-            cells = json.loads(Path(name).read_text())["cells"]
+            cells = json.loads(Path(name).read_text(encoding="utf-8"))["cells"]
             names += [(cell["id"], cell.get("name")) for cell in cells if cell.get("part", "cell") == "cell"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError("checkpoint", f"{name!r} is no study's file ({type(error).__name__}: {error})") from error

@@ -118,11 +118,11 @@ def measure_scenes(config: Config, options: ExplainConfig, folder: Path) -> tupl
 def _write_table(header: list[str], rows: list[list[str]], stem: Path) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     table = stem.with_name(stem.name + ".csv")
-    with table.open("w", newline="") as stream:
+    with table.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([header, *rows])
     text = stem.with_name(stem.name + ".md")
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    text.write_text("\n".join(lines) + "\n")
+    text.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [table, text]
 
 

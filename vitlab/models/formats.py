@@ -130,7 +130,7 @@ def read_model_card(path: Path) -> dict[str, Any]:
     if not card.is_file():
         return {}
     try:
-        content = json.loads(card.read_text())
+        content = json.loads(card.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{card}: damaged ({error}); mend it, or move the weights elsewhere") from error
     return content if isinstance(content, dict) and "architecture" in content else {}

@@ -84,7 +84,7 @@ def _ask(query: str) -> list[list[str]]:
     """The rows that nvidia-smi answers; none where it is absent or fails."""
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, encoding="utf-8", errors="replace")
     except (OSError, subprocess.TimeoutExpired):
         return []
     if done.returncode:

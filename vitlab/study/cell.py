@@ -132,7 +132,7 @@ def _record_events(
                 record.write("provenance.json", attempted)
                 mirror.describe({"vitlab": about | origin | {"attempts": attempts(attempted)}})
                 if patch:
-                    (record.folder / "code.patch").write_text(patch)
+                    (record.folder / "code.patch").write_text(patch, encoding="utf-8")
             elif isinstance(event, EpochEnded):
                 record.append_row(event.row)
                 mirror.log(event.row)

@@ -232,7 +232,7 @@ def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connec
     """The life of a cell's process: everything it prints goes to its log, its events to the controller."""
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    stream = log.open("a", buffering=1)
+    stream = log.open("a", buffering=1, encoding="utf-8")
     os.dup2(stream.fileno(), sys.stdout.fileno())
     os.dup2(stream.fileno(), sys.stderr.fileno())
     sys.stdout = sys.stderr = stream

@@ -109,7 +109,7 @@ def _submit_array(cells: list[PlannedCell], before: str, plan: Plan, options: Sl
     while (batch := folder / f"{plan.study}-{time.strftime('%Y%m%d-%H%M%S')}-{number}").exists():
         number += 1
     batch.mkdir(parents=True)
-    (batch / "names.txt").write_text("".join(f"{c.id} {plan.study}/{c.name}\n" for c in cells))
+    (batch / "names.txt").write_text("".join(f"{c.id} {plan.study}/{c.name}\n" for c in cells), encoding="utf-8")
     executor = SlurmExecutor(batch, max_num_timeout=_ANY_NUMBER)
     executor.update_parameters(
         **options.parameters(),
@@ -129,7 +129,7 @@ def _submit_array(cells: list[PlannedCell], before: str, plan: Plan, options: Sl
     except FailedJobError as error:
         raise ConfigError("hydra.launcher", str(error).strip().replace("sbatch: error: ", "")) from None
     jobs = {cell.id: job.job_id for cell, job in zip(cells, submitted, strict=True)}
-    (batch / "jobs.json").write_text(json.dumps(jobs))
+    (batch / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     return jobs
 
 
@@ -178,7 +178,7 @@ def _outside_any_job() -> Iterator[None]:
 def _submitting(output_dir: Path) -> Iterator[None]:
     """Held while looking at the queue and submitting, so that two commands do not submit a cell twice."""
     (output_dir / "slurm").mkdir(parents=True, exist_ok=True)
-    with (output_dir / "slurm" / "lock").open("a") as stream:
+    with (output_dir / "slurm" / "lock").open("a", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
@@ -187,6 +187,6 @@ def _queued(output_dir: Path) -> dict[str, str]:
     """The cells that earlier commands have submitted and that are still in the queue: identity → job."""
     known: dict[str, str] = {}
     for file in sorted((output_dir / "slurm").glob("*/jobs.json")):
-        known |= json.loads(file.read_text())
+        known |= json.loads(file.read_text(encoding="utf-8"))
     queue = queue_states() if known else {}
     return {cell: job for cell, job in known.items() if job in (queue or {})}

@@ -79,7 +79,7 @@ def _mode(wandb: WandbConfig) -> str:
     if os.environ.get("WANDB_API_KEY"):
         return "online"
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return "online" if netrc.is_file() and "wandb" in netrc.read_text(errors="replace") else "offline"
+    return "online" if netrc.is_file() and "wandb" in netrc.read_text(errors="replace", encoding="utf-8") else "offline"
 
 
 def packed_hits(folder: Path) -> str | None:

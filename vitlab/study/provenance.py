@@ -58,7 +58,14 @@ def code_fingerprint() -> str:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["git", "-C", str(_ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            encoding="utf-8",
+            errors="replace",
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
@@ -92,7 +99,7 @@ def device_kind(wanted: str) -> str:
     if wanted == "cpu" or not visible_gpus():
         return f"{platform.machine()} CPU"
     for folder in _gpu_folders():
-        for line in (folder / "information").read_text().splitlines():
+        for line in (folder / "information").read_text(encoding="utf-8").splitlines():
             if line.startswith("Model:"):
                 return line.partition(":")[2].strip()
     return "cuda"

@@ -50,7 +50,7 @@ class Record:
     def is_locked(self) -> bool:
         """Whether a living process holds this cell. A dead holder cannot: its lock ends with it."""
         try:
-            with (self.folder / "lock").open("r+") as stream:
+            with (self.folder / "lock").open("r+", encoding="utf-8") as stream:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who ask do not see one another
         except FileNotFoundError:
             return False
@@ -62,7 +62,7 @@ class Record:
     def locked(self) -> Iterator[bool]:
         """Hold the cell; yields False where another process holds it. Raises OSError for a read-only folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+") as stream:
+        with (self.folder / "lock").open("a+", encoding="utf-8") as stream:
             if not _acquire(stream):
                 yield False
                 return
@@ -80,7 +80,7 @@ class Record:
             yaml.safe_dump(content, sort_keys=False) if path.suffix == ".yaml" else json.dumps(content, indent=1) + "\n"
         )
         try:
-            with temporary.open("w") as stream:
+            with temporary.open("w", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -96,7 +96,7 @@ class Record:
         """
         path = self.folder / name
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
         try:
@@ -117,7 +117,7 @@ class Record:
         """Add a row to metrics.jsonl; it is on the disk when this returns. Raises OSError that names the file."""
         path = self.folder / "metrics.jsonl"
         try:
-            with path.open("a") as stream:
+            with path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(dict(row)) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -128,7 +128,7 @@ class Record:
         """The rows of metrics.jsonl; a last line that a dying process left unfinished is not one."""
         path = self.folder / "metrics.jsonl"
         rows = []
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
         return rows
@@ -138,9 +138,11 @@ class Record:
         rows = self.rows()
         kept = [row for row in rows if row["epoch"] <= epochs]
         path = self.folder / "metrics.jsonl"
-        if path.exists() and path.read_text() != (text := "".join(json.dumps(row) + "\n" for row in kept)):
+        if path.exists() and path.read_text(encoding="utf-8") != (
+            text := "".join(json.dumps(row) + "\n" for row in kept)
+        ):
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
 
     def remove(self, name: str) -> None:
@@ -176,7 +178,7 @@ class Record:
     def log_tail(self, lines: int = 5) -> list[str]:
         """The last lines of the cell's log."""
         path = self.folder / "log.txt"
-        return path.read_text(errors="replace").splitlines()[-lines:] if path.exists() else []
+        return path.read_text(errors="replace", encoding="utf-8").splitlines()[-lines:] if path.exists() else []
 
 
 def _check_owner(path: Path, content: dict[str, Any]) -> None:

@@ -146,7 +146,9 @@ def _address(host: str) -> str:
 def _ask(*words: str) -> str | None:
     """What a command of Slurm prints; None where it fails."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout
+        return subprocess.run(
+            words, capture_output=True, text=True, timeout=30, check=True, encoding="utf-8", errors="replace"
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -18,7 +18,7 @@ def queue_states() -> dict[str, str] | None:
     """Job → state of this user's jobs that have not ended; None where Slurm does not answer just now."""
     words = ["squeue", "-h", "-r", "--me", "-o", "%i|%T"]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, encoding="utf-8", errors="replace")
     except subprocess.TimeoutExpired:
         return None
     if done.returncode:
@@ -33,7 +33,9 @@ def final_state(job: str) -> str:
         ["scontrol", "-o", "show", "job", job],
     ):
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            lines = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout.splitlines()
+            lines = subprocess.run(
+                words, capture_output=True, text=True, timeout=60, encoding="utf-8", errors="replace"
+            ).stdout.splitlines()
             if lines and words[0] == "sacct":
                 state, _, code = lines[-1].partition("|")
                 if state.split()[0] not in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING"):

@@ -28,7 +28,11 @@ def collect_logs(places: Sequence[Path]) -> pd.DataFrame:
         )
     rows, seen = [], set()
     for file in files:
-        epochs = [_epoch(file, i, line) for i, line in enumerate(file.read_text().splitlines(), 1) if line.strip()]
+        epochs = [
+            _epoch(file, i, line)
+            for i, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+            if line.strip()
+        ]
         if not epochs:
             raise ValueError(f"{file}: empty")
         if file.read_bytes() in seen:  # a copy of a log is the same run

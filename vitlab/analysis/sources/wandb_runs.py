@@ -110,13 +110,13 @@ def _from_server(
     cache = output_dir / "wandb_cache" / f"{project}_{hashlib.sha256(asked.encode()).hexdigest()[:12]}.json"
     if cache.is_file() and not refresh:
         try:
-            return json.loads(cache.read_text())["runs"]
+            return json.loads(cache.read_text(encoding="utf-8"))["runs"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError("source", f"{cache} is damaged; ask W&B again with refresh=true") from error
     runs = _ask(entity, project, ({"group": study} if study else {}) | dict(filters))
     cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"asked": asked, "runs": runs}))
+    temporary.write_text(json.dumps({"asked": asked, "runs": runs}), encoding="utf-8")
     temporary.replace(cache)
     return runs
 

@@ -58,10 +58,10 @@ def _claim(root: Path, manifest: dict) -> None:
     if not file.exists():
         if any(root.iterdir()):
             raise ValueError(f"{root}: not empty, and no export of FractalDB; give a new folder")
-        file.write_text(json.dumps(manifest, indent=1) + "\n")
+        file.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         return
     try:
-        there = json.loads(file.read_text())
+        there = json.loads(file.read_text(encoding="utf-8"))
         different = [f"{k}={there.get(k)!r}, not {v!r}" for k, v in manifest.items() if there.get(k) != v]
     except (ValueError, AttributeError):
         different = ["it cannot be read"]

@@ -95,7 +95,7 @@ def writing(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[bool]:
     """Hold `file`'s lock, waiting for it; a dead holder cannot keep it. False where the file system has no locks."""
-    with open(file, "a") as stream:
+    with open(file, "a", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

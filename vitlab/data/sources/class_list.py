@@ -59,13 +59,13 @@ def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig
             )
     if found:  # only now: a refused folder must not stand in the right one's way
         recorded.parent.mkdir(parents=True, exist_ok=True)
-        recorded.write_text(json.dumps(content))
+        recorded.write_text(json.dumps(content), encoding="utf-8")
     return dataclasses.replace(dataset, **counts)
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         return {"classes": list(content["classes"]), "num_train": int(content["num_train"]),
                 "num_eval": int(content["num_eval"])}  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:

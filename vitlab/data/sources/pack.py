@@ -51,7 +51,7 @@ class PackSource:
         if not height:
             from vitlab.data.decode import BadImageError  # plans read manifests without Pillow
 
-            reason = json.loads(shard_file(self.folder, self.split, shard, ".json").read_text())["bad"]
+            reason = json.loads(shard_file(self.folder, self.split, shard, ".json").read_text(encoding="utf-8"))["bad"]
             raise BadImageError(f"{reason.get(str(row % SHARD), row)} (when {self.folder} was packed)")
         if shard not in self._maps:
             self._maps[shard] = np.memmap(shard_file(self.folder, self.split, shard), np.uint8, mode="r")
@@ -75,7 +75,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """A pack's manifest. Raises ConfigError where there is none, or none that can be read."""
     file = folder / "manifest.json"
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         known = content["format"], content["fingerprint"], content["classes"], content["splits"]
     except FileNotFoundError as error:
         raise ConfigError("dataset.pack", f"no manifest.json in {str(folder)!r}; {AGAIN}") from error
