@@ -10,7 +10,7 @@ import torch
 from timm.data.auto_augment import AugmentOp, auto_augment_policy_original, rand_augment_transform
 from timm.data.mixup import Mixup
 
-from vitlab.config import AugmentConfig, choice
+from vitlab.config import AugmentConfig, choice, parse_policies
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.augment.erasing import erase_boxes, fill_with_noise
@@ -45,7 +45,7 @@ def test_the_imagenet_policy_is_timms():
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m7-n3-mstd0.5-p0.8", "rand-m10-inc1"])
 def test_rand_augment_has_timms_distribution(policy):
     """The share of every operation, and the quantiles of every parameter, from 60,000 samples of each."""
-    plan = plan_rand_augment(policy, MANY)
+    plan = plan_rand_augment(parse_policies(policy)[0][1], MANY)
     reference = rand_augment_transform(policy, {"translate_pct": 0.45, "img_mean": (124, 116, 104)})
     assert {canonical(op.name) for op in reference.ops} == set(plan.names.ravel()) - {""}
     assert plan.names.shape[1] == reference.num_layers
@@ -72,7 +72,7 @@ def timm_value(op: AugmentOp) -> float:
 
 
 def test_auto_augment_applies_each_operation_as_often_as_timm():
-    plan = plan_auto_augment(MANY)
+    plan = plan_auto_augment({}, MANY)
     expected = Counter()
     for policy in auto_augment_policy_original({}):
         for op in policy:

@@ -1,6 +1,6 @@
 """What a run is: frozen, typed, validated. The one place where keys, defaults and ranges are written."""
 
-from vitlab.config.check import check_cell, check_run
+from vitlab.config.check import check_cell, check_run, parse_policies
 from vitlab.config.choices import choice, options
 from vitlab.config.files import find_checkpoint
 from vitlab.config.parse import build, parse, register_schemas, suggest
@@ -46,6 +46,7 @@ __all__ = [
     "find_checkpoint",
     "options",
     "parse",
+    "parse_policies",
     "plain",
     "register_schemas",
     "suggest",

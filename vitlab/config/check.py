@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from vitlab.config.files import find_checkpoint
 from vitlab.config.schema import CellConfig, Config
 from vitlab.core.errors import ConfigError
+from vitlab.core.plugins import POLICIES
 
 
 def check_cell(cell: CellConfig) -> None:
@@ -34,7 +37,7 @@ def check_cell(cell: CellConfig) -> None:
             "give a divisor, for instance augment.mix_group="
             + str(_even_divisor(recipe.batch_size, augment.mix_group)),
         )
-    _check_auto_augment(augment.auto_augment)
+    parse_policies(augment.auto_augment)
     if recipe.warmup_epochs > recipe.epochs:
         raise ConfigError(
             "recipe.warmup_epochs", f"{recipe.warmup_epochs:g} is more than recipe.epochs={recipe.epochs}"
@@ -60,19 +63,24 @@ def _even_divisor(batch: int, wanted: int) -> int:
     return max((d for d in range(2, batch + 1, 2) if batch % d == 0 and d <= max(wanted, 2)), default=2)
 
 
-def _check_auto_augment(policy: str | None) -> None:
-    if policy is None or policy == "original":
-        return
-    known = ("m", "mstd", "mmax", "inc", "n", "p")
-    head, *parts = policy.split("-")
-    letters = [part.rstrip("0123456789.") for part in parts]
-    wrong = [part for part, name in zip(parts, letters, strict=True) if name not in known or part == name]
-    if head != "rand" or wrong:
-        raise ConfigError(
-            "augment.auto_augment",
-            f"got {policy!r}, allowed: null, original, or a RandAugment string such as "
-            "rand-m9-mstd0.5-inc1 (parts: " + ", ".join(f"{name}N" for name in known) + ")",
-        )
+def parse_policies(text: str | None) -> list[tuple[str, dict[str, float]]]:
+    """The policies of `augment.auto_augment` in their order, each with its options: `rand-m9-inc1` →
+    `[("rand", {"m": 9.0, "inc": 1.0})]`. Several are joined by `+`. Raises ConfigError for anything else.
+    """
+    found = []
+    for part in [] if text is None else text.split("+"):
+        name, *options = part.split("-")
+        allowed = POLICIES.about(name).get("options", ())
+        pairs = [re.fullmatch(r"([a-z]+)(\d+\.?\d*|\.\d+)", option) for option in options]
+        if name not in POLICIES or any(pair is None or pair[1] not in allowed for pair in pairs):
+            examples = [POLICIES.about(known).get("example", known) for known in POLICIES.names()]
+            parts = f"; the options of {name} are {', '.join(allowed)}, each with a number" if allowed else ""
+            raise ConfigError(
+                "augment.auto_augment",
+                f"got {text!r}, allowed: null, or one of {', '.join(examples)}, or several joined by +{parts}",
+            )
+        found.append((name, {pair[1]: float(pair[2]) for pair in pairs if pair}))
+    return found
 
 
 def check_run(config: Config) -> None:

@@ -30,12 +30,22 @@ def _cubic_weights(d: Tensor) -> tuple[Tensor, ...]:
     return 2 * square - d - cube, cube - 2 * square + 1, d + square - cube, cube - square
 
 
+def _nearest_weights(d: Tensor) -> tuple[Tensor, ...]:
+    """All of the nearer of the two pixels around a position that is `d` (0 to 1) beyond the first."""
+    second = (d >= 0.5).to(d.dtype)
+    return 1 - second, second
+
+
+WEIGHTS = {"nearest": _nearest_weights, "bilinear": _linear_weights, "bicubic": _cubic_weights}
+
+
 class Geometry:
-    """Operations that move pixels. `fill` is the colour of what comes from outside the image."""
+    """Operations that move pixels. `fill` is the colour of what comes from outside the image; `interpolation` is
+    nearest, bilinear or bicubic."""
 
     def __init__(self, fill: tuple[int, int, int], interpolation: str) -> None:
         self.fill = torch.tensor(fill, dtype=torch.float32).view(1, 3, 1, 1)
-        self.weights = _cubic_weights if interpolation == "bicubic" else _linear_weights
+        self.weights = WEIGHTS[interpolation]
         self.taps = 4 if interpolation == "bicubic" else 2
         self.before = self.taps // 2 - 1
         """How many of the taps' pixels come before the one below the position."""
@@ -49,10 +59,17 @@ class Geometry:
 
     def translate_x(self, images: Tensor, share: Tensor) -> Tensor:
         """Move by `share` of the width."""
-        return self._shift_rows(images, (share * images.shape[3]).view(-1, 1).expand(-1, images.shape[2]))
+        return self.shift_x(images, share * images.shape[3])
 
     def translate_y(self, images: Tensor, share: Tensor) -> Tensor:
         return self.translate_x(images.mT, share).mT
+
+    def shift_x(self, images: Tensor, pixels: Tensor) -> Tensor:
+        """Move by `pixels` (n,): column x comes from column x + pixels."""
+        return self._shift_rows(images, pixels.view(-1, 1).expand(-1, images.shape[2]))
+
+    def shift_y(self, images: Tensor, pixels: Tensor) -> Tensor:
+        return self.shift_x(images.mT, pixels).mT
 
     def _shift_rows(self, images: Tensor, shift: Tensor) -> Tensor:
         """Pixel x of row y comes from x + shift[y]; `shift` (n, H) float in pixels."""

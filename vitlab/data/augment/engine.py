@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitlab.config import AugmentConfig, DatasetConfig
+from vitlab.config import AugmentConfig, DatasetConfig, parse_policies
+from vitlab.core.plugins import POLICIES
 from vitlab.core.random import Draws
 from vitlab.core.transfer import to_device
 from vitlab.data.augment.erasing import erase_boxes, fill_with_noise
 from vitlab.data.augment.operations import build_operations
-from vitlab.data.augment.policies import Plan, plan_auto_augment, plan_color_jitter, plan_flip, plan_rand_augment
+from vitlab.data.augment.policies import Plan, Stage, plan_color_jitter, plan_flip
 
 CACHED_PIXELS = 2**17
 """On a CPU, operations take this many pixels at a time: what they work on then stays in the cache."""
@@ -27,6 +29,7 @@ class Augment:
 
     def __init__(self, augment: AugmentConfig, dataset: DatasetConfig) -> None:
         self.config, self.hflip = augment, dataset.hflip
+        self.policies = parse_policies(augment.auto_augment)
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (dataset.mean, dataset.std))
         red, green, blue = (min(255, round(255 * m)) for m in dataset.mean)
         self.operations = build_operations((red, green, blue), augment.interpolation)
@@ -41,20 +44,23 @@ class Augment:
 
     def pixels(self, images: Tensor, draws: Draws) -> Tensor:
         """The part that works on grey levels: uint8 in, uint8 out."""
-        return self.carry_out(self.plan(draws), images)
+        plans: list[Plan] = []  # carried out together, as far as no stage comes between them
+        for stage in self.stages(draws):
+            if isinstance(stage, Plan):
+                plans.append(stage)
+            else:
+                images = stage(self.carry_out(Plan.one_after_another(plans), images), self.carry_out)
+                plans = []
+        return self.carry_out(Plan.one_after_another(plans), images)
 
-    def plan(self, draws: Draws) -> Plan:
-        """What happens to every sample's grey levels, step by step."""
-        plans = []
+    def stages(self, draws: Draws) -> Iterator[Plan | Stage]:
+        """What happens to every sample's grey levels, in this order."""
         if self.hflip:
-            plans.append(plan_flip(self.hflip, draws))
-        if self.config.auto_augment == "original":
-            plans.append(plan_auto_augment(draws))
-        elif self.config.auto_augment:
-            plans.append(plan_rand_augment(self.config.auto_augment, draws))
+            yield plan_flip(self.hflip, draws)
+        for name, options in self.policies:
+            yield POLICIES[name](options, draws)
         if self.config.color_jitter:
-            plans.append(plan_color_jitter(self.config.color_jitter, draws))
-        return Plan.one_after_another(plans)
+            yield plan_color_jitter(self.config.color_jitter, draws)
 
     def carry_out(self, plan: Plan, images: Tensor) -> Tensor:
         """The images after all of the plan's steps. In each, they are sorted by operation, and back again."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vitlab.core.plugins import OPERATIONS
 from vitlab.data.augment.affine import Geometry
 
 LEVELS = 256
@@ -42,7 +43,7 @@ def _look_up(table: Tensor, images: Tensor) -> Tensor:
     return table.gather(2, images.flatten(2).long()).view_as(images)
 
 
-def _grey(images: Tensor) -> Tensor:
+def luma(images: Tensor) -> Tensor:
     """Luma (n, 1, H, W) int32 as Pillow's convert("L"): ITU-R 601-2 in 16-bit fixed point."""
     red, green, blue = images.unbind(1)
     luma = torch.full(red.shape, 0x8000, dtype=torch.int32, device=images.device)
@@ -105,7 +106,7 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """0 the mean grey, 1 unchanged."""
-    grey = _grey(images).flatten(1)
+    grey = luma(images).flatten(1)
     count = grey.shape[1]
     mean = (2 * grey.sum(1) + count) // (2 * count)  # rounded, halves upwards, without a float
     return _blend(mean.float().view(-1, 1, 1, 1), images, factor)
@@ -113,7 +114,7 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
     """Saturation: 0 grey, 1 unchanged."""
-    return _blend(_grey(images).float(), images, factor)
+    return _blend(luma(images).float(), images, factor)
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
@@ -129,10 +130,18 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     return sharpened
 
 
-def build_operations(fill: tuple[int, int, int], interpolation: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Every operation by its name."""
+class Operations(dict[str, Callable[[Tensor, Tensor], Tensor]]):
+    """Operations by name; those of further policies and of plugins are looked up when they are first needed."""
+
+    def __missing__(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+        self[name] = OPERATIONS[name]
+        return self[name]
+
+
+def build_operations(fill: tuple[int, int, int], interpolation: str) -> Operations:
+    """Every operation by its name. `fill` (0 to 255) is the colour of what geometric operations bring into view."""
     geometry = Geometry(fill, interpolation)
     levels = (autocontrast, equalize, invert, posterize, solarize, solarize_add, brightness, contrast)
     others = (color, sharpness, flip)
     moving = (geometry.rotate, geometry.shear_x, geometry.shear_y, geometry.translate_x, geometry.translate_y)
-    return {operation.__name__: operation for operation in (*levels, *others, *moving)}
+    return Operations({operation.__name__: operation for operation in (*levels, *others, *moving)})

@@ -6,12 +6,14 @@ AutoAugment's (Cubuk et al., CVPR 2019, "ImageNet policy") and RandAugment's (Cu
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
+from vitlab.core.plugins import register_policy
 from vitlab.core.random import Draws
 
 LEVELS = 10.0
@@ -95,7 +97,7 @@ _PLAIN: dict[str, tuple[str, Level]] = _COMMON | {
     "Solarize": ("solarize", _whole(lambda v: np.minimum(256, np.floor(v * 256)))),
     **{name: (name.lower(), _enhance) for name in ("Color", "Contrast", "Brightness", "Sharpness")},
 }
-_INCREASING: dict[str, tuple[str, Level]] = _COMMON | {
+INCREASING: dict[str, tuple[str, Level]] = _COMMON | {
     "Posterize": ("posterize", _whole(lambda v: np.maximum(0, 4 - np.floor(v * 4)))),
     "Solarize": ("solarize", _whole(lambda v: 256 - np.minimum(256, np.floor(v * 256)))),
     **{name: (name.lower(), _enhance_increasing) for name in ("Color", "Contrast", "Brightness", "Sharpness")},
@@ -138,25 +140,34 @@ def plan_flip(probability: float, draws: Draws) -> Plan:
     return Plan(np.where(flipped, "flip", "").astype(object), np.zeros(flipped.shape))
 
 
-def plan_auto_augment(draws: Draws) -> Plan:
+class Stage(Protocol):
+    """What a policy returns that is more than a list of operations: a function of the images."""
+
+    def __call__(self, images: Tensor, carry_out: Callable[[Plan, Tensor], Tensor]) -> Tensor:
+        """New uint8 images (B, 3, H, W); `carry_out(plan, images)` applies the operations of a plan."""
+        ...
+
+
+@register_policy("original")
+def plan_auto_augment(options: Mapping[str, float], draws: Draws) -> Plan:
     """One of AutoAugment's 25 sub-policies per sample."""
     chosen = draws.integers("autoaugment", len(IMAGENET_POLICY))[:, 0]
-    applied, sign = draws.uniform("autoaugment_apply", 2), _signs(draws, "autoaugment_sign", 2)
+    applied, sign = draws.uniform("autoaugment_apply", 2), random_signs(draws, "autoaugment_sign", 2)
     table = np.array([[entry[1:] for entry in policy] for policy in IMAGENET_POLICY])  # (25, 2, 2)
     keys = np.array([[entry[0] for entry in policy] for policy in IMAGENET_POLICY])
     probability, level = table[chosen, :, 0], table[chosen, :, 1]
-    return _plan(keys[chosen], level, sign, applied < probability, _ORIGINAL)
+    return plan_of_levels(keys[chosen], level, sign, applied < probability, _ORIGINAL)
 
 
-def plan_rand_augment(policy: str, draws: Draws) -> Plan:
+@register_policy("rand", options=("m", "mstd", "mmax", "inc", "n", "p"), example="rand-m9-mstd0.5-inc1")
+def plan_rand_augment(options: Mapping[str, float], draws: Draws) -> Plan:
     """`n` operations per sample, drawn with replacement, each applied with probability `p` at magnitude `m`.
 
-    `policy` is timm's string: mN magnitude (10), nN operations (2), pX probability (0.5), mstdX deviation of the
-    magnitude (0; above 100: uniform up to m), mmaxN its ceiling (10), inc1 operations whose severity always increases.
+    `options` are timm's: m magnitude (10), n operations (2), p probability (0.5), mstd deviation of the magnitude
+    (0; above 100: uniform up to m), mmax its ceiling (10), inc=1 operations whose severity always increases.
     """
-    options = {"m": 10.0, "n": 2.0, "p": 0.5, "mstd": 0.0, "mmax": LEVELS, "inc": 0.0}
-    options |= {key: float(value) for key, value in re.findall(r"-([a-z]+)([\d.]+)", policy)}
-    table = _INCREASING if options["inc"] else _PLAIN
+    options = {"m": 10.0, "n": 2.0, "p": 0.5, "mstd": 0.0, "mmax": LEVELS, "inc": 0.0} | dict(options)
+    table = INCREASING if options["inc"] else _PLAIN
     steps = int(options["n"])
     keys = np.array(list(table))[draws.integers("randaugment", len(table), steps)]
     if options["mstd"] > 100:
@@ -165,7 +176,7 @@ def plan_rand_augment(policy: str, draws: Draws) -> Plan:
         level = options["m"] + options["mstd"] * draws.normal("randaugment_level", steps)
     level = np.clip(level, 0, options["mmax"])
     applied = draws.uniform("randaugment_apply", steps) < options["p"]
-    return _plan(keys, level, _signs(draws, "randaugment_sign", steps), applied, table)
+    return plan_of_levels(keys, level, random_signs(draws, "randaugment_sign", steps), applied, table)
 
 
 def plan_color_jitter(strength: float, draws: Draws) -> Plan:
@@ -176,13 +187,16 @@ def plan_color_jitter(strength: float, draws: Draws) -> Plan:
     return Plan(names[order], np.take_along_axis(factors, order, 1))
 
 
-def _signs(draws: Draws, stream: str, n: int) -> np.ndarray:
+def random_signs(draws: Draws, stream: str, n: int) -> np.ndarray:
+    """(B, n) of 1 and -1, equally often."""
     return np.where(draws.uniform(stream, n) < 0.5, -1.0, 1.0)
 
 
-def _plan(
-    keys: np.ndarray, level: np.ndarray, sign: np.ndarray, applied: np.ndarray, table: dict[str, tuple[str, Level]]
+def plan_of_levels(
+    keys: np.ndarray, level: np.ndarray, sign: np.ndarray, applied: np.ndarray, table: Mapping[str, tuple[str, Level]]
 ) -> Plan:
+    """The plan (B, L) of timm's operations `keys` (B, L) at magnitudes `level` (0 to 10) and with signs (±1), where
+    they are `applied` (bool). `table` says of each key which operation it is, and its value at a magnitude."""
     names, values = np.full(keys.shape, "", dtype=object), np.zeros(keys.shape)
     for key, (name, to_value) in table.items():
         rows = (keys == key) & applied
