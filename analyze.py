@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.cli.typos import mistakes_in_words
+from vitlab.cli.command_line import command_line
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="analyze")
@@ -25,6 +25,5 @@ def main(tree: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if mistakes := mistakes_in_words(sys.argv[1:], "analyze"):
-        sys.exit("\n".join(f"vitlab: {mistake}" for mistake in mistakes))
-    main()
+    with command_line("analyze"):
+        main()

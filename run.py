@@ -1,12 +1,9 @@
 """vitlab's one entry point for doing: `python run.py --help`, README.md."""
 
-import sys
-
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.cli.hints import hints_for_words
-from vitlab.cli.typos import mistakes_in_words
+from vitlab.cli.command_line import command_line
 from vitlab.config import parse, register_schemas
 
 
@@ -22,7 +19,6 @@ def main(tree: DictConfig) -> str:
 
 
 if __name__ == "__main__":
-    if hints := hints_for_words(sys.argv[1:]) or mistakes_in_words(sys.argv[1:]):
-        sys.exit("\n".join(f"vitlab: {hint}" for hint in hints))
     register_schemas()
-    main()
+    with command_line("config"):
+        main()

@@ -10,13 +10,16 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab.cli.hints import hints_for_words
+from vitlab.cli.flags import split_command
+from vitlab.cli.hydra_errors import explain
+from vitlab.cli.keys import keys_of
 from vitlab.cli.typos import mistakes_in_words
-from vitlab.config import Config, ConfigError, parse
+from vitlab.cli.values import readable
+from vitlab.config import GROUPS, Config, ConfigError, parse
 from vitlab.core.errors import UserError
 from vitlab.study.plan import Request
 
@@ -33,8 +36,8 @@ class StudySweeper(BasicSweeper):
         try:
             requests = self.requests(arguments)
             code = self.carry_out(requests)
-        except OmegaConfBaseException as error:
-            sys.exit(f"vitlab: {str(error).splitlines()[0]}")
+        except (HydraException, OmegaConfBaseException) as error:
+            sys.exit(f"vitlab: {explain(error)}")
         except (UserError, OSError, ValueError, FloatingPointError) as error:
             sys.exit(f"vitlab: {error}")
         sys.exit(code)
@@ -43,11 +46,8 @@ class StudySweeper(BasicSweeper):
         """Every cell that the command means, parsed and checked."""
         assert self.hydra_context is not None and self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        try:
-            swept = parser.parse_overrides([*self._parse_config(), *arguments])
-        except OverrideParseException as error:
-            raise UserError(str(error)) from None
-        product = self.split_arguments(swept, None)[0]
+        params = _checked(self._parse_config(), "hydra.sweeper.params")
+        product = self.split_arguments(parser.parse_overrides([*params, *arguments]), None)[0]
         extra = [_words_of(cell, parser) for cell in self.config.study.cells] or [[]]
         combinations = [[*base, *cell] for base in product for cell in extra]
         composer = _Composer(self.hydra_context.config_loader, self.config, parser)
@@ -58,7 +58,7 @@ class StudySweeper(BasicSweeper):
             except UserError as error:
                 raise _in_cell(error, overrides, combinations) from None
             except HydraException as error:
-                raise _in_cell(UserError(_first_line(error)), overrides, combinations) from None
+                raise _in_cell(UserError(explain(error)), overrides, combinations) from None
         return requests
 
     def carry_out(self, requests: list[Request]) -> int:
@@ -107,19 +107,23 @@ def _words_of(cell: str, parser: OverridesParser) -> list[str]:
     """The overrides in one entry of `study.cells`. Raises ConfigError for words that are none, or name nothing."""
     try:
         words = shlex.split(cell)
-        sweeps = [override.input_line for override in parser.parse_overrides(words) if override.is_sweep_override()]
-    except (ValueError, HydraException) as error:
-        raise ConfigError(
-            "study.cells",
-            f"{cell!r} is no list of overrides ({_first_line(error)}); an entry is text such as "
-            "'augment=mixup recipe.lr=0.001'",
-        ) from None
+    except ValueError as error:
+        raise ConfigError("study.cells", f"{cell!r} cannot be read ({error})") from None
+    words = _checked(words, "study.cells", f" (in {cell!r})")
+    sweeps = [override.input_line for override in parser.parse_overrides(words) if override.is_sweep_override()]
     if sweeps:
         raise ConfigError("study.cells", f"{sweeps[0]!r} is a sweep, and an entry is one cell; give an entry for each")
-    folders = [word for word in sys.argv[1:] if word.startswith(("--config", "-c", "hydra.searchpath="))]
-    if wrong := hints_for_words([*folders, *words]) or mistakes_in_words([*folders, *words]):
-        raise ConfigError("study.cells", f"{wrong[0]} (in {cell!r})")
     return words
+
+
+def _checked(words: list[str], where: str, entry: str = "") -> list[str]:
+    """Overrides that stand in a value, as Hydra can read them. Raises ConfigError, naming `where`, for a mistake."""
+    flags, typed = split_command(sys.argv[1:])
+    context = [*flags, *(word for word in typed if "hydra.searchpath=" in word)]
+    if wrong := mistakes_in_words([*context, *words]):
+        raise ConfigError(where, f"{wrong[0]}{entry}")
+    keys = keys_of("config", context)
+    return [readable(word, keys) for word in words]
 
 
 def _in_cell(error: UserError, overrides: list[str], combinations: list[list[str]]) -> UserError:
@@ -127,10 +131,6 @@ def _in_cell(error: UserError, overrides: list[str], combinations: list[list[str
     shared = set(combinations[0]).intersection(*combinations)
     own = [override for override in overrides if override not in shared]
     return error.in_cell(shlex.join(own)) if own else error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _prove_here(plan: Any) -> None:
@@ -181,7 +181,10 @@ class _Composer:
         """The composed tree, the chosen options, and its plain values unless any of them refers to another."""
         if choices not in self._trees:
             whole = self.loader.load_sweep_config(self.master, list(choices))
-            labels = {k: str(v) for k, v in whole.hydra.runtime.choices.items() if not k.startswith("hydra")}
+            made = whole.hydra.runtime.choices
+            if several := [group for group in GROUPS if group in whole and group not in made]:
+                raise ConfigError(several[0], "a list of choices was given; a cell has one, and a sweep has commas")
+            labels = {k: str(v) for k, v in made.items() if not k.startswith("hydra")}
             tree = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
             linked = "${" in OmegaConf.to_yaml(tree)
             self._trees[choices] = (tree, labels, None if linked else OmegaConf.to_container(tree))  # pyright: ignore

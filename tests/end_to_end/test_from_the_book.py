@@ -18,7 +18,7 @@ import timm
 import torch
 from PIL import Image
 
-from vitlab.cli.hints import FLAGS, hints_for_words
+from vitlab.cli.hints import FLAGS, hints_for_flags
 from vitlab.cli.tasks import load_task
 from vitlab.cli.train_task import run_study
 from vitlab.study.cell import run_cell
@@ -188,7 +188,7 @@ def test_every_flag_of_the_page_is_answered_when_it_is_typed():
     for row in SETTINGS:
         for flag in re.findall(r"--[\w-]+", row[0]):
             assert flag in FLAGS, flag
-            assert hints_for_words([flag])
+            assert hints_for_flags([flag])
 
 
 def test_the_books_own_command_is_answered(tmp_path):

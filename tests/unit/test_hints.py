@@ -2,7 +2,8 @@
 
 import pytest
 
-from vitlab.cli.hints import NAMES, hint_for, hint_for_flag, hints_for_words
+from vitlab.cli.flags import mistakes_in_flags
+from vitlab.cli.hints import NAMES, hint_for, hint_for_flag, hints_for_flags
 from vitlab.config import options
 
 
@@ -29,8 +30,7 @@ def test_the_books_names(group, name, ours):
 
 
 def test_our_own_names_need_no_hint():
-    words = ["-m", "model=vit_tiny_16_224", "dataset=cifar10,imagenet1k", "augment=none,autoaug", "pretrain=scratch"]
-    assert hints_for_words([*words, "recipe.lr=0.1", "seed=0,1,2", "--cfg", "job", "--multirun"]) == []
+    assert hints_for_flags(["-m", "seed=0,1,2", "--cfg", "job", "--multirun"]) == []
     assert hint_for("dataset", "mine") is None and hint_for_flag("--help") is None
 
 
@@ -38,9 +38,13 @@ def test_a_whole_command_of_the_book():
     command = (
         "--batch-size 512 --data-path /d --data-set ImageNet --model vit_tiny_16_224 --no-aug --mixup=0 --cutmix 0"
     )
-    hints = hints_for_words(command.split())
+    hints = mistakes_in_flags(command.split(), "config")
     assert [hint.split(":")[0] for hint in hints] == [
         "--batch-size", "--data-path", "--data-set", "--model", "--no-aug", "--mixup", "--cutmix",
     ]  # fmt: skip
-    assert hints_for_words(["-m", "dataset=ImageNet,digits", "dataset=ImageNet"]) == [hint_for("dataset", "ImageNet")]
-    assert hints_for_words(["--config-dir=mine", "dataset=ImageNet"]) == []
+
+
+def test_a_flag_that_only_leaves_its_value_open_is_answered_with_it():
+    assert hint_for_flag("--mixup=0.2") == "--mixup: type augment.mixup=0.2 (docs/from_the_book.md)"
+    assert hint_for_flag("--output_dir=my runs") == "--output_dir: type 'output_dir=my runs' (docs/from_the_book.md)"
+    assert "recipe.batch_size=N, of all devices together" in (hint_for_flag("--batch-size=512") or "")

@@ -102,11 +102,13 @@ def test_an_impossible_cell_of_a_sweep_is_named(hydra):
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
-        ("augmnt=none", ["study.cells: augmnt: there is no such key", "'augment'", "(in 'augmnt=none')"]),
-        ("recipe.lrr=3", ["study.cells: recipe.lrr: there is no such key", "'lr'"]),
-        ("augment=nonne", ["study.cells: augment=nonne: there is no such choice", "'none'"]),
+        ("augmnt=none", ["study.cells: augmnt: there is no such key", "augment=none", "(in 'augmnt=none')"]),
+        ("recipe.lrr=3", ["study.cells: recipe.lrr: there is no such key", "recipe.lr=3"]),
+        ("augment=nonne", ["study.cells: augment=nonne: there is no such choice", "augment=none"]),
         ("dataset=ImageNet", ["study.cells: dataset=ImageNet is dataset=imagenet1k here"]),
-        ("foo", ["study.cells: 'foo' is no list of overrides", "such as 'augment=mixup recipe.lr=0.001'"]),
+        ("foo", ["study.cells: foo: is no override; what to do is typed as key=value", "(in 'foo')"]),
+        ("augment=[none,mixup]", ["study.cells: 'augment=[none,mixup]': one choice; a sweep is augment=none,mixup"]),
+        ("seed=interval(0,1)", ["study.cells: 'seed=interval(0,1)': a study has a list of cells, not an interval"]),
         ("augment='none", ["study.cells:", "No closing quotation"]),
         ("augment=none,mixup seed=1", ["study.cells: 'augment=none,mixup' is a sweep", "an entry for each"]),
         ("seed=-1 augment=none", ["seed: got -1", "(in the cell seed=-1 augment=none)"]),
@@ -121,6 +123,26 @@ def test_a_mistake_in_a_list_of_cells_is_one_line_about_that_cell(hydra, cell, w
         assert word in str(error.value)
     assert "elsewhere" not in str(error.value), "what all cells have is not repeated"
     assert "\n" not in str(error.value) and "HYDRA" not in str(error.value)
+
+
+def test_paths_and_other_scripts_in_a_list_of_cells(hydra, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    OmegaConf.set_readonly(hydra[1], False)
+    hydra[1].study.cells = ["dataset.root=~/写真 seed=1"]
+    (request,) = sweeper_of(hydra).requests([])
+    assert request.config.cell.dataset.root == "/home/me/写真" and request.config.cell.seed == 1
+
+
+def test_a_list_of_choices_in_an_experiments_file_is_refused(hydra):
+    with pytest.raises(ConfigError, match="augment: a list of choices was given; a cell has one"):
+        sweeper_of(hydra).requests(["augment=[none,mixup]"])
+
+
+def test_params_of_an_experiment_are_checked(hydra):
+    sweeper = sweeper_of(hydra)
+    sweeper.params = {"seed": "interval(0,1)"}
+    with pytest.raises(ConfigError, match=r"hydra.sweeper.params: 'seed=interval\(0,1\)': .* type seed=0,1"):
+        sweeper.requests([])
 
 
 def test_a_stock_launcher_blocks_what_has_no_pretraining(hydra, compose_config, tmp_path):

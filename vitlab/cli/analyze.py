@@ -23,6 +23,7 @@ from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import Table, TableSpec
 from vitlab.config import ConfigError, build
 from vitlab.config.choices import compose_group
+from vitlab.config.files import with_whole_paths
 from vitlab.study.record import Record, read_study
 
 
@@ -51,7 +52,7 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
 
     Raises ConfigError or ValueError with one clear message; RuntimeError where `strict=true` found gaps.
     """
-    values = dict(composed)
+    values = with_whole_paths(composed)
     layout = values.pop("table", None)
     config: AnalyzeConfig = build(AnalyzeConfig, {k: v for k, v in values.items() if k != "hydra"}, "")
     if config.diff is not None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
-
-from vitlab.config.choices import options
-from vitlab.config.schema import GROUPS
 
 PAGE = "docs/from_the_book.md"
 
@@ -89,20 +88,13 @@ def hint_for(group: str, name: str) -> str | None:
 
 def hint_for_flag(word: str) -> str | None:
     """The same for a flag such as `--data-set` or `--mixup=0`."""
-    flag = word.partition("=")[0]
+    flag, _, value = word.partition("=")
     ours = FLAGS.get(flag) or FLAGS.get(flag.replace("_", "-"))
+    if ours and value:  # where only the value is open, the override is given whole
+        ours = re.sub(r"^([\w.]+)=(N|X|FOLDER|FILE)$", lambda match: shlex.quote(f"{match[1]}={value}"), ours)
     return f"{flag}: type {ours} ({PAGE})" if ours else None
 
 
-def hints_for_words(words: Sequence[str]) -> list[str]:
-    """A line for each word of a command line that is written in the book's way; choices that exist are left alone."""
-    found = []
-    if any(word.startswith("--config-dir") for word in words):
-        return found  # the user's own choices, which may have any name
-    for word in words:
-        key, equals, value = word.partition("=")
-        if word.startswith("--"):
-            found.append(hint_for_flag(word))
-        elif equals and key in GROUPS:
-            found += [hint_for(key, name) for one in value.split(",") if (name := one.strip()) not in options(key)]
-    return [line for line in dict.fromkeys(found) if line]
+def hints_for_flags(words: Sequence[str]) -> list[str]:
+    """A line for each flag of the book's commands."""
+    return list(dict.fromkeys(line for word in words if word.startswith("--") and (line := hint_for_flag(word))))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitlab.config.check import check_cell, check_run
-from vitlab.config.files import find_checkpoint
+from vitlab.config.files import find_checkpoint, with_whole_paths
 from vitlab.config.schema import (
     GROUPS,
     CellConfig,
@@ -57,7 +57,7 @@ def parse(composed: Mapping[str, Any], labels: Mapping[str, str] | None = None) 
 
     `labels` maps groups to the chosen options. Raises `ConfigError` at the first mistake.
     """
-    values = {key: value for key, value in composed.items() if key != "hydra"}
+    values = with_whole_paths({key: value for key, value in composed.items() if key != "hydra"})
     cell = build(CellConfig, {key: values.pop(key) for key in (*GROUPS, "seed") if key in values}, "")
     cell = _with_digests(cell, str(values.get("output_dir", "runs")))
     check_cell(cell)
