@@ -7,7 +7,7 @@ import re
 from vitlab.config.files import find_checkpoint
 from vitlab.config.schema import CellConfig, Config
 from vitlab.core.errors import ConfigError
-from vitlab.core.plugins import POLICIES
+from vitlab.core.plugins import DATASETS, POLICIES
 
 
 def check_cell(cell: CellConfig) -> None:
@@ -24,6 +24,8 @@ def check_cell(cell: CellConfig) -> None:
             )
     if min(data.std) <= 0:
         raise ConfigError("dataset.std", f"got {list(data.std)}, every value must be above 0")
+    if data.kind not in DATASETS:
+        raise ConfigError("dataset.kind", f"got {data.kind!r}, allowed: {', '.join(DATASETS.names())}")
     if (data.kind == "fractal") != (data.fractal is not None):
         raise ConfigError(
             "dataset.fractal", f"kind={data.kind} {'needs' if data.fractal is None else 'takes no'} fractal options"

@@ -29,6 +29,7 @@ from vitlab.config.schema import (
     WandbConfig,
 )
 from vitlab.core.errors import ConfigError
+from vitlab.core.plugins import import_plugins
 
 
 def register_schemas() -> None:
@@ -58,6 +59,7 @@ def parse(composed: Mapping[str, Any], labels: Mapping[str, str] | None = None) 
     `labels` maps groups to the chosen options. Raises `ConfigError` at the first mistake.
     """
     values = with_whole_paths({key: value for key, value in composed.items() if key != "hydra"})
+    import_plugins(_convert(_hints(Config)["plugins"], values.get("plugins") or (), "plugins"))
     cell = build(CellConfig, {key: values.pop(key) for key in (*GROUPS, "seed") if key in values}, "")
     cell = _with_digests(cell, str(values.get("output_dir", "runs")))
     check_cell(cell)

@@ -71,7 +71,8 @@ class DatasetConfig:
     """A data set: where its images come from, its statistics, and how an image becomes a square input."""
 
     name: str
-    kind: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "svhn", "folder", "fractal"]
+    kind: str
+    """Who reads it: digits, fashion_mnist, cifar10, cifar100, stl10, svhn, folder, fractal, or a plugin's."""
     num_classes: int | None = _number(None, low=1)
     num_train: int | None = _number(None, low=1)
     """Images of the training split. Null (folder): read from the recorded class list."""
@@ -267,6 +268,8 @@ class Config:
     threads: int = _number(1, low=1)
     device_batch: int | None = _number(None, low=1)
     """Samples per forward pass on one device; null: the largest that fits. The rest is gradient accumulation."""
+    plugins: tuple[str, ...] = ()
+    """Modules of the user's, imported in every process, that register policies, data sets, models or metrics."""
     output_dir: str = "runs"
     checkpoint: str | tuple[str, ...] | None = None
     weights: Literal["raw", "ema"] = "raw"

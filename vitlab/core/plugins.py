@@ -120,12 +120,31 @@ def register_operation(name: str) -> Callable[[T], T]:
     return OPERATIONS.register(name)  # pyright: ignore
 
 
+_SOURCES = "vitlab.data.sources"
+DATASETS: Registry[Callable[..., Any]] = Registry(
+    "kind of data set",
+    {
+        **dict.fromkeys(("digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "svhn"), f"{_SOURCES}.arrays"),
+        "folder": f"{_SOURCES}.folder", "fractal": "vitlab.data.formula.source",
+    },
+)  # fmt: skip
+"""`dataset.kind` → `(dataset: DatasetConfig, split: "train" or "eval") → Source`."""
+
+
+def register_dataset(kind: str) -> Callable[[T], T]:
+    """Register a reader of data sets as `dataset.kind=KIND`: a function of the `DatasetConfig` and the split ("train"
+    or "eval") that returns a `Source`, for instance an `ArraySource` of images in memory."""
+    return DATASETS.register(kind)  # pyright: ignore
+
+
 def import_plugins(names: Iterable[str]) -> None:
     """Import the user's modules, from the working directory or any installed package.
 
     Raises ConfigError for a module that is not found; an error inside a module is raised as it is.
     """
     for name in names:
+        if name in sys.modules:
+            continue
         if (here := os.getcwd()) not in sys.path:
             sys.path.append(here)
         try:

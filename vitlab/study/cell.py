@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.config import CellConfig, Config, ConfigError, experiment, plain
+from vitlab.core.plugins import import_plugins
 from vitlab.data.sources.survey import survey
 from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
@@ -67,6 +68,7 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
     from vitlab.train.events import Interrupted
     from vitlab.train.loop import fit
 
+    import_plugins(config.plugins)
     cell = cell_of(config)
     world = world_from_environment()
     record = Record(Path(config.output_dir) / identity(cell))

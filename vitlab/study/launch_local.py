@@ -20,6 +20,7 @@ from typing import Any
 
 from vitlab.config import Config
 from vitlab.core.errors import UserError
+from vitlab.core.plugins import import_plugins
 from vitlab.study.capacity import require_devices
 from vitlab.study.fork_server import fork_server
 from vitlab.study.plan import Plan, PlannedCell
@@ -97,6 +98,7 @@ def _prove_in_process(named: list[tuple[str, Config]], pipe: Connection) -> None
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
     try:
+        import_plugins(named[0][1].plugins)
         prove(named)
     except UserError as error:
         pipe.send(error)

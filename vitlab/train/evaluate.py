@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vitlab.core.metrics import METRICS
 from vitlab.train.distributed import gather_values
 
 if TYPE_CHECKING:
@@ -38,9 +39,12 @@ class Evaluation:
     """(N, 5) int32: the most probable classes, best first; fewer columns where there are fewer classes."""
     losses: np.ndarray
     """(N,) float32"""
+    further: Mapping[str, float] = field(default_factory=dict)
+    """The metrics that plugins registered."""
 
     def row(self) -> dict[str, float]:
-        return {"loss": self.loss, "top1": self.top1, "top5": self.top5}
+        """Every metric by its name in METRICS."""
+        return {"loss": self.loss, "top1": self.top1, "top5": self.top5, **self.further}
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -57,18 +61,23 @@ def evaluate(
     `normalise` turns uint8 images (B, 3, S, S) into the model's float input. Returns None on every rank but 0.
     """
     model.eval()
-    parts: list[tuple[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    further = [metric for metric in METRICS.values() if metric.compute]
+    parts: list[tuple[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for batch in batches:
         with autocast(device, precision):
             logits = model(normalise(batch.images))
         logits = logits.float()  # (B, C)
         losses = F.cross_entropy(logits, batch.labels, reduction="none")
-        parts.append((batch.index, batch.labels, logits.topk(min(5, logits.shape[1])).indices, losses))
+        values = [metric.compute(logits, batch.labels).float() for metric in further]  # pyright: ignore
+        ranking = logits.topk(min(5, logits.shape[1])).indices
+        parts.append((batch.index, batch.labels, ranking, losses, torch.stack([losses, *values], 1)))
     local = _join(parts)
     shares = gather_values(local)
     if shares is None:
         return None
-    index, label, ranking, losses = (np.concatenate(column) for column in zip(*(s for s in shares if s), strict=True))
+    index, label, ranking, losses, values = (
+        np.concatenate(column) for column in zip(*(s for s in shares if s), strict=True)
+    )
     order = np.argsort(index)
     index, label, ranking, losses = index[order], label[order], ranking[order], losses[order]
     hits = ranking == label[:, None]
@@ -80,6 +89,7 @@ def evaluate(
         label=label,
         ranking=ranking,
         losses=losses,
+        further={m.name: float(v) for m, v in zip(further, values.astype(np.float64).mean(0)[1:], strict=True)},
     )
 
 
@@ -87,6 +97,6 @@ def _join(parts: list) -> tuple[np.ndarray, ...] | None:
     """One array per column, copied from the device once, after all batches are on their way."""
     if not parts:
         return None
-    index, labels, ranking, losses = zip(*parts, strict=True)
-    tensors = (torch.cat(labels), torch.cat(ranking).int(), torch.cat(losses))
+    index, labels, ranking, losses, values = zip(*parts, strict=True)
+    tensors = (torch.cat(labels), torch.cat(ranking).int(), torch.cat(losses), torch.cat(values))
     return (np.concatenate(index), *(t.cpu().numpy() for t in tensors))

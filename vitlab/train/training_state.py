@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.core.files import save_arrays
+from vitlab.core.metrics import PRIMARY
 from vitlab.train.distributed import gather_values
 from vitlab.train.evaluate import Evaluation
 
@@ -39,7 +40,7 @@ class Progress:
         """Remember an evaluation of this epoch; returns [name] if it is the best so far (first of equals)."""
         figures = {"epoch": self.epoch, **evaluation.row()}
         self.last[name] = figures
-        if name in self.best and figures["top1"] <= self.best[name]["top1"]:
+        if name in self.best and figures[PRIMARY] <= self.best[name][PRIMARY]:
             return []
         self.best[name] = figures
         return [name]

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vitlab.config import FractalConfig
+from vitlab.config import DatasetConfig, FractalConfig
+from vitlab.core.files import default_cache_dir
+from vitlab.core.plugins import register_dataset
 from vitlab.data.formula.cache import GeometryCache, fingerprint
 from vitlab.data.formula.render import instance, mask_keys, render
 
@@ -95,3 +97,10 @@ class FractalSource:
             pictures[..., 1], pictures[..., 2] = self._variants, self._counts
             self._keys = epoch, mask_keys(spec.mask_seed, pictures.reshape(-1, 3), epoch)
         return self._keys[1]
+
+
+@register_dataset("fractal")
+def load_fractal(dataset: DatasetConfig, split: str) -> FractalSource:
+    """FractalDB, rendered when it is asked for; it has no evaluation split."""
+    assert dataset.fractal is not None, "checked by check_cell"
+    return FractalSource(dataset.fractal, default_cache_dir())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.core.plugins import register_dataset
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -41,6 +42,7 @@ class ArraySource:
         return digest.hexdigest()[:16]
 
 
+@register_dataset("digits")
 def load_digits(dataset: DatasetConfig, split: str) -> ArraySource:
     """scikit-learn's digits: 1,797 grey images of 8 x 8 in 17 levels (a copy of UCI's test set, in the wheel)."""
     from sklearn.datasets import load_digits as load
@@ -54,6 +56,7 @@ def load_digits(dataset: DatasetConfig, split: str) -> ArraySource:
     return ArraySource(_three_channels(grey[chosen]), labels[chosen], tuple("0123456789"))
 
 
+@register_dataset("fashion_mnist")
 def load_fashion_mnist(dataset: DatasetConfig, split: str) -> ArraySource:
     """Fashion-MNIST from its four IDX files (Debian's dataset-fashion-mnist, torchvision's folder, dataset.root)."""
     name = "train" if split == "train" else "t10k"
@@ -95,6 +98,8 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
 
 
+@register_dataset("cifar10")
+@register_dataset("cifar100")
 def load_cifar(dataset: DatasetConfig, split: str) -> ArraySource:
     """CIFAR-10 or CIFAR-100 (Krizhevsky, 2009) from the python version's folder, read by torchvision."""
     from torchvision import datasets
@@ -120,6 +125,8 @@ def cifar_root(dataset: DatasetConfig) -> Path:
     )
 
 
+@register_dataset("stl10")
+@register_dataset("svhn")
 def load_torchvision(dataset: DatasetConfig, split: str) -> ArraySource:
     """STL-10 (Coates et al., 2011) or SVHN (Netzer et al., 2011) from torchvision's folder, read by torchvision."""
     from torchvision import datasets

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.core.plugins import register_dataset
 from vitlab.data.decode import AS_STORED, Reading, decode, reading_of
 from vitlab.data.sources.listing import EXTENSIONS, is_image, list_tree
 
@@ -44,6 +45,7 @@ class FileSource:
         return digest.hexdigest()[:16]
 
 
+@register_dataset("folder")
 def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
     """The files of one split of a class-folder tree.
 

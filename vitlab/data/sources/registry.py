@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, Protocol, Self
 
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
-from vitlab.data.sources import arrays
-from vitlab.data.sources.folder import load_folder
+from vitlab.core.plugins import DATASETS
 from vitlab.data.sources.pack import load_pack
 
 Split = Literal["train", "eval"]
@@ -34,30 +32,9 @@ class Source(Protocol):
         ...
 
 
-def _load_fractal(dataset: DatasetConfig, split: str) -> Source:
-    """FractalDB, rendered when it is asked for; it has no evaluation split."""
-    from vitlab.core.files import default_cache_dir
-    from vitlab.data.formula.source import FractalSource
-
-    assert dataset.fractal is not None, "checked by check_cell"
-    return FractalSource(dataset.fractal, default_cache_dir())
-
-
-_LOADERS: dict[str, Callable[[DatasetConfig, str], Source]] = {
-    "digits": arrays.load_digits,
-    "fashion_mnist": arrays.load_fashion_mnist,
-    "cifar10": arrays.load_cifar,
-    "cifar100": arrays.load_cifar,
-    "stl10": arrays.load_torchvision,
-    "svhn": arrays.load_torchvision,
-    "folder": load_folder,
-    "fractal": _load_fractal,
-}
-
-
 def load_split(dataset: DatasetConfig, split: Split) -> Source:
     """A whole split as it was published, from the data set's pack where one is named."""
-    return load_pack(dataset, split) if dataset.pack else _LOADERS[dataset.kind](dataset, split)
+    return load_pack(dataset, split) if dataset.pack else DATASETS[dataset.kind](dataset, split)
 
 
 def build_source(dataset: DatasetConfig, split: Split) -> Source:
