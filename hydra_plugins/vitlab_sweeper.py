@@ -89,7 +89,7 @@ class StudySweeper(BasicSweeper):
         for stage in sorted({cell.stage for cell in plan.todo}):
             ready = []
             for cell in (c for c in plan.todo if c.stage == stage):
-                if cell.needs is None or plan.record_of(cell.needs).state() == "finished":
+                if cell.needs is None or plan.state_of(cell.needs) == "finished":
                     ready.append(cell)
                 else:
                     outcomes[cell.id] = "blocked"

@@ -11,12 +11,18 @@ def with_study(config, **changes):
     return dataclasses.replace(config, study=dataclasses.replace(config.study, **changes))
 
 
-def finish(folder, config, part="cell", top1=90.0, seconds=13.0, rate=2000.0, **origin):
-    """A finished record, as a run of so many seconds leaves it."""
+def begin(folder, config, part="cell"):
+    """A record that is just begun."""
     cell = config.cell if part == "cell" else config.cell.pretraining
     record = Record(folder / identity(cell))
     record.write("config.yaml", {"schema_version": 1, "id": record.id, "name": "x", "experiment": experiment(cell),
                                  "labels": {}, "runtime": {"devices": 1}})  # fmt: skip
+    return record
+
+
+def finish(folder, config, part="cell", top1=90.0, seconds=13.0, rate=2000.0, **origin):
+    """A finished record, as a run of so many seconds leaves it."""
+    record = begin(folder, config, part)
     record.write("provenance.json", {"commit": "abc", "dirty": False, "packages": {}, "device_name": "X"} | origin)
     figures = {"epoch": 18, "top1": top1, "top5": 99.0, "loss": 0.3}
     record.write("result.json", {

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import re
 
 import numpy as np
@@ -19,6 +18,7 @@ from vitlab.analysis.table_model import TableSpec
 from vitlab.cli.analyze import analyze
 from vitlab.config import ConfigError, choice
 from vitlab.config.choices import compose_group
+from vitlab.core.errors import UserError
 from vitlab.study.record import write_study
 
 
@@ -28,7 +28,7 @@ def test_collect_is_tidy(tmp_path):
     row = frame[frame["name"] == "mixup/s1"].iloc[0]
     assert row["augment.mixup"] == 0.8 and row["recipe.epochs"] == 18 and row["state"] == "finished"
     assert len(collect(tmp_path)) == 12
-    with pytest.raises(ValueError, match=r"no study 'x'.*there are: s"):
+    with pytest.raises(UserError, match=r"no study 'x'.*there are: s"):
         collect(tmp_path, "x")
 
 
@@ -167,7 +167,7 @@ def test_analyze_end_to_end_and_strict(tmp_path):
         analyze(composed(tmp_path, baseline="nothing"), None)
     with pytest.raises(ConfigError, match="no study"):
         analyze(composed(tmp_path / "empty"), None)
-    with pytest.raises(ValueError, match="no study 'table3_3'"):
+    with pytest.raises(UserError, match="no study 'table3_3'"):
         analyze(composed(tmp_path, table=compose_group("table", "table3_3")), "table3_3")
 
 
@@ -221,17 +221,38 @@ def test_a_factor_no_run_has(tmp_path):
         build_table(frame, dataclasses.replace(SPEC, rows=("cutmix", "randaug")))
 
 
-def test_a_damaged_figure_is_refused(tmp_path):
-    entry = write_cell(tmp_path, "none", 0, 90.0)
-    file = tmp_path / entry["id"] / "result.json"
-    content = json.loads(file.read_text(encoding="utf-8"))
-    content["last"]["top1"] = math.nan
-    file.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"last\.top1 is nan; the record is damaged"):
-        collect(tmp_path)
-    file.write_text(file.read_text(encoding="utf-8")[:40], encoding="utf-8")
-    with pytest.raises(ValueError, match=r"result\.json: damaged"):
-        collect(tmp_path)
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_damaged_cell_is_a_note_and_the_other_rows_stay(tmp_path, sealed):
+    scores = {"none": [90.0, 90.5, 89.75], "mixup": [91.0, 91.5, 91.25], "erase": [90.0, 90.25, 90.5]}
+    spec = dataclasses.replace(SPEC, rows=tuple(scores))
+    whole = build_table(write_all(tmp_path, scores, sealed=sealed), spec)
+    assert not whole.flags
+    file = tmp_path / collect(tmp_path, "s")["id"][4] / "result.json"
+    for text in (
+        file.read_text(encoding="utf-8")[:40],
+        file.read_text().replace("91.5", "97.5"),
+        "",
+        '{"last": 3}',
+        "\xff",
+    ):
+        file.write_text(text, encoding="latin-1")
+        table = build_table(collect(tmp_path, "s"), spec)
+        line, _ = table.flags
+        assert line.startswith(f"mixup: mixup/s1: {file}: damaged (") and f"study.rerun='[{file.parent.name}]'" in line
+        assert table.rows[1].entries["digits"].values["last.top1"] == (91.0, 91.25), "not another number"
+        assert table.rows[2].entries["digits"].values == whole.rows[2].entries["digits"].values
+
+
+def test_damage_beside_the_figures_is_noted_and_costs_no_row(tmp_path):
+    frame = write_all(tmp_path, {"none": [90.0], "mixup": [95.0]})
+    spec = dataclasses.replace(SPEC, rows=("none", "mixup"))
+    assert "Checkpoint-level" in to_markdown(build_table(frame, spec))
+    one, two = (tmp_path / identity for identity in frame["id"])
+    for name in ("predictions.npz", "metrics.jsonl"):
+        (two / name).write_bytes((one / name).read_bytes() + b"\n")
+        text = to_markdown(build_table(collect(tmp_path, "s"), spec))
+        assert "95.00" in text and "Checkpoint-level" not in text
+        assert f"- mixup/s0: {two / name}: damaged (not the file that result.json sums up); restore" in text
 
 
 def test_diff_names_everything(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from written_records import SPEC, write_all, write_cell
@@ -13,6 +14,7 @@ from vitlab.analysis.sources.wandb_files import merge_runs, offline_runs
 from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import TableSpec
 from vitlab.config import ConfigError
+from vitlab.core.integrity import DamagedError
 from vitlab.study.record import Record
 
 
@@ -35,17 +37,21 @@ def test_a_torn_wandb_file_is_a_crashed_run(tmp_path):
     frame = collect_wandb(study="s", output_dir=tmp_path / "runs")
     assert list(frame["state"]) == ["interrupted"] and "last.top1" not in frame, "no low number"
     file.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=r"not a \.wandb file"):
-        offline_runs(tmp_path / "runs")
+    (fault,) = offline_runs(tmp_path / "runs")[0]["faults"]
+    assert re.search(
+        r"run-c\w+\.wandb: not a \.wandb file; take the table from the records \(source=runs\)", str(fault)
+    )
     with pytest.raises(ConfigError, match="no run of vitlab's"):
         collect_wandb(output_dir=tmp_path / "empty")
 
 
 def test_finished_runs_of_one_cell_that_disagree_are_refused(tmp_path):
     for place, score in (("a", 90.0), ("b", 91.0)):
-        write_all(tmp_path / place, {"none": [score]}, mirror=True)
-    with pytest.raises(ValueError, match=r"two finished runs of cell c\w+ disagree \(last/top1 90\.0 and 91\.0;"):
-        offline_runs(tmp_path)
+        write_all(tmp_path / place, {"none": [score], "mixup": [80.0] if place == "a" else []}, mirror=True)
+    frame = collect_wandb(study="s", output_dir=tmp_path)
+    assert dict(zip(frame["name"], frame["state"], strict=True)) == {"none/s0": "damaged", "mixup/s0": "finished"}
+    text = to_markdown(build_table(frame, dataclasses.replace(SPEC, rows=("none", "mixup"))))
+    assert re.search(r"two finished runs of cell c\w+ disagree \(last/top1 90\.0 and 91\.0;", text) and "80.00" in text
 
 
 def test_the_order_gaps_and_found_rows_are_the_studys(tmp_path):
@@ -80,8 +86,8 @@ def test_attempts_at_one_cell_are_one_run():
     stray = merge_runs([run_of("finished", 90.0), run_of("crashed", 12.0)])
     assert stray[0]["state"] == "finished" and stray[0]["summary"]["last/top1"] == 90.0
     assert len(merge_runs([run_of("finished", 90.0), run_of("finished", 90.0)])) == 1
-    with pytest.raises(ValueError, match="two finished runs of cell c1 disagree"):
-        merge_runs([run_of("finished", 90.0), run_of("finished", 91.0)])
+    (both,) = merge_runs([run_of("finished", 90.0), run_of("finished", 91.0)])
+    assert both["state"] == "damaged" and "two finished runs of cell c1 disagree" in str(both["faults"][0])
 
 
 def test_archived_attempts_do_not_count(tmp_path):
@@ -108,10 +114,10 @@ def test_damage_and_mistakes_are_one_message(tmp_path):
         (cached / f"vitlab_{name}.json").write_text(text, encoding="utf-8")
 
     keep(json.dumps({"runs": [run]}))
-    with pytest.raises(ValueError, match=r"c\w+: .*last\.top1.*the record is damaged"):
-        collect_wandb("me", study="s", output_dir=tmp_path)
+    frame = collect_wandb("me", study="s", output_dir=tmp_path)
+    assert list(frame["state"]) == ["damaged"] and "https://example.org: damaged" in frame["faults"][0]
     keep('{"runs": [')
-    with pytest.raises(ConfigError, match="is damaged; ask W&B again with refresh=true"):
+    with pytest.raises(DamagedError, match=r"wandb_cache/.*: damaged .*; ask W&B again with refresh=true"):
         collect_wandb("me", study="s", output_dir=tmp_path)
 
 

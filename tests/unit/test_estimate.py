@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from planned import finish, with_study
+from planned import begin, finish, with_study
 
 from vitlab.study.cost import Price, wall_seconds
 from vitlab.study.estimate import describe
@@ -64,8 +64,7 @@ def test_evaluations_are_priced_by_themselves(requests_for, tmp_path):
 def test_a_cell_cut_short_costs_what_is_left_of_it(requests_for, tmp_path):
     requests = requests_for(["seed=0"], ["seed=1"])
     finish(tmp_path, requests[0].config)
-    cut = Record(tmp_path / identity(requests[1].config.cell))
-    cut.write("config.yaml", {})
+    cut = begin(tmp_path, requests[1].config)
     (cut.folder / "last.pt").touch()
     for epoch in range(1, 10):
         cut.append_row({"epoch": epoch})

@@ -3,9 +3,10 @@
 import dataclasses
 
 import pytest
-from planned import finish, with_study
+from planned import begin, finish, with_study
 
 from vitlab.config import ConfigError
+from vitlab.core.integrity import NewerError
 from vitlab.study.identity import identity
 from vitlab.study.plan import build_plan, study_content, study_name
 from vitlab.study.provenance import device_kind, settings
@@ -21,9 +22,7 @@ def test_aliases_are_one_cell(requests_for):
 def test_only_what_is_missing_is_selected(requests_for, tmp_path):
     requests = requests_for(["augment=none"], ["augment=mixup"], ["augment=cutmix"])
     finish(tmp_path, requests[0].config)
-    failed = Record(tmp_path / identity(requests[1].config.cell))
-    failed.write("config.yaml", {})
-    failed.write("failure.json", {"type": "E", "message": "m"})
+    begin(tmp_path, requests[1].config).fail("E", "m")
     plan = build_plan(requests, "s")
     assert [(c.state, c.selected) for c in plan.cells] == [("finished", False), ("failed", False), ("missing", True)]
     retry = [dataclasses.replace(r, config=with_study(r.config, retry_failed=True)) for r in requests]
@@ -42,7 +41,7 @@ def test_what_a_newer_vitlab_has_begun_is_refused_and_left_alone(requests_for, t
     record = Record(tmp_path / identity(requests[1].config.cell))
     record.write("config.yaml", {"schema_version": 99, "id": record.id})
     before = (record.folder / "config.yaml").read_bytes()
-    with pytest.raises(ValueError, match=rf"{record.id}/config\.yaml: written by a newer vitlab \(schema 99"):
+    with pytest.raises(NewerError, match=rf"{record.id}/config\.yaml: written by a newer vitlab \(schema 99"):
         build_plan(requests, "s")
     assert (record.folder / "config.yaml").read_bytes() == before
 

@@ -10,6 +10,8 @@ import threading
 import pytest
 
 from vitlab.config import experiment
+from vitlab.core.errors import UserError
+from vitlab.core.integrity import DamagedError
 from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.record import Record, read_study, records, write_study
 
@@ -69,7 +71,7 @@ def test_rows_survive_a_torn_last_line(tmp_path):
 )
 def test_a_damaged_or_newer_file_is_named(tmp_path, text, message):
     (tmp_path / "result.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"result\.json: .*{message}"):
+    with pytest.raises(UserError, match=rf"result\.json: .*{message}"):
         Record(tmp_path).read("result.json")
 
 
@@ -83,7 +85,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"could not write .*result\.json.*No space left"):
         record.write("result.json", {"a": 2})
-    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8")) == {"a": 1}
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["a"] == 1
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -138,24 +140,29 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
 def test_a_file_of_another_cell_is_refused_and_named(tmp_path):
     one, two = Record(tmp_path / "c1"), Record(tmp_path / "c2")
     for record in (one, two):
-        record.write("result.json", {"schema_version": 1, "id": record.id})
-    shutil.copy(one.folder / "result.json", two.folder / "result.json")
-    with pytest.raises(ValueError, match=r"c2/result\.json: belongs to cell c1, .*study\.rerun='\[c2\]'"):
-        two.read("result.json")
-    assert one.read("result.json") == {"schema_version": 1, "id": "c1"}
+        record.fail("E", "m")
+    shutil.copy(one.folder / "failure.json", two.folder / "failure.json")
+    with pytest.raises(DamagedError, match=r"c2/failure\.json: belongs to cell c1, .*study\.rerun='\[c2\]'"):
+        two.read("failure.json")
+    assert one.read("failure.json")["type"] == "E"
+
+
+def configuration(record, cell):
+    about = {"schema_version": 1, "id": record.id, "semantics": SEMANTICS, "name": "x"}
+    return about | {"experiment": experiment(cell), "labels": {}, "runtime": {"devices": 1}}
 
 
 def test_a_configuration_that_is_not_the_folders_is_refused(compose_config, tmp_path):
     cell, other = (compose_config(f"seed={s}").cell for s in (0, 1))
     record = Record(tmp_path / identity(cell))
-    content = {"schema_version": 1, "id": record.id, "semantics": SEMANTICS, "experiment": experiment(cell)}
+    content = configuration(record, cell)
     record.write("config.yaml", content)
     assert record.read("config.yaml") == content
     record.write("config.yaml", content | {"experiment": experiment(other)})
-    with pytest.raises(ValueError, match=rf"config\.yaml: holds the configuration of cell {identity(other)}"):
+    with pytest.raises(DamagedError, match=rf"config\.yaml: holds the configuration of cell {identity(other)}"):
         record.read("config.yaml")
     renamed = record.folder.rename(tmp_path / "backup")
-    with pytest.raises(ValueError, match=rf"belongs to cell {record.id}, and this is the folder of backup"):
+    with pytest.raises(DamagedError, match=rf"belongs to cell {record.id}, and this is the folder of backup"):
         Record(renamed).read("config.yaml")
 
 
@@ -163,12 +170,12 @@ def test_every_experiments_configuration_is_its_identitys_after_a_round_trip(com
     for words in (["augment=deit", "recipe=deit"], ["pretrain=fractaldb"], ["dataset=cifar10_book", "recipe=book"]):
         cell = compose_config(*words, f"output_dir={tmp_path}").cell
         record = Record(tmp_path / identity(cell))
-        record.write("config.yaml", {"id": record.id, "semantics": SEMANTICS, "experiment": experiment(cell)})
+        record.write("config.yaml", configuration(record, cell))
         assert record.read("config.yaml")
 
 
 def test_a_study_lists_itself_under_its_own_name(tmp_path):
     path = write_study(tmp_path, "one", {"cells": []})
     shutil.copy(path, path.with_name("two.json"))
-    with pytest.raises(ValueError, match=r"two\.json: is the list of study 'one'"):
+    with pytest.raises(DamagedError, match=r"two\.json: is the list of study 'one'"):
         read_study(tmp_path, "two")

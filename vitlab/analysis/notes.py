@@ -76,13 +76,21 @@ def _shown(value: Any) -> str:
     return "none" if value is None or value != value else str(value)
 
 
-def table_notes(frame: pd.DataFrame, rows: Sequence[Row], left_out: Sequence[str]) -> tuple[list[str], list[str]]:
+def table_notes(
+    frame: pd.DataFrame, rows: Sequence[Row], left_out: Sequence[str], unreadable: Sequence[str]
+) -> tuple[list[str], list[str]]:
     """Notes on the whole table, and those among them that a strict reader refuses (they are in both).
 
-    `frame` holds the cells of the rows alone; `left_out` are those in no row, in words.
+    `frame` holds the cells of the rows alone; `left_out` are those in no row, `unreadable` those of which not even the
+    configuration is known, as text.
     """
     finished = frame[frame["state"] == "finished"]
     flags = [f"in no row of this table, by their values: {'; '.join(left_out)}"] if left_out else []
+    flags += [f"in no row of this table: {cell}" for cell in unreadable]
+    if "faults" in frame:
+        damaged = frame[frame["faults"].notna() & (frame["state"] != "damaged")]  # those are in their rows' notes
+        for name, faults in zip(damaged["name"], damaged["faults"], strict=True):
+            flags += [f"{name}: {fault}" for fault in faults.splitlines()]
     flags += _mixtures(finished)
     notes = [*flags]
     for dataset in rows[0].entries:

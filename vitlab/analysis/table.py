@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pandas as pd
 from vitlab.analysis.conditions import COLUMN, Condition, dataset_labels, find_conditions, same
 from vitlab.analysis.notes import row_notes, table_notes
 from vitlab.analysis.prose import caption, detectable, findings
+from vitlab.analysis.sources.wandb_runs import unpacked_hits
 from vitlab.analysis.statistics import (
     CheckpointComparison,
     Comparison,
@@ -29,15 +28,21 @@ from vitlab.analysis.statistics import (
 )
 from vitlab.analysis.table_model import SETTINGS, Entry, Pair, Row, Table, TableSpec
 from vitlab.config import ConfigError, suggest
+from vitlab.study.contents import load_predictions
+from vitlab.study.record import Record
 
 FIGURES = ("last.top1", "last.top5", "last.loss", "best.top1", "best.top5", "ema.last.top1", "ema.best.top1")
 
 
 def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
     """Lay out the cells of `frame` (see `collect`). Raises ConfigError for a factor or row that no run has."""
-    if not len(frame) or "seed" not in frame:
+    known = frame[frame["seed"].notna()] if "seed" in frame else frame[:0]  # others have not even a configuration
+    unreadable = [_in_words(frame, i) for i in frame.index.difference(known.index)]
+    if not len(known):
+        if unreadable:
+            raise ConfigError("output_dir", f"no cell can be read: {unreadable[0]}")
         raise ConfigError("output_dir", "no cell has a record yet; train with python run.py first")
-    frame = frame.assign(**{COLUMN: dataset_labels(frame)})
+    frame = known.assign(**{COLUMN: dataset_labels(known)})
     conditions = find_conditions(frame, spec)
     shown = {i for condition in conditions for i in condition.members}
     left_out = [_in_words(frame, i) for i in frame.index if i not in shown]
@@ -56,7 +61,7 @@ def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
         for i, condition in enumerate(conditions)
     )
     pairs = _pairs(rows, datasets, spec)
-    general, flags = table_notes(frame, rows, left_out)
+    general, flags = table_notes(frame, rows, left_out, unreadable)
     return Table(
         name=spec.name,
         title=spec.title,
@@ -125,10 +130,12 @@ def _figure(frame: pd.DataFrame, i: int, column: str) -> float | None:
 
 
 def _in_words(frame: pd.DataFrame, i: int) -> str:
-    failure = frame.at[i, "failure"] if "failure" in frame else None
-    reason = f" ({failure})" if isinstance(failure, str) else ""
-    state = frame.at[i, "state"]
-    name = frame.at[i, "name"] if "name" in frame else frame.at[i, "id"]
+    """A cell without figures and why: `none/s0 failed (ValueError: …)`, `none/s0: FILE: damaged …`."""
+    row = frame.loc[i]
+    name, state = (row.get(key) if isinstance(row.get(key), str) else row["id"] for key in ("name", "state"))
+    if state == "damaged":
+        return f"{name}: {' | '.join(row['faults'].splitlines())}"
+    reason = f" ({row['failure']})" if isinstance(row.get("failure"), str) else ""
     return f"{name} {'not evaluated' if state == 'finished' else state}{reason}"
 
 
@@ -146,14 +153,11 @@ def _hits(frame: pd.DataFrame, i: int) -> np.ndarray | None:
     """Which evaluation images the cell's last model gets right (N,) bool; from its folder, or from W&B's summary."""
     packed = frame.at[i, "hits"] if "hits" in frame else None
     if isinstance(packed, str):
-        count, _, data = packed.partition(":")
-        bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(data)), np.uint8))
-        return bits[: int(count)].astype(bool)
-    file = Path(str(frame.at[i, "folder"])) / "predictions.npz" if "folder" in frame else None
-    if file is None or not file.is_file():
+        return unpacked_hits(packed)
+    if "folder" not in frame or "predictions.npz" in str(frame.at[i, "faults"] if "faults" in frame else ""):
         return None
-    with np.load(file) as content:
-        return content["label"] == content["top5"][:, 0]
+    content = load_predictions(Record(Path(str(frame.at[i, "folder"]))))
+    return None if content is None else content["label"] == content["top5"][:, 0]
 
 
 def _tick(frame: pd.DataFrame, condition: Condition, baseline: Condition, key: str) -> tuple[bool, bool]:

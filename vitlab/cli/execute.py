@@ -9,12 +9,22 @@ import sys
 from collections.abc import Callable, Mapping
 
 from vitlab.config import Config
+from vitlab.study.contents import Contents, read_contents
 from vitlab.study.estimate import counted, describe
 from vitlab.study.plan import Plan, PlannedCell, study_content
 from vitlab.study.progress import MARKS, View
 from vitlab.study.record import write_study
 
-EXPLAINED = ("ConfigError", "UserError", "BadImageError", "ValueError", "OSError", "FloatingPointError")
+EXPLAINED = (
+    "ConfigError",
+    "UserError",
+    "DamagedError",
+    "NewerError",
+    "BadImageError",
+    "ValueError",
+    "OSError",
+    "FloatingPointError",
+)
 """Errors whose message is complete: the log's last lines would add a traceback."""
 RunCells = Callable[[Plan, View], dict[str, str]]
 """Runs a plan's cells somewhere; returns identity → outcome."""
@@ -52,14 +62,19 @@ def execute(plan: Plan, config: Config, run: RunCells, prove: Prove | None = Non
 
 def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
     """Print what became of every cell and the likely next command; returns the exit code."""
-    bad = 0
+    bad, damaged = 0, []
     for cell in plan.cells:
-        state = plan.record(cell).state()
-        outcome = state if state == "finished" else outcomes.get(cell.id, state)
-        print(f"{MARKS.get(outcome, '·')} {cell.name}  {cell.id}  {outcome}{_figure(plan, cell)}{_changed(plan, cell)}")
+        found = read_contents(plan.record(cell), thorough=False)
+        outcome = found.state if found.state in ("finished", "damaged") else outcomes.get(cell.id, found.state)
+        about = f"{_figure(found)}{_changed(found)}" if outcome == "finished" else ""
+        print(f"{MARKS.get(outcome, '·')} {cell.name}  {cell.id}  {outcome}{about}")
         if outcome in ("failed", "killed", "blocked"):
             bad += 1
             _show_failure(plan, cell, outcome)
+        elif outcome == "damaged":
+            damaged.append(cell.id)
+            for fault in found.faults if cell.state != "damaged" else ():  # else the plan has named them
+                print(f"    {fault}")
     if "submitted" in outcomes.values():
         again = command(without=("study.rerun", "study.detach"))
         print(f"left to Slurm; the state: squeue --me; to see its end and submit what is missing: {again}")
@@ -67,10 +82,14 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
     if "interrupted" in outcomes.values():
         print(f"interrupted; everything is saved. To continue: {command(without='study.rerun')}")
         return 130
+    again = command(without=("study.rerun", "study.retry_failed"))
     if bad:
-        again = command(without=("study.rerun", "study.retry_failed"))
         print(f"{bad} of {counted(len(plan.cells), 'cell')} did not finish.")
         print(f"To try them again: {again} study.retry_failed=true")
+    if damaged:
+        print(f"{len(damaged)} of {counted(len(plan.cells), 'cell')} cannot be used: damaged.")
+        print(f"To train them again: {again} study.rerun='[{','.join(damaged)}]'")
+    if bad or damaged:
         return 1
     if "running elsewhere" in outcomes.values():
         print("cells that another process is training were left to it")
@@ -82,27 +101,28 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
     return 0
 
 
-def _figure(plan: Plan, cell: PlannedCell) -> str:
-    result = plan.record(cell).read("result.json")
-    last = result and result.get("last")
-    if not (result and last):
+def _figure(found: Contents) -> str:
+    result = found.result or {}
+    last = result.get("last")
+    if not last:
         return ""
-    bad = [words for split in result.get("bad_images", {}).values() for words in split]
+    bad = [words for split in (result.get("bad_images") or {}).values() for words in split]
     left_out = f"  (bad images left out: {len(bad)}, the first: {bad[0]})" if bad else ""
     return f"  top-1 {last['top1']:.2f} (last epoch), best {result['best']['top1']:.2f}{left_out}"
 
 
-def _changed(plan: Plan, cell: PlannedCell) -> str:
+def _changed(found: Contents) -> str:
     """Said of cells that waited in a queue while the code went on."""
-    origin = plan.record(cell).read("provenance.json") or {}
+    origin = found.provenance or {}
     return "  (code changed since it was submitted)" if origin.get("code_changed_since_submission") else ""
 
 
 def _show_failure(plan: Plan, cell: PlannedCell, outcome: str) -> None:
     record = plan.record(cell)
-    failure = record.read("failure.json")
+    failure = record.read_intact("failure.json")
     if outcome == "blocked":
-        print(f"    its pre-training {cell.needs} did not finish")
+        damaged = plan.state_of(cell.needs or "") == "damaged"
+        print(f"    its pre-training {cell.needs} {'is damaged' if damaged else 'did not finish'}")
     elif failure:
         print(f"    {failure['type']}: {failure['message']}")
         for line in record.log_tail(3) if failure["type"] not in EXPLAINED else ():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vitlab.config import CellConfig, Config, ConfigError, experiment, plain
 from vitlab.core.plugins import import_plugins
 from vitlab.data.sources.survey import survey
+from vitlab.study.contents import read_contents
 from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
 from vitlab.study.mixture import attempts
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     Report = Callable[[Event], None]
 
 Outcome = str
-"""finished, already finished, running elsewhere, interrupted"""
+"""finished, already finished, damaged (its record cannot be used, nothing was trained), running elsewhere, interrupted
+"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -49,10 +51,13 @@ def start_of(cell: CellConfig, output_dir: str) -> Path | None:
     if cell.pretraining is None:
         return None
     before = Record(Path(output_dir) / identity(cell.pretraining))
-    if before.state() != "finished":
+    found = read_contents(before, thorough=False)
+    if found.state == "damaged":
+        raise found.faults[0]
+    if found.state != "finished":
         raise ConfigError(
             "pretrain",
-            f"{before.folder} is {before.state()}, not finished; train it first, by the same command and "
+            f"{before.folder} is {found.state}, not finished; train it first, by the same command and "
             "study.part=pretraining",
         )
     return before.folder / "last.pt"
@@ -78,11 +83,11 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
         decision: Outcome | None = None
         if world.is_main:
             if record.state() == "finished":
-                decision = "already finished"
+                decision = _finished(record)
             elif not stack.enter_context(record.locked()):
                 decision = "running elsewhere"
             elif record.state() == "finished":  # by whoever held the lock a moment ago
-                decision = "already finished"
+                decision = _finished(record)
         decision = broadcast(decision)
         if decision is not None:
             return decision
@@ -96,6 +101,10 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
         except Interrupted:
             return "interrupted"
         return "finished"
+
+
+def _finished(record: Record) -> Outcome:
+    return "damaged" if read_contents(record, thorough=False).state == "damaged" else "already finished"
 
 
 def _record_events(
@@ -129,7 +138,7 @@ def _record_events(
                 record.keep_rows(event.epoch)
                 origin |= {"compiled": not event.derived["not_compiled"], "from_step": event.step}
                 files = {split: asdict(found) for split, found in survey(cell.dataset).items()}
-                about_data = {"data": event.fingerprint, "files": files}
+                about_data = {"id": record.id, "data": event.fingerprint, "files": files}
                 attempted = _attempts(record, origin | whereabouts()) | about_data
                 record.write("provenance.json", attempted)
                 mirror.describe({"vitlab": about | origin | {"attempts": attempts(attempted)}})
@@ -140,25 +149,14 @@ def _record_events(
                 mirror.log(event.row)
             report(event)
         assert result is not None
-        record.write(
-            "result.json",
-            {"schema_version": SCHEMA_VERSION, "id": record.id} | result | {"finished_at": _now()},
-        )
+        record.finish(result | {"finished_at": _now()})
         mirror.finish(flat_summary(result) | {"hits": packed_hits(record.folder), "curve": packed_curve(record.rows())})
     except Interrupted:
         mirror.finish(None)
         raise
     except Exception as error:
         with contextlib.suppress(OSError):  # a full disk: the message below still reaches the user
-            record.write(
-                "failure.json",
-                {
-                    "type": type(error).__name__,
-                    "message": str(error),
-                    "traceback": traceback.format_exc(),
-                    "at": _now(),
-                },
-            )
+            record.fail(type(error).__name__, str(error), traceback.format_exc())
         mirror.finish({"failure": f"{type(error).__name__}: {error}"}, exit_code=1)
         raise
 

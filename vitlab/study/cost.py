@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitlab.config import CellConfig, DatasetConfig, RecipeConfig, experiment
+from vitlab.core.integrity import DamagedError, misfit
 from vitlab.data.order import epoch_length
 from vitlab.models.size import count_parameters
 from vitlab.study.cell import cell_of
@@ -19,6 +20,11 @@ from vitlab.study.plan import Plan, PlannedCell, planned_steps
 from vitlab.study.provenance import device_kind
 from vitlab.study.record import Record, records
 
+_MEASURED = {
+    "dataset": {"name": str},
+    "recipe": {"precision": str, "epochs": int, "batch_size": int, "eval_every": int, "repeated_augmentation": int},
+}
+"""What an experiment must tell to give a price."""
 _MOMENTS = {"adamw": 2, "sgd": 1}
 """Tensors of the weights' size that an optimizer's state holds."""
 
@@ -46,11 +52,15 @@ class Throughput:
         """
         recipe, result = self.experiment["recipe"], self.result
         devices = max(1.0, result["device_seconds"] / max(result["wall_seconds"], 1e-9))
-        rates = [row["images_per_second"] for row in self.record.rows()] or [result["images_per_second"]]
+        try:
+            rates = [row["images_per_second"] for row in self.record.rows() if "images_per_second" in row]
+        except DamagedError:
+            rates = []
+        rates = rates or [result["images_per_second"]]
         per_trained = devices / max(statistics.median(rates), 1e-9)
         length = epoch_length(result["num_train"], recipe["repeated_augmentation"])
         trained = recipe["epochs"] * (length // recipe["batch_size"]) * recipe["batch_size"]
-        evaluated = _evaluations(recipe["epochs"], recipe["eval_every"], recipe["ema_decay"]) * result["num_eval"]
+        evaluated = _evaluations(recipe["epochs"], recipe["eval_every"], recipe.get("ema_decay")) * result["num_eval"]
         rest = result["device_seconds"] - trained * per_trained
         return per_trained, max(0.0, rest) / evaluated if evaluated else 0.0
 
@@ -70,9 +80,9 @@ def throughputs(plan: Plan) -> list[Throughput]:
     """What the finished cells below the plan's folder tell."""
     known = []
     for record in records(plan.output_dir):
-        result, config = record.read("result.json"), record.read("config.yaml")
-        if result and config:
-            origin, cell = record.read("provenance.json") or {}, config["experiment"]
+        result, config = record.read_intact("result.json"), record.read_intact("config.yaml")
+        if result and config and not misfit(config["experiment"], _MEASURED):
+            origin, cell = record.read_intact("provenance.json") or {}, config["experiment"]
             known.append(Throughput(
                 record.id, cell["model"], cell["dataset"]["name"], cell["recipe"]["precision"],
                 str(origin.get("device_name")), result.get("finished_at", ""), result["num_parameters"], result, cell,
@@ -113,9 +123,12 @@ _experiment = functools.cache(experiment)
 def _done(plan: Plan, cell: PlannedCell) -> float:
     """The share of a cell that its checkpoint has behind it."""
     record = plan.record(cell)
-    if cell.again or cell.state in ("missing", "finished") or not (record.folder / "last.pt").exists():
+    if cell.again or cell.state in ("missing", "finished", "damaged") or not (record.folder / "last.pt").exists():
         return 0.0
-    return len(record.rows()) / cell_of(cell.config).recipe.epochs
+    try:
+        return len(record.rows()) / cell_of(cell.config).recipe.epochs
+    except DamagedError:
+        return 0.0
 
 
 def _evaluations(epochs: int, every: int, ema_decay: float | None) -> int:

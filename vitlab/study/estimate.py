@@ -33,13 +33,20 @@ def _cells(plan: Plan, prices: dict[str, Price], columns: int | None) -> list[st
         if coming and cost.source and cost.device_seconds is not None and cost.wall_seconds is not None:
             told += f"  {cost.device_seconds / 3600:>8,.2f} {_unit(cost)}  about {duration(cost.wall_seconds)}"
         wait = f"  after {cell.needs}" if cell.needs and cell.selected else ""
-        wait += ", which failed: study.retry_failed=true" if cell.id in plan.blocked else ""
+        wait += _blocked_by(plan, cell) if cell.id in plan.blocked else ""
         alias = f"  = {', '.join(cell.aliases)}" if cell.aliases else ""
         rows.append((cell.id, cell.name, _standing(plan, cell), told + wait + alias))
     names, states = (max(len(row[i]) for row in rows) for i in (1, 2))
     if columns:
         names = max(12, min(names, columns - 18 - states - max(len(row[3]) for row in rows)))
     return [f"  {key}  {shortened(name, names):<{names}}  {state:<{states}}{rest}" for key, name, state, rest in rows]
+
+
+def _blocked_by(plan: Plan, cell: PlannedCell) -> str:
+    """What keeps a cell's pre-training from being used, and what to type."""
+    if plan.state_of(cell.needs or "") == "damaged":
+        return f", which is damaged: study.rerun='[{cell.needs}]'"
+    return ", which failed: study.retry_failed=true"
 
 
 def _standing(plan: Plan, cell: PlannedCell) -> str:
@@ -155,8 +162,9 @@ def _scatter(plan: Plan) -> float | None:
     """The pooled standard deviation of top-1 between seeds of equal cells, or None without two such."""
     groups: dict[CellConfig, list[float]] = {}
     for cell in plan.cells:
-        result = plan.record(cell).read("result.json") if cell.config.study.part == "cell" else None
-        if result and result["last"]:
+        usable = cell.state == "finished" and cell.config.study.part == "cell"
+        result = plan.record(cell).read_intact("result.json") if usable else None
+        if result and result.get("last"):
             groups.setdefault(dataclasses.replace(cell.config.cell, seed=0), []).append(result["last"]["top1"])
     several = [values for values in groups.values() if len(values) > 1]
     freedom = sum(len(v) - 1 for v in several)

@@ -113,7 +113,7 @@ def _ready(waiting: list[PlannedCell], plan: Plan, outcomes: dict[str, str], vie
     """
     ready = []
     for cell in list(waiting):
-        state = "finished" if cell.needs is None else plan.record_of(cell.needs).state()
+        state = "finished" if cell.needs is None else plan.state_of(cell.needs)
         if state == "finished":
             ready.append(cell)
             continue
@@ -201,9 +201,7 @@ def _conclude(job: _Job, plan: Plan, view: View) -> str:
     elif outcome == "killed":
         ended_by = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
         note = job.stopping or f"{ended_by}{', out of memory?' if ended_by == 'SIGKILL' else ''}"
-        record.write(
-            "failure.json", {"type": "Killed", "message": note, "traceback": "", "at": time.strftime("%FT%T%z")}
-        )
+        record.fail("Killed", note)
     elif outcome == "failed":
         if _failed_at(record) is None:
             _record_failure(record, code)
@@ -219,15 +217,14 @@ def _failed_at(record: Record) -> int | None:
 
 
 def _reason(record: Record) -> str:
-    failure = record.read("failure.json") or {}
+    failure = record.read_intact("failure.json") or {}
     return f"{failure.get('type', 'error')}: {failure.get('message', '')}"
 
 
 def _record_failure(record: Record, code: int | None) -> None:
     """Record the end of a cell that failed before it could do so itself: its log's last line says why."""
     words = (record.log_tail(1) or [f"exit code {code}"])[0]
-    failure = {"type": "Failed", "message": words, "traceback": "", "at": time.strftime("%FT%T%z")}
-    record.write("failure.json", failure)
+    record.fail("Failed", words)
 
 
 def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connection, gpus: Sequence[str]) -> None:

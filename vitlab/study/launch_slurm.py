@@ -52,7 +52,7 @@ def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str
             elif plan.record(cell).state() == "finished":  # by another command, since this one has planned
                 outcomes[cell.id] = "finished"
             elif cell.needs and cell.needs not in {c.id for c in cells}:
-                before = plan.record_of(cell.needs).state()
+                before = plan.state_of(cell.needs)
                 if before != "finished":
                     outcomes[cell.id] = "blocked"
                     view.status(cell.id, "blocked", f"its pre-training {cell.needs} is {before}")

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import WandbConfig
+from vitlab.core.integrity import DIGEST, digest_of
+from vitlab.study.record_schema import summary_figures
 
 
 class Mirror:
@@ -60,7 +62,8 @@ class Mirror:
         """End the run; `summary` holds the headline figures, flat."""
         if self._run is not None:
             try:
-                self._run.summary.update(summary or {})
+                figures = summary_figures(summary or {})
+                self._run.summary.update((summary or {}) | ({DIGEST: digest_of(figures)} if figures else {}))
                 self._run.finish(exit_code=exit_code)
             except Exception as error:
                 self._give_up(error)

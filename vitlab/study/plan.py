@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import GROUPS, CellConfig, Config, ConfigError, experiment
+from vitlab.core.errors import UserError
+from vitlab.core.integrity import DamagedError, NewerError
 from vitlab.data.order import epoch_length
 from vitlab.study.capacity import Capacity, capacity
+from vitlab.study.contents import read_contents
 from vitlab.study.identity import differences, identity
 from vitlab.study.mixture import attempts, mixtures
 from vitlab.study.provenance import device_kind, settings
@@ -43,6 +46,8 @@ class PlannedCell:
     """Whether this command trains it."""
     again: bool = False
     """Whether it is to be trained anew whatever its record holds (study.rerun)."""
+    faults: tuple[UserError, ...] = ()
+    """What is damaged of its record."""
 
     @property
     def stage(self) -> int:
@@ -66,14 +71,20 @@ class Plan:
 
     @functools.cached_property
     def blocked(self) -> frozenset[str]:
-        """Identities of the cells to train whose pre-training has failed and is not to be tried again."""
-        failed = {c.id for c in self.cells if c.state == "failed" and not c.selected}
+        """Identities of the cells to train whose pre-training has failed, or is damaged, and is not to be repeated."""
+        failed = {c.id for c in self.cells if c.state in ("failed", "damaged") and not c.selected}
         return frozenset(c.id for c in self.cells if c.selected and c.needs in failed)
 
     @functools.cached_property
     def capacity(self) -> Capacity:
         """How many cells train at once on this machine, asked once: GPUs may become busy."""
         return capacity(self.cells[0].config)
+
+    def state_of(self, identity: str) -> State:
+        """The state of a cell's record now; `damaged` where the plan found it so and does not train it again."""
+        if any(c.id == identity and c.state == "damaged" and not c.selected for c in self.cells):
+            return "damaged"
+        return self.record_of(identity).state()
 
     def record(self, cell: PlannedCell) -> Record:
         return self.record_of(cell.id)
@@ -95,9 +106,9 @@ def planned_steps(cell: PlannedCell) -> int:
 def build_plan(requests: Sequence[Request], study: str, trains_here: bool = True) -> Plan:
     """The plan for all requested cells and the pre-trainings they start from.
 
-    `trains_here` is False where this machine only submits, so that its own device says nothing. Raises ConfigError
-    where `study.rerun` names a cell that is not in the study; ValueError for a record to continue that is damaged or of
-    a newer schema.
+    `trains_here` is False where this machine only submits, so that its own device says nothing. Damaged records are
+    noted, and their cells neither used nor trained unless `study.rerun` names them. Raises ConfigError where it names a
+    cell that is not in the study; NewerError for a record of a newer schema.
     """
     first = requests[0].config
     output_dir = Path(first.output_dir)
@@ -113,20 +124,23 @@ def build_plan(requests: Sequence[Request], study: str, trains_here: bool = True
                 study_of_part = dataclasses.replace(request.config.study, part="pretraining")
                 config = dataclasses.replace(request.config, study=study_of_part)
                 overrides = (*request.overrides, "study.part=pretraining")
-                state = Record(output_dir / needs).state()
-                merged[needs] = PlannedCell(needs, starts[needs], config, overrides, state)
+                found = read_contents(Record(output_dir / needs), thorough=False)
+                merged[needs] = PlannedCell(needs, starts[needs], config, overrides, found.state, faults=found.faults)
         key = identity(request.config.cell)
         if key in merged:
             cell = merged[key]
             if name != cell.name:
                 merged[key] = dataclasses.replace(cell, aliases=(*cell.aliases, name))
             continue
-        merged[key] = PlannedCell(key, name, request.config, request.overrides, Record(output_dir / key).state(), needs)
+        found = read_contents(Record(output_dir / key), thorough=False)
+        merged[key] = PlannedCell(key, name, request.config, request.overrides, found.state, needs, faults=found.faults)
     cells = _select(list(merged.values()), first)
-    for cell in cells:
-        if cell.selected and not cell.again and cell.state != "missing":
-            Record(output_dir / cell.id).read("config.yaml")  # refuses what a newer vitlab has begun
-    notes = [*_drift(cells, study, output_dir), *_mixture(cells, output_dir, trains_here)]
+    faults = [(cell.name, fault) for cell in cells if not cell.again for fault in cell.faults]
+    for _, fault in faults:
+        if isinstance(fault, NewerError):
+            raise fault
+    notes = [f"{name}: {fault}" for name, fault in faults]
+    notes += [*_drift(cells, study, output_dir), *_mixture(cells, output_dir, trains_here)]
     return Plan(study, output_dir, tuple(cells), tuple(notes), trains_here)
 
 
@@ -214,14 +228,19 @@ def study_content(plan: Plan, config: Config) -> dict[str, Any]:
 
 def _drift(cells: Iterable[PlannedCell], study: str, output_dir: Path) -> list[str]:
     """Cells that this study knew under the same name with another meaning: a default has changed since."""
-    known = read_study(output_dir, study) or {"cells": []}
+    try:
+        known = read_study(output_dir, study) or {"cells": []}
+    except DamagedError as error:
+        if Path(error.path).is_dir():  # it could not be written again
+            raise
+        return [f"{error.path}: {error.problem}; this command writes it again"]
     before = {entry["name"]: entry["id"] for entry in known["cells"]}
     notes = []
     for cell in cells:
         old = before.get(cell.name)
         if old is None or old == cell.id or cell.config.study.part != "cell":
             continue
-        recorded = Record(output_dir / old).read("config.yaml")
+        recorded = Record(output_dir / old).read_intact("config.yaml")
         if recorded:
             changes = differences(recorded["experiment"], experiment(cell.config.cell)) or ["the code's semantics"]
             notes.append(f"{cell.name} was {old} and is now {cell.id}: {'; '.join(changes)}")
@@ -232,7 +251,7 @@ def _mixture(cells: Sequence[PlannedCell], output_dir: Path, trains_here: bool) 
     """Whether finished and coming cells would mix code, packages, kinds of device, threads or compilation."""
     coming = [cell.config for cell in cells if cell.selected]
     kept = [cell for cell in cells if not cell.again and cell.state in ("finished", "interrupted")]
-    known = [a for cell in kept for a in attempts(Record(output_dir / cell.id).read("provenance.json"))]
+    known = [a for cell in kept for a in attempts(Record(output_dir / cell.id).read_intact("provenance.json"))]
     if not coming or not known:
         return []
     device = device_kind(coming[0].device) if trains_here else None

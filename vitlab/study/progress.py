@@ -15,6 +15,7 @@ from vitlab.train.events import EpochEnded, Event, Progressed, Started
 MARKS = {
     "finished": "✓",
     "failed": "✗",
+    "damaged": "✗",
     "blocked": "⊘",
     "running": "▸",
     "waiting": "·",
@@ -22,7 +23,14 @@ MARKS = {
     "killed": "✗",
     "running elsewhere": "▹",
 }
-COLOURS = {"finished": "green", "failed": "red", "killed": "red", "blocked": "yellow", "running": "cyan"}
+COLOURS = {
+    "finished": "green",
+    "failed": "red",
+    "killed": "red",
+    "damaged": "red",
+    "blocked": "yellow",
+    "running": "cyan",
+}
 
 
 @dataclass
@@ -83,7 +91,9 @@ class View:
     def __init__(self, plan: Plan, stream: Any = None) -> None:
         self.stream = stream or sys.stdout
         self.cells = {cell.id: Progress(cell, planned_steps(cell)) for cell in plan.todo}
-        self.before = Counter(c.state for c in plan.cells if not c.selected and c.state in ("finished", "failed"))
+        self.before = Counter(
+            c.state for c in plan.cells if not c.selected and c.state in ("finished", "failed", "damaged")
+        )
         self.study, self.begun = plan.study, time.monotonic()
         self._live: Any = None
 

@@ -18,11 +18,17 @@ from typing import Any, Literal
 
 import yaml
 
+from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, read_text, sealed
 from vitlab.study.identity import recorded_identity
+from vitlab.study.record_schema import FILES, ROW, STUDY
 
 SCHEMA_VERSION = 1
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
-State = Literal["finished", "running", "failed", "interrupted", "missing"]
+DIGESTED = ("config.yaml", "metrics.jsonl", "predictions.npz", "predictions_ema.npz")
+"""The files whose digests result.json holds under `files`: they no longer change when it is written."""
+State = Literal["finished", "running", "failed", "interrupted", "missing", "damaged"]
+"""`damaged`: something of the record that counts cannot be read, or is not what was written (see study/contents.py)."""
+
+_TYPE_AGAIN = "restore the file, or type the study's command again: it writes the list and trains nothing twice"
 
 
 class Record:
@@ -52,7 +58,7 @@ class Record:
         try:
             with (self.folder / "lock").open("r+", encoding="utf-8") as stream:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who ask do not see one another
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return False
         except BlockingIOError:
             return True
@@ -71,14 +77,18 @@ class Record:
             stream.flush()
             yield True
 
+    @property
+    def remedy(self) -> str:
+        """What to do about a damaged file of this cell."""
+        return f"restore the file, or train the cell again: study.rerun='[{self.id}]'"
+
     def write(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON or YAML file atomically."""
+        """Write a JSON or YAML file with its digest, atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / name
         temporary = path.with_name(f".{name}.{os.getpid()}")
-        text = (
-            yaml.safe_dump(content, sort_keys=False) if path.suffix == ".yaml" else json.dumps(content, indent=1) + "\n"
-        )
+        whole = sealed(content)
+        text = yaml.safe_dump(whole, sort_keys=False) if path.suffix == ".yaml" else json.dumps(whole, indent=1) + "\n"
         try:
             with temporary.open("w", encoding="utf-8") as stream:
                 stream.write(text)
@@ -89,29 +99,35 @@ class Record:
             temporary.unlink(missing_ok=True)
             raise OSError(f"could not write {path}: {error}") from error
 
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json, which ends the cell: `result`, and the digests of the files that it sums up."""
+        files = {name: file_digest(self.folder / name) for name in DIGESTED if (self.folder / name).is_file()}
+        self.write("result.json", {"schema_version": SCHEMA_VERSION, "id": self.id} | result | {"files": files})
+
+    def fail(self, kind: str, message: str, traceback: str = "") -> None:
+        """Write failure.json: what ended an attempt at this cell."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        content = {"id": self.id, "type": kind, "message": message, "traceback": traceback, "at": at}
+        self.write("failure.json", content)
+
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON or YAML file of the folder, or None.
 
-        Raises ValueError for a damaged file, a newer schema, or a file that belongs to another record.
+        Raises DamagedError for a file that is damaged or belongs to another record, NewerError for a newer schema.
         """
         path = self.folder / name
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        content = read_mapping(path, self.remedy, SCHEMA_VERSION)
+        if content is None:
             return None
-        try:
-            content = yaml.load(text, _YAML) if path.suffix == ".yaml" else json.loads(text)
-        except (json.JSONDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{path}: damaged ({error}); remove it or restore it") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{path}: damaged (no mapping inside); remove it or restore it")
-        if content.get("schema_version", 0) > SCHEMA_VERSION:
-            raise ValueError(
-                f"{path}: written by a newer vitlab (schema {content['schema_version']}, this one reads up to "
-                f"{SCHEMA_VERSION}); update vitlab or use another output_dir"
-            )
-        _check_owner(path, content)
+        _check_owner(path, content, self.remedy)
         return content
+
+    def read_intact(self, name: str) -> dict[str, Any] | None:
+        """The same for those who only show it: None also for a damaged file."""
+        try:
+            return self.read(name)
+        except DamagedError:
+            return None
 
     def append_row(self, row: Mapping[str, Any]) -> None:
         """Add a row to metrics.jsonl; it is on the disk when this returns. Raises OSError that names the file."""
@@ -125,22 +141,35 @@ class Record:
             raise OSError(f"could not write {path}: {error}") from error
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line that a dying process left unfinished is not one."""
+        """The rows of metrics.jsonl, one of each epoch from the first; a last line that a dying process left
+        unfinished is not one. Raises DamagedError for any other line that is not the next epoch's row."""
         path = self.folder / "metrics.jsonl"
-        rows = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
+        lines = (read_text(path, self.remedy) or "").splitlines(keepends=True)
+        rows: list[dict[str, Any]] = []
+        for epoch, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                problem = misfit(row, ROW)
+            except (ValueError, RecursionError) as error:
+                problem = str(error)
+            if problem and epoch == len(lines) and not line.endswith("\n"):
+                break
+            if problem or row["epoch"] != epoch:
+                problem = problem or f"epoch is {row['epoch']}"
+                raise DamagedError(path, f"damaged (line {epoch}: {problem})", self.remedy)
+            rows.append(row)
         return rows
 
     def keep_rows(self, epochs: int) -> None:
-        """Drop the rows after epoch `epochs`: what follows is about to be trained again."""
-        rows = self.rows()
-        kept = [row for row in rows if row["epoch"] <= epochs]
+        """Drop the rows after epoch `epochs`: what follows is about to be trained again.
+
+        Raises DamagedError where not every epoch up to it has a row.
+        """
         path = self.folder / "metrics.jsonl"
-        if path.exists() and path.read_text(encoding="utf-8") != (
-            text := "".join(json.dumps(row) + "\n" for row in kept)
-        ):
+        if len(rows := self.rows()) < epochs:
+            raise DamagedError(path, f"damaged (it has {len(rows)} of {epochs} epochs)", self.remedy)
+        text = "".join(json.dumps(row) + "\n" for row in rows[:epochs])
+        if path.exists() and path.read_text(encoding="utf-8") != text:
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
@@ -159,6 +188,8 @@ class Record:
 
         Raises ValueError where a process is training the cell.
         """
+        if (self.folder / "lock").is_dir():  # damage; no process can hold it
+            shutil.rmtree(self.folder / "lock")
         with self.locked() as held:
             if not held:
                 raise ValueError(f"{self.folder}: another process is training this cell; end it before study.rerun")
@@ -178,29 +209,25 @@ class Record:
     def log_tail(self, lines: int = 5) -> list[str]:
         """The last lines of the cell's log."""
         path = self.folder / "log.txt"
-        return path.read_text(errors="replace", encoding="utf-8").splitlines()[-lines:] if path.exists() else []
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:] if path.is_file() else []
 
 
-def _check_owner(path: Path, content: dict[str, Any]) -> None:
-    """Raise ValueError where what a file says of its cell, or of its study, is not true of the place it is in.
+def _check_owner(path: Path, content: dict[str, Any], remedy: str) -> None:
+    """Raise DamagedError where a file has not its kind's shape, or is not of the cell whose folder it lies in.
 
     A cell's folder has the cell's identity as its name, and the identity follows from the recorded experiment.
     """
     cell = path.parent.name
-    if "id" in content and content["id"] != cell:
-        raise ValueError(
-            f"{path}: belongs to cell {content['id']}, and this is the folder of {cell}; put the cell's own file back, "
-            f"or train the cell again with study.rerun='[{cell}]'"
-        )
-    if "experiment" in content and "semantics" in content:
+    if content.get("id", cell) != cell:
+        raise DamagedError(path, f"belongs to cell {content['id']}, and this is the folder of {cell}", remedy)
+    if problem := misfit(content, FILES.get(path.name, {})):
+        raise DamagedError(path, f"damaged ({problem})", remedy)
+    if path.name == "config.yaml" and "semantics" in content:
         meant = recorded_identity(content["experiment"], content["semantics"])
         if meant != cell:
-            raise ValueError(
-                f"{path}: holds the configuration of cell {meant}, and this is the folder of {cell}; put the cell's "
-                f"own file back, or train the cell again with study.rerun='[{cell}]'"
+            raise DamagedError(
+                path, f"holds the configuration of cell {meant}, and this is the folder of {cell}", remedy
             )
-    if path.parent.name == "studies" and content.get("name", path.stem) != path.stem:
-        raise ValueError(f"{path}: is the list of study {content['name']!r}; give the file that name, or remove it")
 
 
 def _acquire(stream: Any, tries: int = 5) -> bool:
@@ -229,18 +256,29 @@ def write_study(output_dir: Path, name: str, content: dict[str, Any]) -> Path:
 
 
 def read_study(output_dir: Path, name: str | None = None) -> dict[str, Any] | None:
-    """The study of that name, or the last one; None where there is none."""
+    """The study of that name, or the last one; None where there is none. Raises DamagedError or NewerError."""
     folder = output_dir / "studies"
     if name is None:
         files = sorted(folder.glob("*.json"), key=lambda f: f.stat().st_mtime_ns) if folder.is_dir() else []
         if not files:
             return None
         name = files[-1].stem
-    return Record(folder).read(f"{name}.json")
+    path = folder / f"{name}.json"
+    content = read_mapping(path, _TYPE_AGAIN, SCHEMA_VERSION)
+    if content is None:
+        return None
+    if problem := misfit(content, STUDY):
+        raise DamagedError(path, f"damaged ({problem})", _TYPE_AGAIN)
+    if content["name"] != name:
+        raise DamagedError(path, f"is the list of study {content['name']!r}", _TYPE_AGAIN)
+    return content
 
 
 def place(output_dir: str | Path, study: str, identity: str) -> int | None:
-    """A cell's place in the order of its study, or None where the study does not list it."""
-    content = read_study(Path(output_dir), study)
+    """A cell's place in the order of its study, or None where the study does not list it, or cannot be read."""
+    try:
+        content = read_study(Path(output_dir), study)
+    except DamagedError:
+        return None
     ids = [entry["id"] for entry in content["cells"]] if content else []
     return ids.index(identity) if identity in ids else None

@@ -1,9 +1,9 @@
 """One cell inside a Slurm job: submitit unpickles a `CellJob` and calls it, once per rank.
 
 Exit codes: 0 finished; SAVED_AND_CONTINUE saved, and to be requeued by the batch script; SAVED saved because Slurm ends
-the job (preempted jobs are requeued by Slurm itself); ELSEWHERE another process trains the cell; 1 failed. Ranks other
-than 0 end with 0 unless they fail, and linger when they do: srun ends a step at the first rank that ends badly, and
-rank 0 has to write what happened.
+the job (preempted jobs are requeued by Slurm itself); ELSEWHERE another process trains the cell, or its record is
+damaged; 1 failed. Ranks other than 0 end with 0 unless they fail, and linger when they do: srun ends a step at the
+first rank that ends badly, and rank 0 has to write what happened.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def exit_code(outcome: str, signals: set[int]) -> int:
     """What rank 0 ends with after `outcome`, where `signals` asked for an end."""
     if outcome == "interrupted":
         return SAVED_AND_CONTINUE if signals == {signal.SIGUSR2} else SAVED
-    return ELSEWHERE if outcome == "running elsewhere" else 0
+    return ELSEWHERE if outcome in ("running elsewhere", "damaged") else 0
 
 
 def _requeue() -> None:

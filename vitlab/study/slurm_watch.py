@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 
+from vitlab.core.integrity import DamagedError
 from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
@@ -74,7 +75,12 @@ def watch(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, view: View
 def _show_rows(cell: PlannedCell, plan: Plan, view: View, shown: dict[str, int], running: bool) -> None:
     if not running:
         return
-    for row in plan.record(cell).rows():
+    try:
+        rows = plan.record(cell).rows()
+    except DamagedError as error:
+        view.status(cell.id, "running", str(error))
+        return
+    for row in rows:
         if row["epoch"] > shown.get(cell.id, 0):
             if cell.id not in shown:  # the clock of what is left starts here
                 total = row["step"] // row["epoch"] * cell_of(cell.config).recipe.epochs
@@ -91,10 +97,10 @@ def _conclude(cell: PlannedCell, job: str, plan: Plan, view: View) -> str:
     if state == "running":
         outcome = "running elsewhere"
     elif state == "failed":
-        failure = record.read("failure.json") or {}
+        failure = record.read_intact("failure.json") or {}
         note = f"{failure.get('type', 'error')}: {failure.get('message', '')}"
-    elif cell.needs is not None and plan.record_of(cell.needs).state() != "finished":
-        outcome, note = "blocked", f"its pre-training {cell.needs} is {plan.record_of(cell.needs).state()}"
+    elif cell.needs is not None and plan.state_of(cell.needs) != "finished":
+        outcome, note = "blocked", f"its pre-training {cell.needs} is {plan.state_of(cell.needs)}"
     elif state != "finished":
         said = final_state(job)
         outcome = "interrupted" if was_ended(said) else "killed"
@@ -102,9 +108,7 @@ def _conclude(cell: PlannedCell, job: str, plan: Plan, view: View) -> str:
         if state == "missing":
             note += "; it ended before it began"
         if outcome == "killed":
-            record.write(
-                "failure.json", {"type": "Killed", "message": note, "traceback": "", "at": time.strftime("%FT%T%z")}
-            )
+            record.fail("Killed", note)
     view.status(cell.id, outcome, note)
     return outcome
 

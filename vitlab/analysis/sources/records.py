@@ -14,6 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from vitlab.core.errors import UserError
+from vitlab.study.contents import read_contents
 from vitlab.study.mixture import attempts
 from vitlab.study.record import Record, read_study, records
 
@@ -26,8 +28,9 @@ def collect(output_dir: str | Path = "runs", study: str | None = None) -> pd.Dat
 
     Columns: id, name, state, seed, the flattened experiment (`augment.mixup`, `recipe.lr`, `pretrain.dataset.name`, …),
     `label.<group>`, `last.top1` … `ema.best.loss` (percent, nats), num_eval, num_parameters, device_hours, commit,
-    device_name, devices, attempts (JSON: the settings of each attempt, see `study.mixture`), failure. Figures of
-    unfinished cells are missing. Raises ValueError for a damaged record, or where no such study is known.
+    device_name, devices, attempts (JSON: the settings of each attempt, see `study.mixture`), failure, faults (damaged
+    files, one to a line). Figures of unfinished and of damaged cells are missing. Raises UserError where no such study
+    is known, or its list of cells is damaged.
     """
     folder = Path(output_dir)
     if study is None:
@@ -35,7 +38,7 @@ def collect(output_dir: str | Path = "runs", study: str | None = None) -> pd.Dat
     content = read_study(folder, study)
     if content is None:
         known = sorted(f.stem for f in (folder / "studies").glob("*.json"))
-        raise ValueError(f"study: no study {study!r} in {folder}; there are: {', '.join(known) or 'none'}")
+        raise UserError(f"study: no study {study!r} in {folder}; there are: {', '.join(known) or 'none'}")
     rows = []
     for entry in content["cells"]:
         if entry["part"] == "cell":
@@ -52,21 +55,24 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def read_record(record: Record) -> dict[str, Any]:
-    """One cell's row."""
-    config = record.read("config.yaml")
-    row: dict[str, Any] = {"id": record.id, "state": record.state(), "folder": str(record.folder)}
-    if config is None:
-        return row
-    row |= experiment_columns(config["experiment"], config["labels"])
-    row |= {"name": config["name"], "devices": config["runtime"]["devices"]}
-    origin = record.read("provenance.json") or {}
-    row |= {"commit": origin.get("commit"), "dirty": origin.get("dirty"), "device_name": origin.get("device_name")}
-    started_with = {key: config["runtime"].get(key) for key in ("devices", "threads")}
-    row["attempts"] = json.dumps([with_defaults(attempt, started_with) for attempt in attempts(origin)])
-    if result := record.read("result.json"):
-        row |= result_columns(result)
-    if failure := record.read("failure.json"):
-        row["failure"] = f"{failure['type']}: {failure['message']}"
+    """One cell's row. Damage raises nothing: `faults` names the files, one to a line, and what they told is missing."""
+    found = read_contents(record)
+    row: dict[str, Any] = {"id": record.id, "state": found.state, "folder": str(record.folder)}
+    if found.faults:
+        row["faults"] = "\n".join(map(str, found.faults))
+    started_with: dict[str, Any] = {}
+    if found.config is not None:
+        row |= experiment_columns(found.config["experiment"], found.config["labels"])
+        row |= {"name": found.config["name"], "devices": found.config["runtime"]["devices"]}
+        started_with = {key: found.config["runtime"].get(key) for key in ("devices", "threads")}
+    if found.provenance is not None:
+        row |= {key: found.provenance.get(key) for key in ("commit", "dirty", "device_name")}
+        told = [with_defaults(attempt, started_with) for attempt in attempts(found.provenance)]
+        row["attempts"] = json.dumps(told)
+    if found.result is not None and found.state == "finished":
+        row |= result_columns(found.result)
+    if found.failure is not None:
+        row["failure"] = f"{found.failure['type']}: {found.failure['message']}"
     return row
 
 
@@ -81,27 +87,17 @@ def experiment_columns(experiment: Mapping[str, Any], labels: Mapping[str, str])
 
 
 def result_columns(result: Mapping[str, Any]) -> dict[str, Any]:
-    """result.json's figures as columns. Raises ValueError for a figure that is missing or not a number."""
+    """The figures of a result.json, of the shape that its reader has checked, as columns; NaN and infinity are none."""
     row: dict[str, Any] = {}
-    hours = result.get("device_seconds")
-    if not isinstance((result.get("last") or {}).get("top1"), int | float) or not isinstance(hours, int | float):
-        raise ValueError(
-            f"{result.get('id')}: its result has no number last.top1 or device_seconds; the record is damaged, train "
-            "the cell anew"
-        )
     for part in PARTS:
         node: Any = result
         for key in part.split("."):
             node = (node or {}).get(key)
         for figure in FIGURES:
             value = (node or {}).get(figure)
-            if value is not None and (isinstance(value, str) or not math.isfinite(value)):  # W&B writes "NaN"
-                raise ValueError(
-                    f"{result.get('id')}: {part}.{figure} is {value}; the record is damaged, train the cell anew"
-                )
-            row[f"{part}.{figure}"] = value
+            row[f"{part}.{figure}"] = value if value is None or math.isfinite(value) else None
     row |= {key: result.get(key) for key in ("num_eval", "num_train", "num_parameters", "epochs", "images_per_second")}
-    return row | {"device_hours": hours / 3600, "finished_at": result.get("finished_at")}
+    return row | {"device_hours": result["device_seconds"] / 3600, "finished_at": result.get("finished_at")}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

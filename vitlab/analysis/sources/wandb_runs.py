@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
+import shutil
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from vitlab.analysis.sources.records import experiment_columns, frame, result_columns
 from vitlab.analysis.sources.wandb_files import merge_runs, offline_runs
-from vitlab.config import ConfigError
+from vitlab.config import GROUPS, ConfigError
+from vitlab.core.integrity import DIGEST, DamagedError, Shape, digest_of, misfit, read_mapping, sealed, texts
 from vitlab.study.mixture import attempts
+from vitlab.study.record import SCHEMA_VERSION
+from vitlab.study.record_schema import FILES, ROW, summary_figures
 
 _TRIES = 4
 _STATES = {
     "finished": "finished", "running": "running", "pending": "running", "preempting": "running", "failed": "failed",
+    "damaged": "damaged",
 }  # fmt: skip
 """W&B's state → a record's; anything else (crashed, killed, preempted) is an interrupted cell, not a low number."""
+_FROM_RECORDS = "take the table from the records (source=runs), or remove the run"
+_RUN = {"id": str, "state": str, "config": dict, "summary": dict, "url?": str}
+_CONFIG = {"seed": int} | {group: dict for group in GROUPS} | {
+    "vitlab": {
+        "id?": str, "name": str, "study": str, "labels": texts, "table?": str, "devices": int, "commit?": str,
+        "dirty?": bool, "device_name?": str, "attempts?": [dict],
+    },
+}  # fmt: skip
 _FINAL = ("not find", "permission", "api_key", "login", "401", "403", "unauthorized", "filter")
 """What a server says that will say the same if asked again."""
 
@@ -41,7 +57,7 @@ def collect_wandb(
     With `entity`, the server is asked once per page of 100 runs and the answer kept in `output_dir/wandb_cache`;
     `refresh` asks again; `filters` are W&B's own (`{"state": "finished"}`, `{"tags": "paper"}`). Without, the offline
     runs below `output_dir` are read. Raises ConfigError where there are none or the server refuses, naming what was
-    asked, ValueError where two finished runs of one cell disagree or a figure is not a number.
+    asked; DamagedError where the kept answer cannot be read. Damaged runs become rows that say so (`faults`).
     """
     folder = Path(output_dir)
     if entity is None:
@@ -52,41 +68,102 @@ def collect_wandb(
     else:
         runs = merge_runs(_from_server(entity, project, study, folder, refresh, filters or {}))
         where = f"in {entity}/{project}"
-    runs = [run for run in runs if run["config"].get("vitlab", {}).get("part", "cell") == "cell"]
-    runs = [run for run in runs if "vitlab" in run["config"]]
-    if study is not None:
-        runs = [run for run in runs if run["config"]["vitlab"]["study"] == study]
-    if not runs:
+    rows = [(_place(run), _row(run)) for run in runs if _is_asked_for(run, study)]
+    if not rows:
         raise ConfigError("source", f"no run of vitlab's{f' of study {study!r}' if study else ''} {where}")
-    runs.sort(key=_place)
-    return frame(_row(run) for run in runs)
+    return frame(row for _, row in sorted(rows, key=lambda found: found[0]))
+
+
+def _about(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What vitlab noted of a run in its configuration; nothing where another program logged it."""
+    about = run["config"].get("vitlab")
+    return about if isinstance(about, Mapping) else {}
+
+
+def _is_asked_for(run: Mapping[str, Any], study: str | None) -> bool:
+    """Whether a run is a cell's, of the study. Damaged ones that do not tell their study might be."""
+    about = _about(run)
+    if not about:
+        return bool(run.get("faults"))
+    return about.get("part", "cell") == "cell" and (study is None or about.get("study", study) == study)
 
 
 def _place(run: Mapping[str, Any]) -> tuple[bool, int, str, str]:
     """In the order of the study, as far as it is known."""
-    about = run["config"]["vitlab"]
+    about = _about(run)
     place = about.get("place")
-    return place is None, place or 0, about["name"], run["id"]
+    return not isinstance(place, int), place if isinstance(place, int) else 0, str(about.get("name")), str(run["id"])
 
 
 def _row(run: Mapping[str, Any]) -> dict[str, Any]:
-    config, summary = dict(run["config"]), run["summary"]
-    about = config.pop("vitlab")
-    state = _STATES.get(run["state"], "interrupted")
-    if state == "finished" and "last/top1" not in summary:  # saved and stopped before its end
-        state = "interrupted"
-    row = {"id": about.get("id", run["id"]), "name": about["name"], "state": state, "table": about.get("table")}
-    row |= experiment_columns({k: v for k, v in config.items() if not k.startswith("_")}, about["labels"])
-    row |= {key: about[key] for key in ("devices", "commit", "dirty", "device_name")}
-    row["attempts"] = json.dumps(about.get("attempts") or attempts(about))
-    if state == "finished":
-        row |= result_columns(_nest(summary) | {"id": row["id"]}) | {"hits": summary.get("hits")}
-    if state == "failed" and "failure" in summary:
+    """A run as a cell's row. Damage raises nothing: `faults` names it, and what cannot be trusted is missing."""
+    where = run.get("url") or run.get("origin") or f"run {run['id']}"
+    faults = [str(fault) for fault in run.get("faults", ())]
+    about, config, summary = _about(run), run["config"], run["summary"]
+
+    def note(problem: str | None) -> bool:
+        """Whether there is no problem; one that there is becomes a fault."""
+        if problem:
+            faults.append(str(DamagedError(where, problem, _FROM_RECORDS)))
+        return not problem
+
+    row: dict[str, Any] = {"id": str(about.get("id", run["id"])), "state": _STATES.get(run["state"], "interrupted")}
+    if config and note(_misfit(config, _CONFIG)):
+        row |= {"name": about["name"], "table": about.get("table")}
+        row |= experiment_columns({key: config[key] for key in ("seed", *GROUPS)}, about["labels"])
+        row |= {key: about.get(key) for key in ("devices", "commit", "dirty", "device_name")}
+        row["attempts"] = json.dumps(about.get("attempts") or attempts(about))
+    else:  # not even known which cell it is
+        row["state"] = "damaged"
+    if row["state"] == "finished" and "last/top1" not in summary:  # saved and stopped before its end
+        row["state"] = "interrupted"
+    if row["state"] == "finished":
+        changed = DIGEST in summary and summary[DIGEST] != digest_of(summary_figures(summary))
+        result = _nest(summary)
+        if note("damaged (its summary has changed since it was written)" if changed else _misfit(result, _SUMMARY)):
+            row |= result_columns(result) | {"hits": summary.get("hits")}
+        else:
+            row["state"] = "damaged"
+    if row["state"] == "failed" and isinstance(summary.get("failure"), str):
         row["failure"] = summary["failure"]
     if run.get("url"):
         row["url"] = run["url"]
-    curve = [{"epoch": e, "eval/top1": top1} for e, top1 in json.loads(summary.get("curve") or "[]")]
-    return row | {"rows": json.dumps(run.get("history") or curve)}
+    history = run.get("history") or _curve(summary.get("curve"))
+    if note(_misfit({"history": history}, {"history": [ROW]})):
+        row["rows"] = json.dumps(history)
+    return row | ({"faults": "\n".join(dict.fromkeys(faults))} if faults else {})
+
+
+def _misfit(value: Any, shape: Shape) -> str | None:
+    problem = misfit(value, shape)
+    return problem and f"damaged ({problem})"
+
+
+def unpacked_hits(packed: str) -> np.ndarray:
+    """Which evaluation images a cell's last model gets right, (N,) bool, from what `study.mirror.packed_hits` made."""
+    count, _, data = packed.partition(":")
+    bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(data, validate=True)), np.uint8))
+    if not 0 <= len(bits) - int(count) < 8:
+        raise ValueError(f"{len(bits)} bits are not of {count} images")
+    return bits[: int(count)].astype(bool)
+
+
+def _unpacks(packed: Any) -> bool:
+    try:
+        return bool(len(unpacked_hits(packed)))
+    except (ValueError, AttributeError, zlib.error):
+        return False
+
+
+_SUMMARY = FILES["result.json"] | {"hits?": _unpacks, "bad_images?": object}
+
+
+def _curve(packed: Any) -> Any:
+    """The rows of a summary's `curve` (see `study.mirror.packed_curve`); what it is not is left for the caller."""
+    try:
+        return [{"epoch": epoch, "eval/top1": top1} for epoch, top1 in json.loads(packed or "[]")]
+    except (ValueError, TypeError):
+        return packed
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,15 +185,19 @@ def _from_server(
 ) -> list[dict[str, Any]]:
     asked = json.dumps([entity, project, study, filters], sort_keys=True)
     cache = output_dir / "wandb_cache" / f"{project}_{hashlib.sha256(asked.encode()).hexdigest()[:12]}.json"
-    if cache.is_file() and not refresh:
-        try:
-            return json.loads(cache.read_text(encoding="utf-8"))["runs"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError("source", f"{cache} is damaged; ask W&B again with refresh=true") from error
+    remedy = "ask W&B again with refresh=true"
+    if not refresh and (known := read_mapping(cache, remedy, SCHEMA_VERSION)) is not None:
+        if problem := misfit(known, {"asked?": str, "runs": [_RUN]}):
+            raise DamagedError(cache, f"damaged ({problem})", remedy)
+        if known.get("asked", asked) != asked:
+            raise DamagedError(cache, f"of another question ({known['asked']})", remedy)
+        return known["runs"]
     runs = _ask(entity, project, ({"group": study} if study else {}) | dict(filters))
+    if cache.is_dir():  # damage
+        shutil.rmtree(cache)
     cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"asked": asked, "runs": runs}), encoding="utf-8")
+    temporary.write_text(json.dumps(sealed({"asked": asked, "runs": runs})), encoding="utf-8")
     temporary.replace(cache)
     return runs
 

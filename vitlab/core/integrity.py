@@ -1,0 +1,210 @@
+"""Files that show whether they are what was written: digests in JSON and YAML, checksums in archives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitlab.core.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DIGEST = "digest"
+"""The key under which a mapping holds the digest of all its other keys."""
+
+
+class DamagedError(UserError):
+    """A file that cannot be read, or that is not what was written. Reads `PATH: problem; remedy`.
+
+    `path` is an address where the file is a run of W&B's server.
+    """
+
+    def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
+        super().__init__(remedy)
+        self.args = (path, problem, remedy)
+        self.path, self.problem = path, problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; {self.text}"
+
+
+class NewerError(UserError):
+    """A file that a newer vitlab has written."""
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 (64 hexadecimal digits) of a mapping of plain values, without its own digest.
+
+    The order of keys does not count, and 90.0 is 90: JSON and YAML writers differ in both.
+    """
+    plain = _normal({key: value for key, value in content.items() if key != DIGEST})
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _normal(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _normal(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_normal(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with its digest as the last key."""
+    return {key: value for key, value in content.items() if key != DIGEST} | {DIGEST: digest_of(content)}
+
+
+def is_sealed(content: Mapping[str, Any]) -> bool:
+    """Whether `content` is what `sealed` made. False also for a mapping without a digest."""
+    return content.get(DIGEST) == digest_of(content)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (64 hexadecimal digits) of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_text(path: Path, remedy: str) -> str | None:
+    """A UTF-8 text file, or None where there is none. Raises DamagedError for anything else of that name."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise DamagedError(path, f"damaged (byte {error.start} is not UTF-8)", remedy) from error
+    except IsADirectoryError as error:
+        raise DamagedError(path, "is a folder, not a file", remedy) from error
+    except OSError as error:
+        raise DamagedError(path, f"cannot be read ({error.strerror})", remedy) from error
+
+
+def read_mapping(path: Path, remedy: str, schema: int) -> dict[str, Any] | None:
+    """A JSON or YAML file that holds a mapping, without its digest; None where there is no such file.
+
+    A file without a digest is taken as it is. Raises DamagedError, which ends in `remedy`, for a file that cannot be
+    parsed, holds no mapping, or has another content than when it was written; NewerError where its schema_version is
+    above `schema`.
+    """
+    text = read_text(path, remedy)
+    if text is None:
+        return None
+    if not text.strip():
+        raise DamagedError(path, "damaged (it is empty)", remedy)
+    try:
+        content = _parse_yaml(text) if path.suffix == ".yaml" else json.loads(text)
+    except Exception as error:  # damaged text makes the parsers raise nearly anything, RecursionError among them
+        raise DamagedError(path, f"damaged ({_one_line(error)})", remedy) from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise DamagedError(path, "damaged (no mapping inside)", remedy)
+    version = content.get("schema_version", 0)
+    if not isinstance(version, int):
+        raise DamagedError(path, f"damaged (schema_version is {version!r})", remedy)
+    if version > schema:
+        raise NewerError(
+            f"{path}: written by a newer vitlab (schema {version}, this one reads up to {schema}); update vitlab or "
+            "use another output_dir"
+        )
+    if DIGEST in content and not is_sealed(content):
+        raise DamagedError(path, "damaged (its content has changed since it was written)", remedy)
+    content.pop(DIGEST, None)
+    return content
+
+
+Shape = Any
+"""A type, or several; a predicate; a mapping of keys to shapes, where `key?` may be absent or null; `[shape]`, a list
+of such values."""
+
+
+def number(value: Any) -> bool:
+    """A number, which may be infinite or NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def finite(value: Any) -> bool:
+    return number(value) and math.isfinite(value)
+
+
+def percent(value: Any) -> bool:
+    """A number from 0 to 100."""
+    return finite(value) and 0 <= value <= 100
+
+
+def texts(value: Any) -> bool:
+    """A mapping of texts to texts, or to null."""
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) and (text is None or isinstance(text, str)) for key, text in value.items()
+    )
+
+
+def misfit(value: Any, shape: Shape, key: str = "") -> str | None:
+    """Where `value` is not of `shape`: "last.top1 is 'x'", or None. Keys that `shape` does not name may be anything."""
+    if isinstance(shape, Mapping):
+        if not isinstance(value, Mapping):
+            return f"{key or 'its content'} is {_shown(value)}"
+        for name, inner in shape.items():
+            own, inside = name.removesuffix("?"), f"{key}.{name}".strip(".").removesuffix("?")
+            if name.endswith("?") and value.get(own) is None:
+                continue
+            if found := misfit(value[own], inner, inside) if own in value else f"{inside} is missing":
+                return found
+        return None
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{key} is {_shown(value)}"
+        return next((m for i, v in enumerate(value) if (m := misfit(v, shape[0], f"{key}[{i}]"))), None)
+    if isinstance(shape, type | tuple):
+        boolean = shape is bool or (isinstance(shape, tuple) and bool in shape)
+        fits = isinstance(value, shape) and (boolean or not isinstance(value, bool))
+    else:
+        fits = shape(value)
+    return None if fits else f"{key} is {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def _parse_yaml(text: str) -> Any:
+    import yaml
+
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # C: ten times faster, where libyaml is there
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def require_whole_archive(path: Path, remedy: str) -> None:
+    """Read a zip archive (.npz, .pt) against its own checksums. Raises DamagedError where they differ.
+
+    NumPy notices most damage, PyTorch does not look: a flipped bit of a weight loads without a word.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except OSError as error:
+        raise DamagedError(path, f"cannot be read ({error.strerror or error})", remedy) from error
+    except Exception as error:  # damaged headers make zipfile and zlib raise nearly anything
+        raise DamagedError(path, f"damaged, or cut short ({_one_line(error)})", remedy) from error
+    if broken is not None:
+        raise DamagedError(path, f"damaged (the checksum of {broken} differs)", remedy)
+
+
+def load_arrays(path: Path, names: Sequence[str], remedy: str) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz file. Raises DamagedError for a file that is missing, damaged or lacks one."""
+    import numpy as np
+
+    require_whole_archive(path, remedy)
+    try:
+        with np.load(path) as content:
+            return {name: content[name] for name in names}
+    except Exception as error:  # whole, and of another kind: pickled objects, no arrays, other names
+        raise DamagedError(path, f"not the arrays that were written ({_one_line(error)})", remedy) from error
