@@ -8,7 +8,7 @@ from timm.models import VisionTransformer
 
 from vitlab.core.errors import ConfigError
 from vitlab.explain import UnfitError, attention_distance, attention_maps, rollout, rollout_map
-from vitlab.explain.chain import fuse_heads
+from vitlab.explain.attention import fuse_heads
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from vitlab.config import ConfigError, DatasetConfig, choice
-from vitlab.explain.classes import ClassNames, class_names
+from vitlab.explain.explained_model import ClassNames, class_names
 from vitlab.explain.pictures import evaluation_pictures, load_pictures, normalise
 
 PLAIN = DatasetConfig("plain", kind="folder", num_classes=3)

@@ -12,11 +12,10 @@ from vitlab.config import Config, ConfigError
 from vitlab.explain.attention import rollout_map
 from vitlab.explain.explained_model import Subject, pick_device
 from vitlab.explain.faithfulness import Curves, perturbation_curves, random_maps, score_table
+from vitlab.explain.figures import METHOD_TITLES, draw_curves, save
 from vitlab.explain.methods import relevance
 from vitlab.explain.options import ExplainConfig, MethodName
 from vitlab.explain.pictures import evaluation_pictures, load_pictures
-from vitlab.explain.plot.curves import draw_curves
-from vitlab.explain.plot.style import METHOD_TITLES, save
 
 PERTURBED_AT_ONCE = 64
 SCENES = 256

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitlab.core.errors import ConfigError
-from vitlab.explain.attention import read_tokens
-from vitlab.explain.chain import chain, eye_like, patch_grid, to_grid
+from vitlab.explain.attention import chain, eye_like, patch_grid, read_tokens, to_grid
 from vitlab.explain.lrp_rules import OVERWRITTEN
 from vitlab.explain.recording import Recording, UnfitError, prepared, record, unwrapped
 

@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitlab.explain.attention import attention_maps
-from vitlab.explain.chain import patch_grid
+from vitlab.explain.attention import attention_maps, patch_grid
 from vitlab.explain.explained_model import Subject
+from vitlab.explain.figures import draw_distance, draw_filters, draw_similarity, save
 from vitlab.explain.options import ExplainConfig
 from vitlab.explain.pictures import load_pictures
-from vitlab.explain.plot.position import draw_distance, draw_filters, draw_similarity
-from vitlab.explain.plot.style import save
 from vitlab.explain.position import attention_distance, position_similarity, rgb_filters
 
 

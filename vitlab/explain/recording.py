@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.core.errors import UserError
-from vitlab.explain.tape import Meaning, Tape
+from vitlab.explain.traced_operations import Meaning, Tape
 
 
 class UnfitError(UserError):

@@ -10,10 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from vitlab.explain.explained_model import Subject
+from vitlab.explain.figures import METHOD_SOURCES, METHOD_TITLES, Tile, draw_tiles, save
 from vitlab.explain.options import ExplainConfig, MethodName
 from vitlab.explain.pictures import Picture, load_pictures
-from vitlab.explain.plot.maps import Tile, draw_tiles
-from vitlab.explain.plot.style import METHOD_SOURCES, METHOD_TITLES, save
 
 ROWS = 6
 """Rows of a figure; more pictures than that go on further sheets."""

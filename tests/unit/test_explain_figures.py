@@ -5,10 +5,19 @@ import pytest
 import torch
 
 from vitlab.explain.faithfulness import Curves
-from vitlab.explain.plot.curves import draw_curves
-from vitlab.explain.plot.maps import Tile, draw_tiles
-from vitlab.explain.plot.position import FINE, draw_distance, draw_filters, draw_similarity
-from vitlab.explain.plot.style import enlarged, overlay, save, scaled
+from vitlab.explain.figures import (
+    FINE,
+    Tile,
+    draw_curves,
+    draw_distance,
+    draw_filters,
+    draw_similarity,
+    draw_tiles,
+    enlarged,
+    overlay,
+    save,
+    scaled,
+)
 
 
 def pixels(figure) -> np.ndarray:

@@ -1,1 +1,0 @@
-"""Figures of explanations. They take arrays and text; nothing here knows a model."""
