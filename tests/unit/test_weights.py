@@ -27,7 +27,6 @@ from vitlab.config import (
 )
 from vitlab.core.errors import UserError
 from vitlab.models.build import build_model
-from vitlab.models.position import resize_position_embedding
 from vitlab.models.restore import restore
 from vitlab.models.weights import Weights, load_start, load_weights, read_checkpoint
 from vitlab.study.plan import Request
@@ -296,20 +295,6 @@ def test_a_grid_that_nobody_tells_is_refused(tmp_path):
     load_weights(timm.create_model("vit_tiny_patch16_224", img_size=(48, 80)), weights)  # as many times as wide
     with pytest.raises(UserError, match=r"oblong\.pth: its pos_embed \(1, 61, 192\) .* 60 patches.*no square"):
         load_weights(tiny(), weights)
-
-
-@pytest.mark.parametrize("antialias", [True, False])
-@pytest.mark.parametrize("prefix", [0, 1, 2])
-def test_resizing_beside_timm(antialias, prefix):
-    old, new = (6, 10), (9, 4)
-    embedding = torch.randn(1, prefix + 60, 8)
-    ours = resize_position_embedding(embedding, old, new, prefix, antialias)
-    theirs = resample_abs_pos_embed(embedding, list(new), list(old), prefix, antialias=antialias)
-    torch.testing.assert_close(ours, theirs)
-    assert torch.equal(ours[:, :prefix], embedding[:, :prefix])
-    assert resize_position_embedding(embedding, old, old, prefix) is embedding
-    back = resize_position_embedding(embedding.half(), old, new, prefix, antialias)
-    assert back.dtype == torch.float16
 
 
 def test_restoring_asks_for_what_nobody_tells(tmp_path, compose_config):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from vitlab.config import ConfigError, DatasetConfig, ModelConfig, PretrainConfig, build
@@ -30,7 +31,6 @@ from vitlab.models.formats import (
     model_of_shapes,
     read_model_card,
 )
-from vitlab.models.position import resize_position_embedding
 
 LEAST_SHARE = 0.5
 """A checkpoint must supply at least this share of the model's parameters outside its head."""
@@ -248,4 +248,4 @@ def _resized_position(model: nn.Module, weights: Weights, tensor: Tensor, target
             f"{tuple(target.shape)}: without {prefix} class tokens it is of {count} patches, which make no square, and "
             "the file does not tell their grid; give the model that the checkpoint is of (model=…)"
         )
-    return resize_position_embedding(tensor, old, new, prefix)
+    return resample_abs_pos_embed(tensor, list(new), list(old), prefix)
