@@ -10,7 +10,9 @@ from vitlab.config.parse import build, register_schemas, suggest
 from vitlab.config.schema import GROUPS
 from vitlab.core.errors import ConfigError
 
-CONF = Path(__file__).parents[2] / "conf"
+_IN_WHEEL = Path(__file__).parents[1] / "conf"
+CONF = _IN_WHEEL if _IN_WHEEL.is_dir() else Path(__file__).parents[2] / "conf"
+"""The folder of all choices: beside vitlab/ in a checkout, inside it where a wheel is installed."""
 
 
 @cache
