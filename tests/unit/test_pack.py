@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vitlab.cli import pack_task
-from vitlab.config import ConfigError, choice
+from vitlab.config import ConfigError, choice, named_after_folder
 from vitlab.data.decode import BadImageError
 from vitlab.data.loader import EvalLoader, TrainLoader
 from vitlab.data.sources import pack
@@ -56,11 +56,12 @@ def packed(tree, compose_config):
 
 def dataset_of(tree, **changes):
     dataset = dataclasses.replace(choice("dataset", "folder"), pack=str(tree.parent / "pack"), **changes)
-    return resolve_class_list(dataset, str(tree.parent / "other"))
+    return resolve_class_list(named_after_folder(dataset), str(tree.parent / "other"))
 
 
 def from_files(tree):
-    return resolve_class_list(dataclasses.replace(choice("dataset", "folder"), root=str(tree)), str(tree.parent / "r"))
+    dataset = dataclasses.replace(choice("dataset", "folder"), root=str(tree))
+    return resolve_class_list(named_after_folder(dataset), str(tree.parent / "r"))
 
 
 def test_a_pack_holds_the_images_at_its_size(tree, packed):
@@ -167,9 +168,9 @@ def test_a_damaged_pack_is_described(tree, packed, damage, message):
 
 def test_a_pack_of_other_data_is_refused(tree, packed, compose_config):
     packed()
-    with pytest.raises(ConfigError, match=r"made of 'folder', not of 'imagenet100'"):
+    with pytest.raises(ConfigError, match=r"made of 'data', not of 'imagenet100'"):
         build_source(dataset_of(tree, name="imagenet100"), "train")
-    with pytest.raises(ConfigError, match=r"holds 10 train images of 2 classes, folder has 11 of 2"):
+    with pytest.raises(ConfigError, match=r"holds 10 train images of 2 classes, data has 11 of 2"):
         build_source(dataclasses.replace(dataset_of(tree), num_train=11), "train")
     with pytest.raises(ConfigError, match=r"planned with 0123"):
         build_source(dataclasses.replace(dataset_of(tree), pack_id="0123"), "train")

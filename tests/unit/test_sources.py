@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitlab.config import ConfigError, choice
+from vitlab.config import ConfigError, choice, named_after_folder
 from vitlab.data.order import epoch_length, epoch_order
 from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.known import remember_data
+from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.registry import build_source, held_out_rows
 
 DIGITS = choice("dataset", "digits")
@@ -35,7 +37,7 @@ def tree(tmp_path):
 
 
 def folder_config(tree, **changes):
-    dataset = with_(choice("dataset", "folder"), root=str(tree), **changes)
+    dataset = named_after_folder(with_(choice("dataset", "folder"), root=str(tree), **changes))
     return resolve_class_list(dataset, str(tree.parent / "runs"))
 
 
@@ -112,8 +114,25 @@ def test_a_class_list_that_disagrees_is_refused(tree):
     folder_config(tree, name="mine")
     (tree / "train" / "d").mkdir()
     shutil.copy(tree / "train" / "a" / "0.jpg", tree / "train" / "d" / "0.jpg")
-    with pytest.raises(ConfigError, match=r"recorded as 'mine' has 3 classes.*name of its own"):
+    with pytest.raises(ConfigError, match=r"recorded as 'mine'.*\n.*1 of its classes is new \(d\)") as refused:
         folder_config(tree, name="mine")
+    assert "12 training images are recorded, it has 13" in str(refused.value)
+    assert folder_config(tree, name="mine_2").num_train == 13, "the name that is proposed"
+    assert "dataset.name=mine_2" in str(refused.value) and "study.rerun" not in str(refused.value)
+
+
+def test_training_all_again_lets_the_name_mean_the_folder(tree):
+    dataset = folder_config(tree, name="mine")
+    runs = str(tree.parent / "runs")
+    unknown = with_(dataset, num_classes=None, num_train=None, num_eval=None)
+    remember_data(runs, dataset, inventories(dataset))
+    (tree / "train" / "a" / "0.jpg").rename(tree / "train" / "a" / "new.jpg")
+    shutil.copy(tree / "train" / "a" / "1.jpg", tree / "train" / "a" / "more.jpg")
+    with pytest.raises(ConfigError, match=r"study\.rerun=all") as refused:
+        resolve_class_list(unknown, runs, rerun=False)
+    assert "3 of 13 training images differ: a/0.jpg (gone), a/more.jpg (added), a/new.jpg (added)" in str(refused.value)
+    assert resolve_class_list(unknown, runs, rerun=True).num_train == 13
+    assert resolve_class_list(unknown, runs, rerun=False).num_train == 13
 
 
 @pytest.mark.parametrize(
@@ -129,7 +148,7 @@ def test_a_class_list_that_disagrees_is_refused(tree):
             r"did you mean .*ImageNet",
         ),
         (lambda t: flatten_val(t), r"val is flat \(6 images"),
-        (lambda t: (t / "train" / "a" / "0.jpg").unlink(), r"holds 11 images, folder has 12"),
+        (lambda t: (t / "train" / "a" / "0.jpg").unlink(), r"holds 11 images, data has 12"),
     ],
     ids=["missing", "no train", "no val", "extra class", "empty class", "parent", "flat val", "incomplete"],
 )

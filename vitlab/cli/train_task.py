@@ -11,16 +11,17 @@ from typing import Any
 
 from vitlab.cli.execute import Prove, RunCells, execute, summarise
 from vitlab.cli.tasks import TASKS, load_task
-from vitlab.config import CellConfig, Config, ConfigError, DatasetConfig, check_cell
+from vitlab.config import FROM_ROOT, CellConfig, Config, ConfigError, DatasetConfig, check_cell, named_after_folder
 from vitlab.core.errors import UserError
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.survey import describe
+from vitlab.study.guard import check_data
 from vitlab.study.identity import identity
 from vitlab.study.plan import Request, build_plan, name_cells, study_content, study_name
 from vitlab.study.progress import View
 from vitlab.study.record import write_study
 
-Resolve = Callable[[DatasetConfig, str], DatasetConfig]
+Resolve = Callable[..., DatasetConfig]
 
 
 def run_study(requests: Sequence[Request], run: RunCells, prove: Prove | None = None) -> int:
@@ -33,12 +34,15 @@ def run_study(requests: Sequence[Request], run: RunCells, prove: Prove | None = 
     name = study_name(requests[0].config, requests)
     if "RANK" in os.environ and "SLURM_JOB_ID" not in os.environ:
         return _run_rank(requests, name)
+    for line in _names_taken(requests):
+        print(line)
     for dataset in dict.fromkeys(d for r in requests for d in (r.config.cell.dataset, r.config.cell.pretrain.dataset)):
         for line in describe(dataset) if dataset else ():
             print(line)
     for line in _try_starts([request.config.cell for request in requests]):
         print(line)
-    return execute(build_plan(requests, name, trains_here=prove is not None), requests[0].config, run, prove)
+    plan = check_data(build_plan(requests, name, trains_here=prove is not None))
+    return execute(plan, requests[0].config, run, prove)
 
 
 def run_task(config: Config) -> int:
@@ -71,13 +75,28 @@ def _run_rank(requests: Sequence[Request], study: str) -> int:
     name = name_cells(requests)[0]
     if os.environ["RANK"] != "0":
         return 130 if run_cell(config, study=study, name=name) == "interrupted" else 0
-    plan = build_plan(requests, study)
+    plan = check_data(build_plan(requests, study))
     write_study(plan.output_dir, study, study_content(plan, config))
     cell = next(c for c in plan.cells if c.id == identity(cell_of(config)))
+    if cell.again and cell.state != "missing":
+        print(f"archived {plan.record(cell).archive()}")
     plan = dataclasses.replace(plan, cells=(dataclasses.replace(cell, selected=True),))
     with View(plan) as view:
         outcome = run_cell(config, study=study, name=name, report=lambda event: view.event(cell.id, event))
     return summarise(plan, {cell.id: outcome})
+
+
+def _names_taken(requests: Sequence[Request]) -> list[str]:
+    """A line for each data set that was given no name and takes its folder's."""
+    lines = {}
+    for request in requests:
+        dataset, label = request.config.cell.dataset, request.config.labels.get("dataset")
+        unnamed = dataclasses.replace(dataset, name=FROM_ROOT)
+        typed = any(override.startswith("dataset.name=") for override in request.overrides)
+        if label == "folder" and not typed and dataset.name == named_after_folder(unnamed).name:
+            where = dataset.root or dataset.pack or dataset.class_list
+            lines[f"data set {dataset.name!r}: named after {where} (dataset.name=NAME gives it another name)"] = None
+    return list(lines)
 
 
 def _try_starts(cells: Sequence[CellConfig]) -> list[str]:
@@ -102,12 +121,12 @@ def _try_starts(cells: Sequence[CellConfig]) -> list[str]:
 
 def _with_class_list(config: Config, resolve: Resolve = resolve_class_list) -> Config:
     """Fill in a folder's class count and image counts, for the cell and its pre-training, and check again."""
-    cell = config.cell
-    dataset = resolve(cell.dataset, config.output_dir)
+    cell, rerun = config.cell, config.study.rerun == "all"
+    dataset = resolve(cell.dataset, config.output_dir, rerun)
     start = cell.pretrain
     if start.dataset is not None:
         try:
-            start = dataclasses.replace(start, dataset=resolve(start.dataset, config.output_dir))
+            start = dataclasses.replace(start, dataset=resolve(start.dataset, config.output_dir, rerun, "pretrain."))
         except ConfigError as error:
             raise error.under("pretrain") from None
     if dataset is cell.dataset and start.dataset is cell.pretrain.dataset:

@@ -3,8 +3,9 @@
 from vitlab.config.check import check_cell, check_run, parse_policies
 from vitlab.config.choices import choice, options
 from vitlab.config.files import find_checkpoint
-from vitlab.config.parse import build, parse, register_schemas, suggest
+from vitlab.config.parse import build, named_after_folder, parse, register_schemas, suggest
 from vitlab.config.schema import (
+    FROM_ROOT,
     GROUPS,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -24,6 +25,7 @@ from vitlab.config.schema import (
 from vitlab.core.errors import ConfigError
 
 __all__ = [
+    "FROM_ROOT",
     "GROUPS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
@@ -44,6 +46,7 @@ __all__ = [
     "choice",
     "experiment",
     "find_checkpoint",
+    "named_after_folder",
     "options",
     "parse",
     "parse_policies",

@@ -5,12 +5,14 @@ Nothing here imports torch: a wrong key is reported in well under a second.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from typing import Any, Literal
 from vitlab.config.check import check_cell, check_run
 from vitlab.config.files import find_checkpoint, with_whole_paths
 from vitlab.config.schema import (
+    FROM_ROOT,
     GROUPS,
     CellConfig,
     Config,
@@ -182,7 +185,7 @@ def suggest(got: Any, allowed: typing.Iterable[Any]) -> str:
 
 def _with_digests(cell: CellConfig, output_dir: str) -> CellConfig:
     """Fill in what identifies the files that a configuration points at: the checkpoint's and the pack's digests."""
-    start, data = cell.pretrain, cell.dataset
+    start, data = cell.pretrain, named_after_folder(cell.dataset)
     if start.kind == "checkpoint" and start.digest is None:
         if not start.path:
             raise ConfigError("pretrain.path", "pretrain=checkpoint needs a file; give pretrain.path=FILE")
@@ -200,8 +203,23 @@ def _with_digests(cell: CellConfig, output_dir: str) -> CellConfig:
             raise ConfigError(
                 "dataset.pack", f"{manifest} is no manifest of a pack; make it anew with task=pack"
             ) from error
-    start = dataclasses.replace(start, dataset=start.dataset and _with_counts(start.dataset))
+    start = dataclasses.replace(start, dataset=start.dataset and _with_counts(named_after_folder(start.dataset)))
     return dataclasses.replace(cell, pretrain=start, dataset=_with_counts(data))
+
+
+def named_after_folder(dataset: DatasetConfig) -> DatasetConfig:
+    """`dataset=folder` without a name of its own, under the name of its folder, or under the name that its pack was
+    made with; any other data set as it is."""
+    if dataset.name != FROM_ROOT:
+        return dataset
+    name = "folder"
+    if dataset.pack:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whoever reads the pack says what is wrong
+            name = json.loads((Path(dataset.pack) / "manifest.json").read_text(encoding="utf-8"))["dataset"]
+    elif where := dataset.root or dataset.class_list:
+        path = Path(where).absolute()
+        name = re.sub(r"[^\w .-]", "_", path.name if dataset.root else path.stem) or name
+    return dataclasses.replace(dataset, name=name.encode()[:100].decode(errors="ignore"))
 
 
 def _with_counts(dataset: DatasetConfig) -> DatasetConfig:

@@ -66,6 +66,10 @@ class FractalConfig:
     mask_seed: int = _number(0, low=0, high=SEEDS)
 
 
+FROM_ROOT = "from_root"
+"""The name of a data set that takes its folder's (see `parse.named_after_folder`)."""
+
+
 @dataclass(frozen=True)
 class DatasetConfig:
     """A data set: where its images come from, its statistics, and how an image becomes a square input."""
@@ -88,6 +92,8 @@ class DatasetConfig:
     """File of a recorded class list, so that a plan needs no data."""
     image_size: int | None = _number(None, low=1)
     """Native side in pixels of data sets whose images all have one size."""
+    verify: Literal["sizes", "contents"] = _speed("sizes")
+    """How the files are compared with those that a record was made with: by names and sizes, or by every byte."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     train_crop: Literal["random_resized", "pad", "resize"] = "random_resized"

@@ -16,6 +16,7 @@ from vitlab.config import CellConfig, Config, ConfigError, experiment, plain
 from vitlab.core.plugins import import_plugins
 from vitlab.data.sources.survey import survey
 from vitlab.study.contents import read_contents
+from vitlab.study.data_record import record_data, require_same_data
 from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
 from vitlab.study.mixture import attempts
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     Report = Callable[[Event], None]
 
 Outcome = str
-"""finished, already finished, damaged (its record cannot be used, nothing was trained), running elsewhere, interrupted
-"""
+"""finished, already finished, damaged (its record cannot be used, nothing was trained), running elsewhere, interrupted;
+refused (made with other data), on ranks other than 0"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -67,7 +68,8 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
     """Train the cell that `config` means, or continue it; every process of its world calls this.
 
     Rank 0 holds the lock, decides whether there is anything to do, and records. `report` gets fit's events. A failure
-    is written to failure.json and raised again.
+    is written to failure.json and raised again. Raises ConfigError where the record was made with other data than those
+    on the disk.
     """
     from vitlab.train.distributed import broadcast, pick_device, process_group, world_from_environment
     from vitlab.train.events import Interrupted
@@ -81,6 +83,7 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
     with _stop_on_signals() as stop, contextlib.ExitStack() as stack:
         stack.enter_context(process_group(world, device))
         decision: Outcome | None = None
+        refused: ConfigError | None = None
         if world.is_main:
             if record.state() == "finished":
                 decision = _finished(record)
@@ -88,7 +91,14 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
                 decision = "running elsewhere"
             elif record.state() == "finished":  # by whoever held the lock a moment ago
                 decision = _finished(record)
+            if decision in (None, "already finished"):
+                try:
+                    require_same_data(record, cell.dataset, config.output_dir)
+                except ConfigError as error:
+                    decision, refused = "refused", error
         decision = broadcast(decision)
+        if refused is not None:
+            raise refused
         if decision is not None:
             return decision
         events = fit(config, cell, record.folder, start=start_of(cell, config.output_dir), stop=stop)
@@ -138,10 +148,12 @@ def _record_events(
                 record.keep_rows(event.epoch)
                 origin |= {"compiled": not event.derived["not_compiled"], "from_step": event.step}
                 files = {split: asdict(found) for split, found in survey(cell.dataset).items()}
-                about_data = {"id": record.id, "data": event.fingerprint, "files": files}
+                data = record_data(config.output_dir, cell.dataset)
+                about_data = {"id": record.id, "data": data, "files": files}
                 attempted = _attempts(record, origin | whereabouts()) | about_data
                 record.write("provenance.json", attempted)
-                mirror.describe({"vitlab": about | origin | {"attempts": attempts(attempted)}})
+                about |= origin | {"attempts": attempts(attempted), "data": data}
+                mirror.describe({"vitlab": about})
                 if patch:
                     (record.folder / "code.patch").write_text(patch, encoding="utf-8")
             elif isinstance(event, EpochEnded):

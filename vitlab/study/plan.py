@@ -212,7 +212,8 @@ def study_name(config: Config, requests: Sequence[Request]) -> str:
         return config.study.name
     rows = [_traits(request) for request in requests]
     varying = [key for key in rows[0] if len({row.get(key) for row in rows}) > 1]
-    return "_".join([config.labels.get("dataset", "study"), *(key.split(".")[-1] for key in varying)])
+    data, label = config.cell.dataset.name, config.labels.get("dataset", "")
+    return "_".join([label if label.startswith(data) else data, *(key.split(".")[-1] for key in varying)])
 
 
 def study_content(plan: Plan, config: Config) -> dict[str, Any]:

@@ -54,7 +54,11 @@ class Progress:
                 f"the data have changed: this record was begun on files with fingerprint {state['fingerprint']}, "
                 f"dataset.root now holds {self.fingerprint}; restore the data, or train anew with study.rerun=all"
             )
-        assert state["config"] == expected, "a cell's folder is named after its configuration"
+        if state["config"] != expected:
+            raise ValueError(
+                "last.pt is of another cell: it holds another configuration; put the cell's own file back, or train "
+                "anew with study.rerun=all"
+            )
         for key in vars(self):
             setattr(self, key, state[key])
 

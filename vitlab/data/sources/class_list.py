@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.data.sources.known import describe_changes, known_data, other_name, read_known, write_known
+from vitlab.data.sources.on_disk import inventories
 
 
-def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig:
+def resolve_class_list(
+    dataset: DatasetConfig, output_dir: str, rerun: bool | None = None, prefix: str = ""
+) -> DatasetConfig:
     """`dataset` with its counts filled in; itself where it has them.
 
     They come from `dataset.class_list`, else from `output_dir/datasets/NAME.json` where the data are not mounted,
     else from the folder, and are then recorded there. Raises ConfigError where nothing tells, or where the record
-    and the folder disagree.
+    and the folder disagree; `rerun` (study.rerun=all) lets the folder's count, None: there is no study to train again.
+    `prefix` is what the keys of `dataset` begin with.
     """
     if dataset.kind == "fractal" and dataset.root:  # files made elsewhere: another data set than the one we render
         dataset = dataclasses.replace(
@@ -23,7 +28,7 @@ def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig
         )
     if dataset.kind != "folder" or None not in (dataset.num_classes, dataset.num_train, dataset.num_eval):
         return dataset
-    recorded = Path(output_dir) / "datasets" / f"{dataset.name}.json"
+    known = {key: value for key, value in read_known(output_dir, dataset.name).items() if key in _KEYS}
     found = False
     if dataset.pack:
         content = _of_pack(Path(dataset.pack))
@@ -31,14 +36,16 @@ def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig
         content = _read(Path(dataset.class_list))
     elif dataset.root and Path(dataset.root).is_dir():
         content, found = _scan(dataset), True
-        if recorded.is_file() and (known := _read(recorded)) != content:
+        if known and known != content and not rerun:
+            accept = "; or let the name mean these from now on: study.rerun=all" if rerun is not None else ""
             raise ConfigError(
                 "dataset.root",
-                f"{dataset.root!r} has {_describe(content)}, and the data set recorded as "
-                f"{dataset.name!r} has {_describe(known)}; give this one a name of its own: dataset.name=NAME",
+                f"{dataset.root!r} is not what is recorded as {dataset.name!r} in {output_dir}\n"
+                + "".join(f"    {line}\n" for line in _differences(dataset, output_dir, known, content))
+                + f"  Restore it; or {other_name(dataset, output_dir, prefix)}{accept}",
             )
-    elif recorded.is_file():
-        content = _read(recorded)
+    elif known:
+        content = known
     else:
         raise ConfigError(
             "dataset.root",
@@ -58,9 +65,31 @@ def resolve_class_list(dataset: DatasetConfig, output_dir: str) -> DatasetConfig
                 f"has {value}; name the whole data set's folder, or take any tree with dataset=folder",
             )
     if found:  # only now: a refused folder must not stand in the right one's way
-        recorded.parent.mkdir(parents=True, exist_ok=True)
-        recorded.write_text(json.dumps(content), encoding="utf-8")
+        write_known(output_dir, dataset.name, **content)
     return dataclasses.replace(dataset, **counts)
+
+
+_KEYS = ("classes", "num_train", "num_eval")
+
+
+def _differences(dataset: DatasetConfig, output_dir: str, known: dict[str, Any], content: dict[str, Any]) -> list[str]:
+    """What the folder has and the record has not, and the other way round; image by image where they were listed."""
+    was, now = set(known["classes"]), set(content["classes"])
+    lines = [
+        f"{len(names)} of its classes {'is' if len(names) == 1 else 'are'} {what} ({_some(names)})"
+        for what, names in (("new", now - was), ("gone", was - now))
+        if names
+    ]
+    if images := describe_changes(output_dir, known_data(output_dir, dataset), inventories(dataset)):
+        return lines + images
+    for key, noun in (("num_train", "training"), ("num_eval", "evaluation")):
+        if known[key] != content[key]:
+            lines.append(f"{known[key]:,} {noun} images are recorded, it has {content[key]:,}")
+    return lines
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -96,7 +125,3 @@ def _of_pack(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     counts = {split: sum(shard["images"] for shard in shards) for split, shards in manifest["splits"].items()}
     return {"classes": manifest["classes"], "num_train": counts["train"], "num_eval": counts.get("eval", 0)}
-
-
-def _describe(content: dict[str, Any]) -> str:
-    return f"{len(content['classes'])} classes, {content['num_train']} + {content['num_eval']} images"

@@ -40,16 +40,16 @@ class Listing(NamedTuple):
     left_out: dict[str, int]
 
 
-def list_tree(folder: Path, classes: list[str]) -> Listing:
+def list_tree(folder: Path, classes: list[str], *, again: bool = False) -> Listing:
     """The images in the class folders `classes` of `folder`.
 
     A cached walk is used while no class folder has another modification time. A file that was overwritten in place
-    keeps its old size there; its folder touched, the tree is walked again.
+    keeps its old size there; its folder touched, the tree is walked again. `again` walks it in any case.
     """
     folder = folder.resolve()
     times = _times(folder, classes)
     file = _cache_of(folder)
-    if known := _read(file, classes, times):
+    if not again and (known := _read(file, classes, times)):
         return known
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda name: _walk(folder / name), classes))

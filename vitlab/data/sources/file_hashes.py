@@ -1,0 +1,84 @@
+"""Hashes of whole files, read once and again only where a file's size or modification time is another."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from vitlab.core.files import default_cache_dir, save_arrays
+from vitlab.data.formula.sealed import progress
+
+_SETTLED = 2.0
+"""Seconds after which a file's modification time is taken to tell every change."""
+_BYTES = 32
+_CHUNK = 256
+"""Files that a thread looks at before it asks for more."""
+
+
+def hash_files(folder: Path, names: list[str]) -> np.ndarray:
+    """SHA-256 (N, 32) uint8 of the files `names` of `folder`. Raises OSError for one that cannot be read."""
+    remembered = cache_file("contents", str(folder.resolve()), ".npz")
+    known = _read(remembered)
+    hashes, stats = np.zeros((len(names), _BYTES), np.uint8), np.zeros((len(names), 2), np.int64)
+    done, fresh = np.zeros(len(names), bool), False
+
+    def look(rows: range) -> int:
+        nonlocal fresh
+        for i in rows:
+            state = os.stat(folder / names[i])
+            stats[i] = state.st_size, state.st_mtime_ns
+            size, modified, value = known.get(names[i], (-1, -1, b""))
+            if (size, modified) != (state.st_size, state.st_mtime_ns):
+                fresh = True
+                with open(folder / names[i], "rb") as stream:
+                    value = hashlib.file_digest(stream, "sha256").digest()
+            hashes[i], done[i] = np.frombuffer(value, np.uint8), True
+        return len(rows)
+
+    chunks = [range(at, min(at + _CHUNK, len(names))) for at in range(0, len(names), _CHUNK)]
+    with ThreadPoolExecutor(16) as pool:
+        try:
+            with progress(f"comparing all bytes of {folder}", len(names)) as advance:
+                for count in pool.map(look, chunks):
+                    for _ in range(count):
+                        advance()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:  # what was read before a Ctrl-C need not be read again
+            settled = done & (stats[:, 1] < (time.time() - _SETTLED) * 1e9)
+            if fresh and settled.any():
+                kept = [name for name, keep in zip(names, settled, strict=True) if keep]
+                _write(remembered, kept, stats[settled], hashes[settled])
+    return hashes
+
+
+def cache_file(room: str, key: str, suffix: str) -> Path:
+    """The file of the cache directory that belongs to `key`, in a folder of its kind."""
+    name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:16]
+    return default_cache_dir() / room / f"{name}{suffix}"
+
+
+def _read(file: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Name → bytes, modification time, hash; empty where there is no file or a damaged one."""
+    try:
+        with np.load(file) as content:
+            names = content["names"].tobytes().decode(errors="surrogateescape").split("\0")
+            stats, hashes = content["stats"].tolist(), content["hashes"]
+        return {n: (*stat, value.tobytes()) for n, stat, value in zip(names, stats, hashes, strict=True)}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return {}
+
+
+def _write(file: Path, names: list[str], stats: np.ndarray, hashes: np.ndarray) -> None:
+    with contextlib.suppress(OSError):  # without a cache the files are merely read again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        joined = np.frombuffer("\0".join(names).encode(errors="surrogateescape"), np.uint8)
+        save_arrays(file, names=joined, stats=stats, hashes=hashes)
