@@ -1,4 +1,11 @@
-"""vitlab's one entry point for doing: `python run.py --help`, README.md."""
+"""vitlab's entry point for training and its other tasks (`python run.py --help`). The road of a cell:
+
+compose  hydra_plugins/vitlab_sweeper.py   the command line → one validated `Config` per cell
+plan     vitlab/study/plan.py              which cells are finished, and which to train in what order
+cell     vitlab/study/cell.py              `run_cell`: the lock, the record and W&B around one training
+fit      vitlab/train/loop.py              the training loop
+table    analyze.py                        from records to tables
+"""
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
