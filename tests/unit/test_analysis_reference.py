@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
+from scipy import stats
 from written_records import SPEC, write_all
 
 from vitlab.analysis.formats.grids import to_markdown
@@ -19,7 +21,7 @@ def test_a_reference_stands_beside(tmp_path):
         encoding="utf-8",
     )
     text = to_markdown(beside_reference(table, read_reference(str(file))))
-    assert "| none  | digits   | top1   | 90.10 |     90.00 |  +0.10 | matches within seed noise (±0.61)" in text
+    assert "| none  | digits   | top1   | 90.10 |     90.00 |  +0.10 | matches within seed noise (±1.88)" in text
     assert "not known: fill it in" in text and "differs beyond seed noise" in text
     file.write_text("row,dataset,figure,value,sd,source\nother,digits,top1,90,,me\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"its rows \(other\) are none of the table's"):
@@ -37,7 +39,7 @@ HEADER = "row,dataset,figure,value,sd,source,epochs,batch_size,ema_decay\n"
 def test_causes_are_what_the_records_show(tmp_path):
     table = build_table(write_all(tmp_path), SPEC)
     (tmp_path / "r.csv").write_text(
-        HEADER + "none,digits,top1,90.6,0.1,them,300,1024,\nmixup,digits,top1,95,,,18,32,0\n", encoding="utf-8"
+        HEADER + "none,digits,top1,91.3,0.1,them,300,1024,\nmixup,digits,top1,95,,,18,32,0\n", encoding="utf-8"
     )
     first, second = (
         line["causes"] for line in beside_reference(table, read_reference(str(tmp_path / "r.csv"))).reference
@@ -54,10 +56,28 @@ def test_one_seed_each_decides_nothing(tmp_path):
     assert line["verdict"] == "one seed each: seed noise cannot be told" and line["delta"] == -5.0
 
 
+def test_the_margin_is_that_of_seed_noise_in_all_lines(tmp_path):
+    """With a published deviation, by Banerjee's bound; without, one more run's; a line alone needs no adjustment."""
+    table = build_table(write_all(tmp_path), SPEC)
+    (tmp_path / "r.csv").write_text(HEADER + "deit,digits,top1,80,,them,,,\n", encoding="utf-8")
+    (alone,) = beside_reference(table, read_reference(str(tmp_path / "r.csv"))).reference
+    sd = np.std([80.0, 81.0, 79.5], ddof=1)
+    assert alone["margin"] == pytest.approx(stats.t.ppf(0.975, 2) * sd * np.sqrt(1 / 3 + 1))
+    (tmp_path / "r.csv").write_text(
+        HEADER + "deit,digits,top1,80,0.2,them,,,\nnone,digits,top1,80,,them,,,\n", encoding="utf-8"
+    )
+    both, _ = beside_reference(table, read_reference(str(tmp_path / "r.csv"))).reference
+    level = (1 + np.sqrt(0.95)) / 2
+    squares = stats.t.ppf(level, 2) ** 2 * sd**2 / 3 + stats.norm.ppf(level) ** 2 * 0.2**2
+    assert both["margin"] == pytest.approx(np.sqrt(squares))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (HEADER + "none,cifar10,top1,90,,me,,,\n", r"its data sets \(cifar10\) are none of the table's \(digits\)"),
+        (HEADER + "none,digits,top1,0.722,,me,,,\n", r"line 2: value 0.722.* is a share, .* in percent: write 72.2"),
+        (HEADER + "none,digits,top1,722,,me,,,\n", r"line 2: value 722 is no percentage"),
         (HEADER + "none,digits,accuracy,90,,me,,,\n", r"line 2: .*figure is one of top1"),
         ("# a remark\n" + HEADER + "none,digits,top1,nan,,me,,,\n", r"line 3: value 'nan' is no number"),
         (HEADER, "has no line below its header"),

@@ -60,6 +60,64 @@ def find_conditions(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
     return [baseline, *(c for c in conditions if c is not baseline)]
 
 
+@dataclass(frozen=True)
+class Against:
+    """What each condition is compared with."""
+
+    own: tuple[int | None, ...]
+    """For each condition the index of its baseline; a baseline's is its own; None where its block has none."""
+    phrase: str
+    """The baselines, for the caption."""
+    whole: bool
+    """Whether the comparisons are simultaneous over the data sets too."""
+
+
+def find_baselines(conditions: Sequence[Condition], spec: TableSpec, datasets: int) -> tuple[list[Condition], Against]:
+    """The conditions block by block, each block's baseline first, and what each of them is compared with.
+
+    A block is a combination of the levels of all groups but the ablated one: a model, a pre-training, a recipe. Data
+    sets are columns, and each is a block. Raises ConfigError for blocks where nothing but one group and one data set
+    varies.
+    """
+    base = conditions[0]
+    groups = [group for group, _ in base.levels]
+    ablated = next((g for g in (spec.factor, *_ABLATED) if g in groups), None)
+    if spec.against == "one" or (spec.against is None and base.label == spec.baseline and len(groups) > 1):
+        return list(conditions), Against((0,) * len(conditions), base.label, False)
+    if len(groups) < 2 or ablated is None:
+        if spec.against == "block" and datasets < 2:
+            raise ConfigError(
+                "baseline",
+                "block compares within each model, data set or pre-training, and this table has one of each; leave "
+                "it out",
+            )
+        return list(conditions), Against((0,) * len(conditions), base.label, datasets > 1)
+    level = dict(base.levels)[ablated]
+    blocks: dict[tuple[str, ...], list[Condition]] = {}
+    for condition in conditions:
+        key = tuple(name for group, name in condition.levels if group != ablated)
+        blocks.setdefault(key, []).append(condition)
+    ordered, own = [], []
+    for members in blocks.values():
+        members.sort(key=lambda c: dict(c.levels)[ablated] != level)
+        first = len(ordered) if dict(members[0].levels)[ablated] == level else None
+        ordered += members
+        own += [first] * len(members)
+    others = " and ".join(_NAMES[group] for group in groups if group != ablated)
+    return ordered, Against(tuple(own), f"{level} of the same {others}", True)
+
+
+_ABLATED = ("augment", "pretrain", "recipe", "model")
+"""Which of several groups that vary is the ablated one: the first of these."""
+_NAMES = {
+    "model": "model",
+    "dataset": "data set",
+    "augment": "augmentation",
+    "pretrain": "pre-training",
+    "recipe": "recipe",
+}
+
+
 def config_columns(frame: pd.DataFrame) -> list[str]:
     return [c for c in frame.columns if c.split(".")[0] in GROUPS]
 
@@ -123,11 +181,15 @@ def _declared(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
 
 def _baseline(conditions: list[Condition], spec: TableSpec) -> Condition:
     names = [c.label for c in conditions]
+    named = [c for c in conditions if spec.baseline in dict(c.levels).values()]
     if spec.baseline is None:
         return next((c for c in conditions if c.label.split(" / ")[0] in ("none", "scratch", "deit")), conditions[0])
-    if spec.baseline not in names:
-        raise ConfigError("baseline", f"{spec.baseline!r} is no row of this table.{suggest(spec.baseline, names)}")
-    return conditions[names.index(spec.baseline)]
+    if spec.baseline in names:
+        return conditions[names.index(spec.baseline)]
+    if named and spec.against != "one":  # the ablated condition of each block
+        return named[0]
+    known = [*names, "block", "one"]
+    raise ConfigError("baseline", f"{spec.baseline!r} is no row of this table.{suggest(spec.baseline, known)}")
 
 
 def dataset_labels(frame: pd.DataFrame) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.analysis.conditions import COLUMN, Condition, varying
+from vitlab.analysis.conditions import COLUMN, Against, Condition, varying
 from vitlab.analysis.prose import p_in_words
 from vitlab.analysis.statistics import unequal_spread
 from vitlab.analysis.table_model import Entry, Row, TableSpec
@@ -20,18 +20,24 @@ from vitlab.study.mixture import mixtures
 
 
 def row_notes(
-    frame: pd.DataFrame, conditions: Sequence[Condition], entries: Mapping[str, Sequence[Entry]], spec: TableSpec
+    frame: pd.DataFrame,
+    conditions: Sequence[Condition],
+    against: Against,
+    entries: Mapping[str, Sequence[Entry]],
+    spec: TableSpec,
 ) -> tuple[list[tuple[str, ...]], list[str]]:
     """For each condition the lines of its footnote; and those among all that a strict reader refuses."""
-    base = conditions[0]
-    confounds = [c for c in varying(frame) if c not in base.keys and not c.startswith("dataset.")]
+    confounds = [c for c in varying(frame) if c not in conditions[0].keys and not c.startswith("dataset.")]
     notes, flags = [], []
     for k, condition in enumerate(conditions):
         said = [spec.footnotes[condition.label]] if condition.label in spec.footnotes else []
         twin = next((c.label for c in conditions[:k] if condition.members and c.members == condition.members), None)
         if twin and not said:
             said.append(f"the same cells as {twin}, counted once")
+        own = against.own[k]
         gaps = _within(frame, condition)
+        if own is None:
+            gaps.append(f"its block has no baseline ({against.phrase}): compared with nothing")
         for dataset, column in entries.items():
             on = f"on {dataset}: " if len(entries) > 1 else ""
             most = max(e.comparison.n for e in column)
@@ -40,6 +46,7 @@ def row_notes(
                 gaps.append(on + "; ".join(entry.missing))
             if 0 < entry.comparison.n < most:
                 gaps.append(f"{on}{entry.comparison.n} of {most} seeds")
+            base = conditions[k if own is None else own]
             gaps += [on + line for line in _beyond(frame, condition, base, dataset, confounds)]
         notes.append((*said, *gaps))
         flags += [f"{condition.label}: {gap}" for gap in gaps]
@@ -77,7 +84,7 @@ def _shown(value: Any) -> str:
 
 
 def table_notes(
-    frame: pd.DataFrame, rows: Sequence[Row], left_out: Sequence[str], unreadable: Sequence[str]
+    frame: pd.DataFrame, rows: Sequence[Row], left_out: Sequence[str], unreadable: Sequence[str], spec: TableSpec
 ) -> tuple[list[str], list[str]]:
     """Notes on the whole table, and those among them that a strict reader refuses (they are in both).
 
@@ -93,13 +100,13 @@ def table_notes(
             flags += [f"{name}: {fault}" for fault in faults.splitlines()]
     flags += _mixtures(finished)
     notes = [*flags]
-    for dataset in rows[0].entries:
+    for dataset in rows[0].entries if spec.statistics == "pooled" else ():
         p = unequal_spread([g for row in rows if not _copied(row, rows) for g in [_scores(row, dataset)]])
         if p is not None and p < 0.01:
             on = f" on {dataset}" if len(rows[0].entries) > 1 else ""
             notes.append(
-                f"the spread between seeds is not alike in all rows{on} (Bartlett, {p_in_words(p)}): the pooled "
-                "intervals are too wide for the steadier rows and too narrow for the others"
+                f"scatter is asserted equal, and is not alike{on} (Bartlett, {p_in_words(p)}): these intervals are too "
+                "wide for the steadier rows and too narrow for the others; leave statistics=pooled out"
             )
     return notes, flags
 

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
-from vitlab.analysis.statistics import holm, pooled_variance
+from vitlab.analysis.conditions import Against
+from vitlab.analysis.statistics import least_differences
 from vitlab.analysis.table_model import Entry, Pair, Row, Table, TableSpec
-from vitlab.core.dunnett import minimum_detectable_difference
+from vitlab.core.comparisons import assumed_scatter, detectable, holm
+
+_RULES = {
+    "auto": "every row with its own scatter: Welch's t with calibrated critical values, by Šidák",
+    "pooled": "Dunnett, one variance for all rows, asserted by statistics=pooled",
+    "paired": "differences of equal seeds, t by Bonferroni, asserted by statistics=paired",
+}
 
 
-def caption(frame: pd.DataFrame, spec: TableSpec, rows: Sequence[Row]) -> str:
+def caption(frame: pd.DataFrame, spec: TableSpec, rows: Sequence[Row], against: Against) -> str:
     """What was trained and evaluated, by which rule the figures are chosen, and what the statistics are."""
 
     def one(column: str) -> str:
@@ -48,75 +54,97 @@ def caption(frame: pd.DataFrame, spec: TableSpec, rows: Sequence[Row]) -> str:
         parts.append("One seed each: this supports no ranking")
     elif counts:
         several = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        over = " and over the data sets" if against.whole and len(rows[0].entries) > 1 else ""
         parts.append(
-            f"Mean ± standard deviation over {several} seeds; Δ to {rows[0].label} with simultaneous 95 % confidence "
-            "intervals and adjusted p (Dunnett, pooled variance); bold: not to be told from the best"
+            f"Mean ± standard deviation over {several} seeds; Δ to {against.phrase} with 95 % confidence intervals and "
+            f"adjusted p that hold for all rows{over} together ({_RULES[spec.statistics]}); bold: no other row is "
+            "shown to be better"
         )
     return ". ".join(parts) + "."
 
 
-def findings(rows: Sequence[Row], datasets: Sequence[str]) -> list[str]:
+def findings(rows: Sequence[Row], datasets: Sequence[str], spec: TableSpec) -> list[str]:
     """One plain sentence per comparison with the baseline."""
     lines = []
-    base = rows[0]
     for dataset in datasets:
         on = f" on {dataset}" if len(datasets) > 1 else ""
-        others = [(row.label, row.entries[dataset]) for row in rows[1:]]
-        p_values = dict(zip([label for label, e in others if e.checkpoint], _adjusted(others), strict=True))
+        compared = [(row.label, e) for row in rows if (e := row.entries[dataset]).comparison.delta is not None]
         lines += [
-            f"{_change(label, entry.comparison.delta, base.label)}{on}, {_support(entry, p_values.get(label))}."
-            for label, entry in others
-            if entry.comparison.delta is not None
+            f"{_change(label, entry.comparison.delta or 0.0, entry.versus or '')}{on}, "
+            f"{_support(entry, spec.margin, len(compared))}."
+            for label, entry in compared
         ]
     return lines
-
-
-def _adjusted(others: Sequence[tuple[str, Entry]]) -> list[float]:
-    p_values = [entry.checkpoint.p for _, entry in others if entry.checkpoint]
-    return holm(p_values) if p_values else []
 
 
 def _change(label: str, delta: float, base: str) -> str:
     return f"{label} {delta:+.2f} points over {base}" if delta >= 0 else f"{label} {-delta:.2f} points below {base}"
 
 
-def _support(entry: Entry, checkpoint_p: float | None) -> str:
+def _support(entry: Entry, margin: float | None, count: int) -> str:
     """What stands behind a difference: an interval where n supports one."""
-    c, k = entry.comparison, entry.checkpoint
+    c = entry.comparison
     if c.low is not None and c.high is not None:
         verdict = "" if c.significant else ": no difference shown"
+        if c.same and margin is not None:
+            verdict = f": same within ±{margin:g}" if not c.significant else f", and same within ±{margin:g}"
         return f"95 % CI {c.low:.2f} to {c.high:.2f}, {p_in_words(c.p)}, {c.n} seeds{verdict}"
-    if k is not None:
-        return (
-            f"one seed. Checkpoint-level: {k.only_second} images gained and {k.only_first} lost of {k.images:,} "
-            f"(exact McNemar {p_in_words(checkpoint_p)} by Holm, paired bootstrap {k.low:.2f} to {k.high:.2f}); this "
-            "is about these two checkpoints, not the recipes"
-        )
-    seeds = "one seed" if c.n == 1 else f"{c.n} seeds"
-    return f"{seeds}: no interval can be given"
+    if c.n > 1 and entry.resolution == 0 and not c.sd:
+        return f"{c.n} seeds that do not differ, on an unknown number of images: no interval can be given"
+    return f"{'one seed' if c.n == 1 else f'{c.n} seeds'}: nothing can be said of the condition{_needed(entry, count)}"
 
 
-def detectable(rows: Sequence[Row], datasets: Sequence[str]) -> list[str]:
+def _needed(entry: Entry, count: int) -> str:
+    """How many seeds would tell a difference of this size."""
+    delta = abs(entry.comparison.delta or 0.0)
+    if not entry.resolution or not delta:
+        return ""
+    scatter = assumed_scatter(100 / entry.resolution)
+    seeds = next((n for n in range(2, 101) if (detectable(count, (n, scatter), (n, scatter)) or 0.0) <= delta), None)
+    said = f"{seeds} seeds each" if seeds else "more than 100 seeds each"
+    return f"; a true difference of {delta:.2f} points would take {said}, if they scatter by {scatter:.2f} points"
+
+
+def checkpoint_lines(table: Table) -> list[str]:
+    """Single checkpoints beside one another, on the same images: about these files, never about their conditions."""
+    lines = []
+    for dataset in table.datasets:
+        on = f" on {dataset}" if len(table.datasets) > 1 else ""
+        found = [(row, k) for row in table.rows if (k := row.entries[dataset].checkpoint)]
+        for (row, k), p in zip(found, holm([k.p for _, k in found]), strict=True):
+            lines.append(
+                f"{row.label}{on}: {k.only_second} images gained and {k.only_first} lost of {k.images:,} "
+                f"beside {row.entries[dataset].versus} (exact McNemar {p_in_words(p)} by Holm, paired bootstrap "
+                f"{k.low:.2f} to {k.high:.2f})"
+            )
+    return lines
+
+
+def detectable_lines(rows: Sequence[Row], datasets: Sequence[str], spec: TableSpec, whole: bool) -> list[str]:
     """The minimum detectable difference on each data set, where the seeds support one."""
-    return [
-        line
-        for dataset in datasets
-        for line in _detectable(rows, dataset, f" on {dataset}" if len(datasets) > 1 else "")
-    ]
-
-
-def _detectable(rows: Sequence[Row], dataset: str, on: str) -> list[str]:
-    scores = {row.entries[dataset].ids: row.entries[dataset].values.get("last.top1", ()) for row in rows}
-    groups = [g for g in scores.values() if g]
-    variance, freedom = pooled_variance(groups)
-    if len(groups) < 2 or not freedom or not variance or min(map(len, groups)) < 2:
-        return []
-    seeds, sd = min(map(len, groups)), float(np.sqrt(variance))
-    least = minimum_detectable_difference(len(groups) - 1, seeds, sd)
-    return [
-        f"With {seeds} seeds and a seed deviation of {sd:.2f} points, a difference of {least:.2f} points{on} would "
-        "have been found four times in five (the minimum detectable difference)."
-    ]
+    labels = {row.label: i for i, row in enumerate(rows)}
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    for dataset in datasets:
+        seen = set()
+        for i, row in enumerate(rows):
+            entry = row.entries[dataset]
+            if entry.comparison.low is not None and entry.versus is not None and entry.ids not in seen:
+                seen.add(entry.ids)
+                pairs.setdefault(dataset, []).append((labels[entry.versus], i))
+    lines = []
+    for dataset, wanted in pairs.items():
+        count = sum(map(len, pairs.values())) if whole else len(wanted)
+        groups = [row.entries[dataset].group for row in rows]
+        least = [v for v in least_differences(groups, wanted, spec.statistics, count) if v is not None]
+        seeds = min(min(groups[a].n, groups[b].n) for a, b in wanted)
+        on = f" on {dataset}" if len(datasets) > 1 else ""
+        small, large = f"{min(least):.2f}", f"{max(least):.2f}"
+        told = small if small == large else f"{small} to {large}"
+        lines.append(
+            f"With {seeds} seeds that scatter as these do, a difference of {told} points{on} would have been found "
+            "four times in five (the minimum detectable difference)."
+        )
+    return lines
 
 
 def p_in_words(p: float | None) -> str:

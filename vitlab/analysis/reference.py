@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scipy import special
+
 from vitlab.analysis.table_model import Entry, Table
 from vitlab.config import ConfigError
 from vitlab.config.choices import CONF
+from vitlab.core.comparisons import Group, sidak
 
 COLUMNS = ("row", "dataset", "figure", "value", "sd", "source")
 RECIPE = {"epochs": "recipe.epochs", "batch_size": "recipe.batch_size", "ema_decay": "recipe.ema_decay"}
@@ -49,9 +52,25 @@ def read_reference(name: str) -> list[dict[str, Any]]:
             )
         for key in ("value", "sd", *RECIPE):
             line[key] = _number(line.get(key), f"{path}, line {number}: {key}")
+    _check_scale(path, [(number, line) for (number, _), line in zip(numbered[1:], lines, strict=True)])
     if not lines:
         raise ConfigError("reference", f"{path} has no line below its header {','.join(COLUMNS)}")
     return lines
+
+
+def _check_scale(path: Path, lines: list[tuple[int, dict[str, Any]]]) -> None:
+    """Top-1 and top-5 are in percent. A file whose every value is at most 1 holds shares."""
+    known = [(number, line["value"]) for number, line in lines if line["value"] is not None]
+    if known and max(value for _, value in known) <= 1:
+        number, value = known[0]
+        raise ConfigError(
+            "reference",
+            f"{path}, line {number}: value {value:g}, as all values of this file, is a share, and the table is in "
+            f"percent: write {100 * value:g}",
+        )
+    for number, value in known:
+        if not 0 <= value <= 100:
+            raise ConfigError("reference", f"{path}, line {number}: value {value:g} is no percentage")
 
 
 def _number(text: str | None, where: str) -> float | None:
@@ -79,18 +98,40 @@ def beside_reference(table: Table, lines: list[dict[str, Any]], *, asked: bool =
         theirs = ", ".join(dict.fromkeys(line[key] for line in lines))
         words = {"row": "rows", "dataset": "data sets"}[key]
         raise ConfigError("reference", f"its {words} ({theirs}) are none of the table's ({', '.join(own)})")
-    entries = []
-    for line in matched:
-        for dataset, entry in labels[line["row"]].entries.items():
-            if line["dataset"] in (dataset, "*"):
-                entries.append({**line, "dataset": dataset} | _verdict(line, dataset, entry))
+    pairs = [
+        (line, dataset, entry)
+        for line in matched
+        for dataset, entry in labels[line["row"]].entries.items()
+        if line["dataset"] in (dataset, "*")
+    ]
+    count = max(1, sum(_margin(line, entry, 1) is not None for line, _, entry in pairs))
+    entries = [{**line, "dataset": d} | _verdict(line, d, entry, count) for line, d, entry in pairs]
     unknown = list(dict.fromkeys(x["row"] for x in lines if x["row"] not in labels)) if asked else []
     notes = [f"the reference has rows that the table has not: {', '.join(unknown)}"] if unknown else []
     return dataclasses.replace(table, reference=tuple(entries), notes=(*table.notes, *notes))
 
 
-def _verdict(line: Mapping[str, Any], dataset: str, entry: Entry) -> dict[str, Any]:
-    """Whether the difference is within what seeds do (two standard errors), where the spread is known."""
+def _margin(line: Mapping[str, Any], entry: Entry, count: int) -> float | None:
+    """By how much ours and a published value differ for seed noise alone, with probability 0.95 in all `count` lines.
+
+    A published deviation is taken as known; without one, the value is taken as one more run that scatters as ours do.
+    None where neither is known.
+    """
+    if line["value"] is None or entry.mean(FIGURES[line["figure"]]) is None:
+        return None
+    group, level = Group(entry.values[FIGURES[line["figure"]]], resolution=entry.resolution), sidak(count)
+    if group.n > 1 and group.variance:
+        own = float(-special.stdtrit(group.n - 1, level / 2)) ** 2 * group.variance
+        if line["sd"] is None:
+            return math.sqrt(own * (1 / group.n + 1))
+        return math.sqrt(own / group.n + (float(special.ndtri(level / 2)) * line["sd"]) ** 2)
+    if not line["sd"]:
+        return None
+    return -float(special.ndtri(level / 2)) * line["sd"] * math.sqrt(1 / max(1, group.n) + 1)
+
+
+def _verdict(line: Mapping[str, Any], dataset: str, entry: Entry, count: int) -> dict[str, Any]:
+    """Whether the difference is within what seeds do, where the spread is known."""
     ours, value = entry.mean(FIGURES[line["figure"]]), line["value"]
     found: dict[str, Any] = {"ours": ours, "delta": None, "margin": None, "verdict": "", "causes": ""}
     if value is None:
@@ -98,11 +139,9 @@ def _verdict(line: Mapping[str, Any], dataset: str, entry: Entry) -> dict[str, A
     if ours is None:
         return found | {"verdict": "not run"}
     found["delta"] = ours - value
-    spread = line["sd"] or entry.comparison.sd
-    if spread is None:
+    margin = _margin(line, entry, count)
+    if margin is None:
         return found | {"verdict": "one seed each: seed noise cannot be told"}
-    own = entry.comparison.sd or spread
-    margin = 2 * math.sqrt(own**2 / max(1, entry.comparison.n) + spread**2)
     if abs(found["delta"]) <= margin:
         return found | {"margin": margin, "verdict": f"matches within seed noise (±{margin:.2f})"}
     causes = f"{line['row']} on {dataset}, {line['figure']}: {'; '.join(_causes(line, entry, margin))}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from vitlab.analysis.statistics import CheckpointComparison, Comparison
+from vitlab.analysis.statistics import CheckpointComparison
+from vitlab.core.comparisons import Comparison, Group, Rule
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,12 @@ class TableSpec:
     """The group whose options are the rows; null: whatever varies."""
     rows: tuple[str, ...] | None = None
     baseline: str | None = None
+    """A row, or in a table of several groups the ablated group's choice, which is then each block's baseline."""
+    against: Literal["block", "one"] | None = None
+    """Whether each block has a baseline of its own, or all rows have one; null: blocks, where there are several."""
+    statistics: Rule = "auto"
+    margin: float | None = None
+    """In points: differences that are shown to be smaller are called the same."""
     ticks: Mapping[str, str] = field(default_factory=dict)
     """Column title → the configuration's key that it shows on (✓) or off (✗)."""
     footnotes: Mapping[str, str] = field(default_factory=dict)
@@ -49,8 +56,19 @@ class Entry:
     parameters: int | None
     device_hours: float | None
     """Of all seeds together."""
+    resolution: float = 0.0
+    """What one evaluation image makes in top-1, in points; 0 where not known."""
+    versus: str | None = None
+    """The row that it is compared with."""
+    centre: float | None = None
+    """That row's mean on this data set."""
     settings: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """What may explain a difference to a published value (SETTINGS) → the values that the cells have."""
+
+    @property
+    def group(self) -> Group:
+        """Its seeds' top-1, as the comparisons take them."""
+        return Group(self.values.get("last.top1", ()), self.seeds, self.resolution)
 
     def mean(self, figure: str) -> float | None:
         values = self.values.get(figure, ())
@@ -93,7 +111,7 @@ class Table:
     caption: str
     datasets: tuple[str, ...]
     rows: tuple[Row, ...]
-    """The baseline first."""
+    """Block by block, each block's baseline first."""
     findings: tuple[str, ...]
     """A sentence per data set and row beside the baseline, in their order."""
     detectable: tuple[str, ...]
@@ -105,3 +123,7 @@ class Table:
     pairs: tuple[Pair, ...] = ()
     anova: tuple[dict[str, Any], ...] = ()
     reference: tuple[dict[str, Any], ...] = ()
+    statistics: Rule = "auto"
+    margin: float | None = None
+    against: str = ""
+    """What the rows are compared with, in words."""

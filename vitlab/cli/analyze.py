@@ -24,6 +24,7 @@ from vitlab.analysis.table_model import Table, TableSpec
 from vitlab.config import ConfigError, build
 from vitlab.config.choices import compose_group
 from vitlab.config.files import with_whole_paths
+from vitlab.core.comparisons import Rule
 from vitlab.study.record import Record, read_study
 
 
@@ -36,6 +37,8 @@ class AnalyzeConfig:
     study: str | None = None
     tables_dir: str = "tables"
     baseline: str | None = None
+    statistics: Rule | None = None
+    margin: float | None = None
     pairs: tuple[tuple[str, ...], ...] | None = None
     reference: str | None = None
     strict: bool = False
@@ -115,7 +118,16 @@ def table_spec(
         assert name is not None
         spec = build(TableSpec, {"name": name, **layout}, "table")
     pairs = spec.pairs if config.pairs is None else config.pairs
-    return dataclasses.replace(spec, baseline=config.baseline or spec.baseline, pairs=pairs)
+    changes: dict[str, Any] = {"pairs": pairs}
+    if config.baseline in ("block", "one"):
+        changes["against"] = config.baseline
+    elif config.baseline is not None:
+        changes["baseline"] = config.baseline
+    if config.statistics is not None:
+        changes["statistics"] = config.statistics
+    if config.margin is not None:
+        changes["margin"] = config.margin
+    return dataclasses.replace(spec, **changes)
 
 
 DEFAULT_TICKS = {

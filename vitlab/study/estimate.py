@@ -13,8 +13,8 @@ from vitlab.study.cost import Price, kind_here, measuring_command, price, throug
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import duration, shortened
 
-IMAGENET_SCATTER = (0.2, 50_000)
-"""Points that top-1 scatters between seeds on ImageNet's so many evaluation images; assumed before cells tell."""
+RECOMMENDED_SEEDS = 5
+"""The interval at three seeds is 2.6 times as wide, as every row's own scatter is estimated from three values."""
 
 
 def describe(plan: Plan, columns: int | None = None) -> list[str]:
@@ -136,22 +136,21 @@ def _detectable(plan: Plan) -> list[str]:
         return []
     n = min(seeds[cell] for column in compared for cell in column)
     if n < 2:
-        return ["one seed each: no difference between cells can be told from noise; add seed=0,1,2"]
-    from vitlab.core.dunnett import minimum_detectable_difference  # scipy: only where something is to be told
+        return ["one seed each: no difference between cells can be told from noise; add seed=0,1,2,3,4"]
+    from vitlab.core.comparisons import assumed_scatter, detectable  # scipy: only where something is to be told
 
     measured = _scatter(plan)
-    k = max(map(len, compared)) - 1
-    least = minimum_detectable_difference(k, n, 1.0)
-    assert least is not None, "two seeds detect something"
+    k = sum(len(column) - 1 for column in compared)
+    least, better = (detectable(k, (m, 1.0), (m, 1.0)) or 0.0 for m in (n, max(n, RECOMMENDED_SEEDS)))
     told: dict[str, list[str]] = {}
     for data in dict.fromkeys(column[0].dataset for column in compared):
         images = data.num_eval or round((data.num_train or 0) * data.val_fraction)
-        points, known = IMAGENET_SCATTER
-        scatter = measured or points * math.sqrt(known / max(images, 1))
+        scatter = measured or assumed_scatter(images)
         origin = "as measured in finished cells" if measured else f"assumed for {images:,} evaluation images"
+        more = f"; {RECOMMENDED_SEEDS} seeds: {better * scatter:.2f}" if n < RECOMMENDED_SEEDS else ""
         text = (
-            f"{n} seeds of {k + 1} conditions detect a difference of {least * scatter:.2f} points to the baseline "
-            f"(80 % power, Dunnett) if seeds scatter by {scatter:.2f} points ({origin})"
+            f"{n} seeds and {counted(k, 'comparison')} detect a difference of {least * scatter:.2f} points to the "
+            f"baseline (80 % power) if seeds scatter by {scatter:.2f} points ({origin}){more}"
         )
         names = told.setdefault(text, [])
         names += [str(data.name)] * (str(data.name) not in names)

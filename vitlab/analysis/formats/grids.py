@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from vitlab.analysis.prose import pair_line, seed_lines
+from vitlab.analysis.prose import checkpoint_lines, pair_line, seed_lines
 from vitlab.analysis.table_model import Entry, Row, Table
 
 PLUS_MINUS, DELTA, TICK, CROSS, GAP = "±", "Δ", "✓", "✗", "--"
@@ -135,9 +135,10 @@ def extras(table: Table) -> list[tuple[str, list[str]]]:
     several = len(table.datasets) > 1
     blocks = [
         ("Findings", [*table.findings, *table.detectable]),
-        ("Further pairs (t with pooled variance; p by Holm, intervals by Bonferroni)",
+        ("These two checkpoints, not their conditions", checkpoint_lines(table)),
+        ("Further pairs (scatter as in the caption; p by Holm, intervals hold for all pairs together)",
          [pair_line(pair, several) for pair in table.pairs]),
-        ("Main effects and interaction (analysis of variance, type II)", [_effect(e) for e in table.anova]),
+        (_ANOVA["pooled" if table.statistics == "pooled" else "auto"], [_effect(e) for e in table.anova]),
         ("Causes that the records can show", [line["causes"] for line in table.reference if line["causes"]]),
         ("Every seed (top-1, last epoch)", seed_lines(table)),
         ("Notes", footnotes(table)),
@@ -145,10 +146,17 @@ def extras(table: Table) -> list[tuple[str, list[str]]]:
     return [(title, lines) for title, lines in blocks if lines]
 
 
+_ANOVA = {
+    "auto": "Main effects and interaction (Brunner, Dette and Munk's analysis of variance, every row its own scatter)",
+    "pooled": "Main effects and interaction (analysis of variance, type II, one variance for all rows)",
+}
+
+
 def _effect(effect: dict[str, Any]) -> str:
     on = f" on {effect['dataset']}" if effect["dataset"] else ""
     p = "< 0.001" if effect["p"] < 0.001 else f"= {effect['p']:.3f}"
-    return f"{effect['effect']}{on}: F({effect['df']}, {effect['df_residual']}) = {effect['F']:.2f}, p {p}"
+    freedom = ", ".join(f"{effect[key]:.3g}" for key in ("df", "df_residual"))
+    return f"{effect['effect']}{on}: F({freedom}) = {effect['F']:.2f}, p {p}"
 
 
 def to_markdown(table: Table) -> str:
@@ -187,7 +195,8 @@ def to_csv(table: Table) -> str:
     ticks = list(table.rows[0].ticks)
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([
-        "row", "dataset", *ticks, "n", "seeds", "top1", "sd", "delta", "ci_low", "ci_high", "p_adjusted", "top5",
+        "row", "dataset", *ticks, "n", "seeds", "top1", "sd", "baseline", "delta", "ci_low", "ci_high", "p_adjusted",
+        "same_within_margin", "top5",
         "best_top1", "ema_top1", "top1_values", "parameters", "device_hours", "missing", "ids",
     ])  # fmt: skip
     for row in table.rows:
@@ -201,7 +210,8 @@ def _csv_line(row: Row, dataset: str, e: Entry) -> list[Any]:
     figures = [e.mean(f) for f in ("last.top5", "best.top1", "ema.last.top1")]
     return [
         row.label, dataset, *(int(on) for on, _ in row.ticks.values()), c.n, " ".join(map(str, e.seeds)),
-        c.mean if c.n else "", *("" if v is None else v for v in (c.sd, c.delta, c.low, c.high, c.p)),
+        c.mean if c.n else "", "" if c.sd is None else c.sd, e.versus or "",
+        *("" if v is None else v for v in (c.delta, c.low, c.high, c.p)), "" if c.same is None else int(c.same),
         *("" if v is None else v for v in figures), " ".join(map(repr, e.values.get("last.top1", ()))),
         e.parameters or "", "" if e.device_hours is None else e.device_hours, "; ".join(e.missing), " ".join(e.ids),
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from vitlab.analysis.table_model import Row, Table
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d8dee4;--paper:#fff;--card:#f6f8fa;--mark:#dcecf9;
---up:#0072b2;--down:#d55e00;--level:#6e7781}
+--up:#0072b2;--down:#d55e00;--level:#6e7781;--same:#009e73}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#9da7b1;--line:#363d45;--paper:#14171a;--card:#1c2126;
 --mark:#17364d;--up:#56b4e9;--down:#f0803c;--level:#9da7b1}}
 *{box-sizing:border-box}
@@ -44,6 +44,7 @@ svg text.name{fill:var(--ink);font-size:12px}
 .zero{stroke:var(--level);stroke-dasharray:2 2}.interval{stroke-width:2.5;stroke-linecap:round}
 .seed{fill:var(--paper);stroke:var(--level);stroke-width:1.4}.mean{stroke:var(--paper);stroke-width:1}
 .interval.up{stroke:var(--up)}.interval.down{stroke:var(--down)}.interval.level{stroke:var(--level)}
+.interval.same{stroke:var(--same)}.mean.same{fill:var(--same)}.margin{fill:var(--same);opacity:.15}
 .mean.up{fill:var(--up)}.mean.down{fill:var(--down)}.mean.level{fill:var(--level)}
 .grid{stroke:var(--line);stroke-width:.8}.leader{stroke:var(--line);fill:none}.point{fill:var(--up)}
 .curve{fill:none;stroke-width:1.6;stroke-linejoin:round}.curve.own{stroke:var(--up)}.dot.own{fill:var(--up)}
@@ -55,15 +56,15 @@ figcaption{font-weight:600;font-size:.9rem;padding:0 .3rem .2rem}.cost{width:100
 .findings{list-style:none;padding:0}.findings li{padding-left:1.6rem;position:relative}
 .findings li::before{position:absolute;left:.1rem;content:"◆";color:var(--level)}
 .findings .up::before{content:"▲";color:var(--up)}.findings .down::before{content:"▼";color:var(--down)}
-.findings .plain::before{content:"·"}
+.findings .same::before{content:"■";color:var(--same)}.findings .plain::before{content:"·"}
 .legend{color:var(--soft);font-size:.88rem;margin:.5rem 0 0}code{font-size:.85em}
 @media(max-width:40rem){body{padding:1.1rem .9rem 3rem;font-size:15px}h1{font-size:1.35rem}th,td{padding:.3rem .45rem}
 .panels{grid-template-columns:repeat(2,minmax(0,1fr));gap:.6rem}.panel svg text{font-size:13px}}
 @media print{body{max-width:none}.scroll{overflow:visible}}
 """
 _LEGEND = (
-    "Points: every seed's difference to the baseline's mean. ▲ better, ▼ worse, ◆ no difference shown; lines: "
-    "simultaneous 95 % intervals. Point at a mark for its value."
+    "Points: every seed's difference to the baseline's mean. ▲ better, ▼ worse, ◆ no difference shown, ■ same within "
+    "the margin (band); lines: simultaneous 95 % intervals. Point at a mark for its value."
 )
 
 
@@ -122,8 +123,8 @@ def _main(grid: Grid, table: Table) -> str:
         for i, cell in enumerate(cells):
             body += _cell(cell, first=i == 0, tick=0 < i <= ticks)
             if i in plots:
-                base = table.rows[0].entries[plots[i]].mean("last.top1")
-                body += f'<td class="plot">{forest(row.entries[plots[i]], base, scales[plots[i]])}</td>'
+                plot = forest(row.entries[plots[i]], scales[plots[i]], table.margin)
+                body += f'<td class="plot">{plot}</td>'
         body += "</tr>"
     return f'<table class="main"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -155,7 +156,7 @@ def _findings(table: Table) -> str:
     kinds = [
         verdict(row.entries[dataset].comparison)
         for dataset in table.datasets
-        for row in table.rows[1:]
+        for row in table.rows
         if row.entries[dataset].comparison.delta is not None
     ]
     pairs = [*zip(kinds, table.findings, strict=True), *(("plain", line) for line in table.detectable)]

@@ -16,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vitlab.analysis.statistics import Comparison
 from vitlab.analysis.table_model import Entry, Table
+from vitlab.core.comparisons import Comparison
 
-KINDS = {"up": ("#0072B2", "^"), "down": ("#D55E00", "v"), "level": ("#6E7781", "D")}
+KINDS = {"up": ("#0072B2", "^"), "down": ("#D55E00", "v"), "level": ("#6E7781", "D"), "same": ("#009E73", "s")}
 """Verdict → Okabe and Ito's colour, which the colour-blind can tell apart, and a marker of its own."""
 MOST_CURVES = 10
 """Seeds drawn per condition; more would be a smear."""
@@ -28,25 +28,29 @@ Curves = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 
 
 def verdict(comparison: Comparison) -> str:
-    """up, down, or level where the interval holds zero or there is none."""
+    """up, down, same (within the margin asked for), or level: the interval holds zero, or there is none."""
     if not comparison.significant:
-        return "level"
+        return "same" if comparison.same else "level"
     return "up" if (comparison.delta or 0) > 0 else "down"
 
 
 def draw_differences(table: Table) -> Figure:
-    """Every seed's difference to the baseline's mean, the mean, and the simultaneous interval where there is one."""
+    """Every seed's difference to its baseline's mean, the mean, and the simultaneous interval where there is one.
+
+    Where a margin was asked for, a band marks it.
+    """
     count = len(table.datasets)
     size = (5.4 * count, 1.1 + 0.36 * len(table.rows))
     figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, sharey=True)
     for axis, dataset in zip(axes[0], table.datasets, strict=True):
-        centre = table.rows[0].entries[dataset].mean("last.top1")
+        if table.margin is not None:
+            axis.axvspan(-table.margin, table.margin, color=KINDS["same"][0], alpha=0.12, lw=0, zorder=0)
         for place, row in enumerate(table.rows):
-            if centre is not None:
+            if (centre := row.entries[dataset].centre) is not None:
                 _draw_row(axis, place, row.entries[dataset], centre)
         axis.axvline(0, color="0.55", lw=1, ls=(0, (2, 2)), zorder=0)
         axis.set_yticks(range(len(table.rows)), [r.label for r in table.rows])
-        axis.set_xlabel(f"top-1 beside {table.rows[0].label} (points)")
+        axis.set_xlabel(f"top-1 beside {table.against} (points)")
         if count > 1:
             axis.set_title(dataset, fontsize=10)
         axis.tick_params(axis="y", length=0)

@@ -22,11 +22,11 @@ Rows = Sequence[Mapping[str, Any]]
 
 def forest_scale(table: Table, dataset: str) -> Scale:
     """From the least to the greatest difference to the baseline's mean that is drawn."""
-    base = table.rows[0].entries[dataset].mean("last.top1") or 0.0
-    ends = [0.0]
+    ends = [0.0, *((-table.margin, table.margin) if table.margin is not None else ())]
     for row in table.rows:
         entry = row.entries[dataset]
-        ends += [value - base for value in entry.values.get("last.top1", ())]
+        if entry.centre is not None:
+            ends += [value - entry.centre for value in entry.values.get("last.top1", ())]
         ends += [end for end in (entry.comparison.low, entry.comparison.high) if end is not None]
     margin = 0.04 * (max(ends) - min(ends)) or 1.0
     return min(ends) - margin, max(ends) + margin
@@ -43,11 +43,16 @@ def forest_axis(scale: Scale) -> str:
     return f'<svg class="forest" width="{FOREST_WIDTH}" height="15" aria-hidden="true">{ticks}</svg>'
 
 
-def forest(entry: Entry, base: float | None, scale: Scale) -> str:
-    """A row's seeds, mean and simultaneous interval beside the baseline's mean."""
-    values, c = entry.values.get("last.top1", ()), entry.comparison
+def forest(entry: Entry, scale: Scale, margin: float | None = None) -> str:
+    """A row's seeds, mean and simultaneous interval beside its baseline's mean, on a band of the margin."""
+    values, c, base = entry.values.get("last.top1", ()), entry.comparison, entry.centre
     middle, zero = FOREST_HEIGHT / 2, _at(0, scale, FOREST_WIDTH)
     marks = [f'<line class="zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{FOREST_HEIGHT}"/>']
+    if margin is not None:
+        left, right = (_at(end, scale, FOREST_WIDTH) for end in (-margin, margin))
+        marks.insert(
+            0, f'<rect class="margin" x="{left:.1f}" y="0" width="{right - left:.1f}" height="{FOREST_HEIGHT}"/>'
+        )
     if values and base is not None:
         kind = verdict(c)
         if c.low is not None and c.high is not None:
@@ -68,7 +73,9 @@ def forest(entry: Entry, base: float | None, scale: Scale) -> str:
 
 
 def _shape(kind: str, x: float, y: float) -> str:
-    """A triangle that points up or down, or a diamond."""
+    """A triangle that points up or down, a square, or a diamond."""
+    if kind == "same":
+        return f"M{x - 4.5:.1f} {y - 4.5}h9v9h-9z"
     if kind == "level":
         return f"M{x:.1f} {y - 5.5}l5.5 5.5l-5.5 5.5l-5.5 -5.5z"
     tip = -6 if kind == "up" else 6

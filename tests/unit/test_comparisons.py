@@ -1,0 +1,167 @@
+"""The one rule for differences of means: beside scipy's and by hand, what few seeds support, error rates."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from written_records import SCORES
+
+from vitlab.core.behrens_fisher import critical_value, p_value
+from vitlab.core.comparisons import Group, compare, detectable, difference, holm, not_beaten, sidak
+
+GROUPS = [Group(tuple(v), tuple(range(len(v)))) for v in SCORES.values()]
+PAIRS = [(0, i) for i in range(1, len(GROUPS))]
+
+
+def test_pooled_is_scipys_dunnett():
+    groups = [np.array(v) for v in SCORES.values()]
+    reference = stats.dunnett(*groups[1:], control=groups[0], rng=1)
+    interval = reference.confidence_interval(0.95)
+    ours = compare(GROUPS, PAIRS, "pooled")
+    assert [c.p for c in ours] == pytest.approx(list(reference.pvalue), abs=1e-3)
+    assert [c.low for c in ours] == pytest.approx(list(interval.low), abs=5e-3)
+    assert [c.high for c in ours] == pytest.approx(list(interval.high), abs=5e-3)
+
+
+def test_every_group_has_its_own_scatter():
+    """By hand: Welch's statistic, the calibrated critical value at Šidák's level, p-values to match."""
+    for (a, b), ours in zip(PAIRS, compare(GROUPS, PAIRS), strict=True):
+        errors = [np.var(GROUPS[i].values, ddof=1) / 3 for i in (a, b)]
+        delta, error, share = GROUPS[b].mean - GROUPS[a].mean, np.sqrt(sum(errors)), errors[0] / sum(errors)
+        half = float(critical_value(share, 2, 2, 1 - 0.95 ** (1 / 3))) * error
+        assert (ours.low, ours.high) == pytest.approx((delta - half, delta + half))
+        assert ours.p == pytest.approx(1 - (1 - p_value(delta / error, share, 2, 2)) ** 3)
+        assert ours.significant == (ours.p < 0.05)
+    alone = compare(GROUPS[:2], [(0, 1)])[0]
+    among = compare(GROUPS[:2], [(0, 1)], part=0.25)[0]
+    assert among.p == pytest.approx(1 - (1 - alone.p) ** 4) and among.high > alone.high
+
+
+def test_a_noisy_row_does_not_widen_the_others():
+    quiet = compare(GROUPS[:3], PAIRS[:2])
+    noisy = compare([*GROUPS[:3], Group((50.0, 80.0, 95.0))], PAIRS)
+    widths = [[c.high - c.low for c in found[:2]] for found in (quiet, noisy)]
+    assert (np.array(widths[1]) < 1.5 * np.array(widths[0])).all(), "one comparison more, no more"
+    pooled = compare([*GROUPS[:3], Group((50.0, 80.0, 95.0))], PAIRS, "pooled")
+    assert pooled[0].high - pooled[0].low > 10 * widths[1][0]
+
+
+def test_paired_is_students_t_of_the_differences():
+    shared = Group((91.0, 90.5, 92.0), (2, 0, 1))
+    (ours,) = compare([GROUPS[0], shared], [(0, 1)], "paired")
+    differences = np.array([90.5 - 90.0, 92.0 - 90.4, 91.0 - 89.9])
+    assert ours.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    assert ours.low == pytest.approx(differences.mean() - stats.t.ppf(0.975, 2) * stats.sem(differences))
+    assert compare([GROUPS[0], Group((1.0, 2.0, 3.0), (7, 8, 9))], [(0, 1)], "paired")[0].low is None, (
+        "no seed in common"
+    )
+    assert difference(Group((1.0, 2.0), (0, 0)), shared).n == 0, "a seed that occurs twice pairs with nothing"
+
+
+def test_further_pairs_are_adjusted_by_holm():
+    pairs = [(0, 1), (1, 2), (0, 2)]
+    for rule in ("auto", "pooled", "paired"):
+        raw = [compare([GROUPS[a], GROUPS[b]], [(0, 1)], rule)[0].p for a, b in pairs]
+        if rule == "pooled":
+            freedom, variance = 8, np.mean([np.var(g.values, ddof=1) for g in GROUPS])
+            t = [(GROUPS[b].mean - GROUPS[a].mean) / np.sqrt(variance * 2 / 3) for a, b in pairs]
+            raw = 2 * stats.t.sf(np.abs(t), freedom)
+        ours = compare(GROUPS, pairs, rule, stepwise=True)
+        assert [c.p for c in ours] == pytest.approx(list(multipletests(raw, method="holm")[1]))
+    lone = compare([Group((90.0,)), Group((91.0, 92.0)), Group(())], [(0, 1), (1, 2)])
+    assert lone[0].delta == 1.5 and lone[0].p is None and lone[1].delta is None and lone[1].n == 0
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([]) == []
+
+
+@pytest.mark.parametrize("rule", ["auto", "pooled", "paired"])
+def test_one_seed_gets_no_interval(rule):
+    for comparison in compare([Group((90.0,), (0,)), Group((95.0,), (0,))], [(0, 1)], rule):
+        assert comparison.low is None and comparison.p is None and not comparison.significant
+    assert not_beaten([Group((90.0,), (0,)), Group((95.0,), (0,))], rule) == [False, False]
+
+
+@pytest.mark.parametrize("rule", ["auto", "pooled", "paired"])
+def test_seeds_that_agree_give_no_p_of_zero(rule):
+    """360 images: three equal seeds each, one image apart, are within the resolution; unknown images decide nothing."""
+    image = 100 / 360
+    equal, above = (Group((v,) * 3, (0, 1, 2), image) for v in (90.0, 90.0 + image))
+    (ours,) = compare([equal, above], [(0, 1)], rule)
+    assert ours.p is not None and ours.p > 0.01 and ours.low < 0 < ours.high
+    (none,) = compare([Group((90.0,) * 3, (0, 1, 2)), Group((91.0,) * 3, (0, 1, 2))], [(0, 1)], rule)
+    assert none.delta == 1.0 and none.p is None and none.low is None and not none.significant
+
+
+def test_one_quiet_group_leaves_the_others_scatter():
+    (ours,) = compare([Group((90.0, 90.0, 90.0)), Group((91.0, 92.0, 93.5))], [(0, 1)])
+    assert ours.p == pytest.approx(stats.ttest_1samp([91.0, 92.0, 93.5], 90.0).pvalue, rel=1e-4)
+
+
+def test_the_same_is_two_one_sided_tests():
+    close = [Group((90.0, 90.1, 89.9, 90.0)), Group((90.1, 90.0, 90.2, 90.1)), Group((92.0, 92.1, 91.9, 92.0))]
+    ours = compare(close, [(0, 1), (0, 2)], margin=0.5)
+    assert [c.same for c in ours] == [True, False]
+    assert compare(close, [(0, 1)])[0].same is None
+    (lone,) = compare([Group((90.0,)), Group((90.1,))], [(0, 1)], margin=0.5)
+    assert lone.same is None, "one seed shows nothing"
+    edge = compare(close[:2], [(0, 1)], "pooled", margin=0.0999 + stats.t.ppf(0.95, 6) * np.sqrt(0.02 / 3 / 2))[0]
+    assert edge.same is False, "the margin is reached, not exceeded"
+    wider = compare(close[:2], [(0, 1)], "pooled", margin=0.101 + stats.t.ppf(0.95, 6) * np.sqrt(0.02 / 3 / 2))[0]
+    assert wider.same is True
+
+
+def test_what_no_other_beats():
+    assert not_beaten(GROUPS, "pooled") == [False, True, False, False]
+    noisy_best = [Group((99.0, 85.0, 100.0)), Group((94.0, 94.1, 93.9)), Group((80.0, 80.1, 79.9))]
+    assert not_beaten(noisy_best) == [True, True, False], "the third is shown to be below the second"
+
+
+def test_what_seeds_detect():
+    three, five, ten = (detectable(6, (n, 0.2), (n, 0.2)) for n in (3, 5, 10))
+    assert three == pytest.approx(1.8, abs=0.1) and five == pytest.approx(0.63, abs=0.03)
+    assert ten == pytest.approx(0.35, abs=0.01)
+    assert detectable(6, (1, 0.2), (3, 0.2)) is None and detectable(6, (3, 0.0), (3, 0.0)) is None
+    assert detectable(1, (5, 0.0), (5, 1.0)) == pytest.approx(1.68, abs=0.02), (
+        "Student's t with four degrees of freedom"
+    )
+
+
+def _rates(rule, sds, sizes, runs=2_000, seed=0, shift=0.0):
+    """How often any interval leaves out the truth (all differences are `shift`)."""
+    rng, wrong = np.random.default_rng(seed), 0
+    for _ in range(runs):
+        groups = [
+            Group(tuple(rng.normal(shift * (i > 0), sd, n))) for i, (sd, n) in enumerate(zip(sds, sizes, strict=True))
+        ]
+        found = compare(groups, [(0, i) for i in range(1, len(groups))], rule)
+        wrong += any(not c.low <= shift <= c.high for c in found)
+    return wrong / runs
+
+
+@pytest.mark.slow()
+@pytest.mark.parametrize(
+    ("sds", "sizes"),
+    [
+        ([1, 1, 1, 1, 1, 1, 1], [3] * 7),
+        ([1, 1, 1, 1, 1, 1, 10], [3] * 7),
+        ([10, 1, 1, 1, 1, 1, 1], [5] * 7),
+        ([1, 8, 8, 8, 8, 8, 8], [3] * 7),
+        ([1, 5, 5, 5, 5, 5, 5], [20, 3, 3, 3, 3, 3, 3]),
+        ([1.85, 12.52, 8.42, 7.21, 1.0, 2.89, 1.12], [3] * 7),
+        ([1, 1, 1, 1, 1, 10, 10], [2, 3, 5, 10, 20, 2, 3]),
+    ],
+)
+def test_error_rates_by_the_function_that_tables_call(sds, sizes):
+    """Seven rows, no difference or a true one: at most 5 % with any error, plus three of the simulation's own."""
+    bound = 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2_000)
+    assert _rates("auto", sds, sizes) < bound
+    assert _rates("auto", sds, sizes, seed=1, shift=3.0) < bound
+
+
+@pytest.mark.slow()
+def test_pooled_holds_where_scatter_is_equal_and_not_where_it_is_not():
+    assert _rates("pooled", [1] * 7, [3] * 7) == pytest.approx(0.05, abs=0.015)
+    assert _rates("pooled", [10, 1, 1, 1, 1, 1, 1], [3] * 7) > 0.2
+
+
+def test_sidaks_level():
+    assert 1 - (1 - sidak(6)) ** 6 == pytest.approx(0.05)

@@ -1,0 +1,166 @@
+"""What stands in each place of a table: the seeds of one condition on one data set, and what they are compared with."""
+
+# The types that pandas declares say too little of what a frame holds.
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOptionalIterable=false
+# pyright: reportReturnType=false, reportCallIssue=false, reportArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vitlab.analysis.conditions import COLUMN, Against, Condition
+from vitlab.analysis.sources.wandb_runs import unpacked_hits
+from vitlab.analysis.statistics import CheckpointComparison, compare_checkpoints
+from vitlab.analysis.table_model import SETTINGS, Entry, TableSpec
+from vitlab.core.comparisons import Comparison, Group, compare, not_beaten, supported
+from vitlab.study.contents import load_predictions
+from vitlab.study.record import Record
+
+FIGURES = ("last.top1", "last.top5", "last.loss", "best.top1", "best.top5", "ema.last.top1", "ema.best.top1")
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One data set's cells, before anything is compared."""
+
+    members: list[list[int]]
+    """For each condition the index labels of its cells."""
+    done: list[list[int]]
+    """Those with a result, by seed."""
+    groups: list[Group]
+    first: list[int]
+    """For each condition the first that is the same cells under another name, itself otherwise."""
+
+    def pairs(self, own: Sequence[int | None]) -> dict[int, tuple[int, int]]:
+        """Condition → (its baseline, itself), each set of cells once."""
+        found = {}
+        for k, base in enumerate(own):
+            if base is not None and self.first[k] == k and self.first[base] != k:
+                found[k] = (self.first[base], k)
+        return found
+
+
+def build_entries(
+    frame: pd.DataFrame, conditions: Sequence[Condition], against: Against, spec: TableSpec, datasets: Sequence[str]
+) -> dict[str, list[Entry]]:
+    """For each data set an entry per condition. Rows that are the same cells under another name are counted once."""
+    columns = {dataset: _column(frame, conditions, dataset) for dataset in datasets}
+    pairs = {dataset: column.pairs(against.own) for dataset, column in columns.items()}
+    counts = {d: supported(columns[d].groups, list(pairs[d].values()), spec.statistics) for d in datasets}
+    entries = {}
+    for dataset, column in columns.items():
+        part = counts[dataset] / sum(counts.values()) if against.whole and counts[dataset] else 1.0
+        wanted = pairs[dataset]
+        found = compare(column.groups, list(wanted.values()), spec.statistics, margin=spec.margin, part=part)
+        compared = dict(zip(wanted, found, strict=True))
+        once = [k for k in range(len(conditions)) if column.first[k] == k]
+        best = dict(zip(once, not_beaten([column.groups[k] for k in once], spec.statistics), strict=True))
+        entries[dataset] = [
+            _entry(frame, column, k, compared, best, None if base is None else (conditions[base].label, base))
+            for k, base in enumerate(against.own)
+        ]
+    return entries
+
+
+def _column(frame: pd.DataFrame, conditions: Sequence[Condition], dataset: str) -> _Column:
+    members = [[i for i in c.members if frame.at[i, COLUMN] == dataset] for c in conditions]
+    done = [[i for i in m if figure_of(frame, i, "last.top1") is not None] for m in members]
+    done = [sorted(d, key=lambda i: int(frame.at[i, "seed"])) for d in done]
+    groups = [_group(frame, d) for d in done]
+    first = [done.index(d) if d else k for k, d in enumerate(done)]
+    return _Column(members, done, groups, first)
+
+
+def _group(frame: pd.DataFrame, cells: Sequence[int]) -> Group:
+    values = tuple(float(frame.at[i, "last.top1"]) for i in cells)
+    images = [v for i in cells if (v := figure_of(frame, i, "num_eval"))]
+    return Group(values, tuple(int(frame.at[i, "seed"]) for i in cells), 100 / min(images) if images else 0.0)
+
+
+def _entry(
+    frame: pd.DataFrame,
+    column: _Column,
+    k: int,
+    compared: dict[int, Comparison],
+    best: dict[int, bool],
+    versus: tuple[str, int] | None,
+) -> Entry:
+    own, done, rows = column.first[k], column.done[k], column.members[k]
+    group, base = column.groups[k], None if versus is None else column.groups[versus[1]]
+    figures = {}
+    for name in FIGURES:
+        values = [v for i in done if (v := figure_of(frame, i, name)) is not None]
+        if values:
+            figures[name] = tuple(values)
+    missing = tuple(in_words(frame, i) for i in rows if i not in done) or (("not run",) if not rows else ())
+    parameters = figure_of(frame, done[0], "num_parameters") if done else None
+    hours = [v for i in done if (v := figure_of(frame, i, "device_hours")) is not None]
+    alone = Comparison(group.n, group.mean, group.sd, None, None, None, None)
+    checkpoint = own in compared and versus is not None
+    return Entry(
+        values=figures,
+        seeds=group.seeds,
+        comparison=compared.get(own, alone),
+        best=best[own],
+        checkpoint=_checkpoints(frame, column.done[versus[1]], done) if checkpoint and versus else None,
+        missing=missing,
+        ids=tuple(str(frame.at[i, "id"]) for i in done),
+        parameters=None if parameters is None else int(parameters),
+        device_hours=float(np.sum(hours)) if hours else None,
+        resolution=group.resolution,
+        versus=versus[0] if versus is not None and versus[1] != k else None,
+        centre=base.mean if base is not None and base.n else None,
+        settings={c: tuple(sorted({plain_number(frame.at[i, c]) for i in done}, key=repr))
+                  for c in SETTINGS if c in frame},
+    )  # fmt: skip
+
+
+def plain_number(value: Any) -> Any:
+    """A frame's number as Python's: None for a missing one, whole ones without a fraction."""
+    if value is None or value != value:
+        return None
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def figure_of(frame: pd.DataFrame, i: int, column: str) -> float | None:
+    if column not in frame:
+        return None
+    value = frame.at[i, column]
+    return None if value is None or value != value else float(value)
+
+
+def in_words(frame: pd.DataFrame, i: int) -> str:
+    """A cell without figures and why: `none/s0 failed (ValueError: …)`, `none/s0: FILE: damaged …`."""
+    row = frame.loc[i]
+    name, state = (row.get(key) if isinstance(row.get(key), str) else row["id"] for key in ("name", "state"))
+    if state == "damaged":
+        return f"{name}: {' | '.join(row['faults'].splitlines())}"
+    reason = f" ({row['failure']})" if isinstance(row.get("failure"), str) else ""
+    return f"{name} {'not evaluated' if state == 'finished' else state}{reason}"
+
+
+def _checkpoints(frame: pd.DataFrame, baseline: Sequence[int], other: Sequence[int]) -> CheckpointComparison | None:
+    """For single seeds with stored predictions: these two checkpoints beside one another."""
+    if len(baseline) != 1 or len(other) != 1:
+        return None
+    first, second = (_hits(frame, i) for i in (baseline[0], other[0]))
+    if first is None or second is None or len(first) != len(second):
+        return None
+    return compare_checkpoints(first, second)
+
+
+def _hits(frame: pd.DataFrame, i: int) -> np.ndarray | None:
+    """Which evaluation images the cell's last model gets right (N,) bool; from its folder, or from W&B's summary."""
+    packed = frame.at[i, "hits"] if "hits" in frame else None
+    if isinstance(packed, str):
+        return unpacked_hits(packed)
+    if "folder" not in frame or "predictions.npz" in str(frame.at[i, "faults"] if "faults" in frame else ""):
+        return None
+    content = load_predictions(Record(Path(str(frame.at[i, "folder"]))))
+    return None if content is None else content["label"] == content["top5"][:, 0]
