@@ -18,11 +18,15 @@ from vitlab.config import parse, register_schemas
 def main(tree: DictConfig) -> str:
     """One cell, for Hydra's own launchers. A command's study is planned by hydra_plugins/vitlab_sweeper.py."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from vitlab.cli.train_task import run_one
+    from vitlab.cli.typed import typed_keys
 
     labels = {key: str(value) for key, value in HydraConfig.get().runtime.choices.items()}
-    return run_one(parse(OmegaConf.to_container(tree, resolve=True), labels))  # pyright: ignore[reportArgumentType]
+    typed = typed_keys(OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)))
+    values = OmegaConf.to_container(tree, resolve=True)
+    return run_one(parse(values, labels, typed))  # pyright: ignore[reportArgumentType]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vitlab.cli.flags import split_command
 from vitlab.cli.hydra_errors import explain
 from vitlab.cli.keys import keys_of
+from vitlab.cli.typed import typed_keys
 from vitlab.cli.typos import mistakes_in_words
 from vitlab.cli.values import readable
 from vitlab.config import GROUPS, Config, ConfigError, parse
@@ -167,7 +168,7 @@ class _Composer:
         else:
             for override in plain:
                 values = _with(values, override.key_or_group.split("."), override.value())
-        return parse(values, labels)  # pyright: ignore[reportArgumentType]
+        return parse(values, labels, typed_keys(parsed))  # pyright: ignore[reportArgumentType]
 
     def _parse(self, text: str) -> Override:
         if text not in self._parsed:

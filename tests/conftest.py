@@ -36,8 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def compose_config():
     """`compose_config("augment=mixup", "seed=3")` → the parsed `Config` of run.py with these overrides."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
+    from vitlab.cli.typed import typed_keys
     from vitlab.config import parse, register_schemas
 
     register_schemas()
@@ -47,7 +49,8 @@ def compose_config():
             tree = compose("config", overrides=list(overrides), return_hydra_config=True)
             labels = dict(tree.hydra.runtime.choices)
             values = OmegaConf.masked_copy(tree, [key for key in tree if key != "hydra"])
-            return parse(OmegaConf.to_container(values, resolve=True), labels)  # pyright: ignore
+            typed = typed_keys(OverridesParser.create().parse_overrides(list(overrides)))
+            return parse(OmegaConf.to_container(values, resolve=True), labels, typed)  # pyright: ignore
 
     return composed
 

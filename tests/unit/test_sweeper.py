@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from hydra_plugins.vitlab_sweeper import StudySweeper, _Composer
+from vitlab.cli.typed import typed_keys
 from vitlab.config import ConfigError, parse, plain, register_schemas
 from vitlab.study.identity import identity
 from vitlab.study.plan import Request, build_plan
@@ -34,7 +35,8 @@ def in_full(hydra, overrides):
     whole = loader.load_sweep_config(master, overrides)
     labels = {k: str(v) for k, v in whole.hydra.runtime.choices.items() if not k.startswith("hydra")}
     tree = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
-    return parse(OmegaConf.to_container(tree, resolve=True), labels)  # pyright: ignore[reportArgumentType]
+    typed = typed_keys(hydra[2].parse_overrides(overrides))
+    return parse(OmegaConf.to_container(tree, resolve=True), labels, typed)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_a_mistake_in_a_list_of_cells_is_one_line_about_that_cell(hydra, cell, w
 def test_paths_and_other_scripts_in_a_list_of_cells(hydra, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     OmegaConf.set_readonly(hydra[1], False)
-    hydra[1].study.cells = ["dataset.root=~/写真 seed=1"]
+    hydra[1].study.cells = ["dataset=folder dataset.root=~/写真 seed=1"]
     (request,) = sweeper_of(hydra).requests([])
     assert request.config.cell.dataset.root == "/home/me/写真" and request.config.cell.seed == 1
 

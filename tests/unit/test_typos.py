@@ -48,7 +48,8 @@ def test_every_key_that_exists_may_be_given(compose_config, task):
     checkpoint = [] if task == "train" else [f"checkpoint={file}"]
     config = plain(compose_config(f"task={task}", "pretrain=fractaldb_small", *checkpoint))
     keys = [*flat(config.pop("cell")), *(f"{task}.{key}" for key in flat(config.pop("options")))]
-    del config["labels"]
+    for made in ("labels", "typed", "idle"):
+        del config[made]
     keys += flat(config)
     groups = (*GROUPS, "task", "explain", "wandb", "study")
     assert len(keys) > 90 and mistakes_in_words([f"{key}=1" for key in keys if key not in groups]) == []

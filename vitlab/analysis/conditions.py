@@ -15,6 +15,7 @@ import pandas as pd
 from vitlab.analysis.sources.records import flatten
 from vitlab.analysis.table_model import TableSpec
 from vitlab.config import GROUPS, ConfigError, choice, plain, suggest
+from vitlab.config.effects import settle_group
 
 _LEFT_OPEN = (
     "pretrain.recipe.", "pretrain.augment.",
@@ -170,7 +171,7 @@ def _declared(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
     assert spec.factor and spec.rows
     conditions, keys = [], [c for c in frame.columns if c.startswith(f"{spec.factor}.")]
     for name in spec.rows:
-        values = flatten(plain(choice(spec.factor, name)), f"{spec.factor}.")
+        values = flatten(plain(settle_group(spec.factor, choice(spec.factor, name))), f"{spec.factor}.")
         wanted = {k: v for k, v in values.items() if k in keys and not k.startswith(_LEFT_OPEN)}
         members = [i for i in frame.index if all(same(frame.at[i, k], v) for k, v in wanted.items())]
         conditions.append(Condition(name, tuple(members), frozenset(keys), ((spec.factor, name),)))

@@ -12,6 +12,7 @@ from typing import Any
 from vitlab.cli.execute import Prove, RunCells, execute, summarise
 from vitlab.cli.tasks import TASKS, load_task
 from vitlab.config import FROM_ROOT, CellConfig, Config, ConfigError, DatasetConfig, check_cell, named_after_folder
+from vitlab.config.effects import idle_among, idle_fields, require_effect, settle
 from vitlab.core.errors import UserError
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.survey import describe
@@ -31,6 +32,7 @@ def run_study(requests: Sequence[Request], run: RunCells, prove: Prove | None = 
     """
     resolve = functools.cache(resolve_class_list)
     requests = [dataclasses.replace(r, config=_with_class_list(r.config, resolve)) for r in requests]
+    require_effect([request.config for request in requests])
     name = study_name(requests[0].config, requests)
     if "RANK" in os.environ and "SLURM_JOB_ID" not in os.environ:
         return _run_rank(requests, name)
@@ -133,4 +135,7 @@ def _with_class_list(config: Config, resolve: Resolve = resolve_class_list) -> C
         return config
     cell = dataclasses.replace(cell, dataset=dataset, pretrain=start)
     check_cell(cell)
-    return dataclasses.replace(config, cell=cell)
+    before = idle_fields(config.cell)
+    now_idle = {key: only for key, only in idle_fields(cell).items() if key not in before}  # as the counts say
+    idle = {**config.idle, **idle_among(config.typed, now_idle)}
+    return dataclasses.replace(config, cell=settle(cell), idle=idle)

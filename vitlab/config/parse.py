@@ -15,12 +15,14 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from vitlab.config.check import check_cell, check_run
+from vitlab.config.effects import OF_TRAINING, idle_among, idle_fields, settle
 from vitlab.config.files import find_checkpoint, with_whole_paths
+from vitlab.config.model_names import own_sizes
 from vitlab.config.schema import (
     FROM_ROOT,
     GROUPS,
@@ -56,22 +58,28 @@ def _neutral(cls: type) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def parse(composed: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> Config:
+def parse(composed: Mapping[str, Any], labels: Mapping[str, str] | None = None, typed: Collection[str] = ()) -> Config:
     """The run that a composed configuration (plain mapping, interpolations resolved) describes.
 
-    `labels` maps groups to the chosen options. Raises `ConfigError` at the first mistake.
+    `labels` maps groups to the chosen options; `typed` are the keys that the user gave values to. Fields that cannot
+    act in the cell get their neutral values. Raises `ConfigError` at the first mistake.
     """
     values = with_whole_paths({key: value for key, value in composed.items() if key != "hydra"})
     import_plugins(_convert(_hints(Config)["plugins"], values.get("plugins") or (), "plugins"))
+    labels = dict(labels or {})
+    if isinstance(values.get("model"), Mapping):
+        values["model"], label = own_sizes(values["model"], labels.get("model"), typed)
+        labels |= {"model": label} if label else {}
     cell = build(CellConfig, {key: values.pop(key) for key in (*GROUPS, "seed") if key in values}, "")
     cell = _with_digests(cell, str(values.get("output_dir", "runs")))
     check_cell(cell)
+    idle = idle_among(typed, idle_fields(cell) | OF_TRAINING) if values.get("task") == "train" else {}
+    cell = settle(cell)
     tasks = typing.get_args(_hints(Config)["task"])
     options = {name: values.pop(name) for name in tasks if name in values}
     task = values.get("task")
-    values |= {"options": options.get(str(task)) or {}, "labels": dict(labels or {})}
-    known = {k: v for k, v in values.items() if k not in ("options", "labels")}
-    config = build(Config, known, "", given={"cell": cell, "options": values["options"], "labels": values["labels"]})
+    given = {"cell": cell, "options": options.get(str(task)) or {}, "labels": labels, "typed": tuple(typed)}
+    config = build(Config, values, "", given=given | {"idle": idle})
     check_run(config)
     return config
 

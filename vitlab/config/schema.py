@@ -22,6 +22,12 @@ def _number(default: Any = dataclasses.MISSING, *, low: float | None = None, hig
     return field(default=default, metadata={"low": low, "high": high})
 
 
+def neutral_value(cls: type, name: str) -> Any:
+    """The value of a field that changes nothing: its `neutral`, where that is not its default."""
+    (found,) = (f for f in dataclasses.fields(cls) if f.name == name)
+    return found.metadata.get("neutral", found.default)
+
+
 def _speed(default: Any, *, low: float | None = None) -> Any:
     """A field that changes speed, place or bookkeeping, never the numbers: it is not part of a cell's identity."""
     return field(default=default, metadata={"low": low, "identity": False})
@@ -285,6 +291,10 @@ class Config:
     """The task's own options, as composed under the task's name; the task parses them."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Group → the option that was chosen. For people; never part of an identity."""
+    typed: tuple[str, ...] = ()
+    """The keys that the user gave values to, in dotted form."""
+    idle: Mapping[str, str] = field(default_factory=dict)
+    """Those of `typed` that cannot act in this cell → "acts only …" (vitlab/config/effects.py)."""
 
     @property
     def checkpoints(self) -> tuple[str, ...]:

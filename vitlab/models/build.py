@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 import timm
+import torch
 from timm.models import VisionTransformer
 from torch import nn
 
@@ -39,3 +40,12 @@ def build_model(model: ModelConfig, num_classes: int, *, to_train: bool = True) 
             "VisionTransformer, such as most of timm.list_models('vit_*') and 'deit*'",
         )
     return network
+
+
+def build_without_memory(model: ModelConfig, num_classes: int) -> nn.Module:
+    """`build_model` on the meta device; what cannot be built so is built for real before it is refused."""
+    try:
+        with torch.device("meta"):
+            return build_model(model, num_classes)
+    except (ConfigError, NotImplementedError):
+        return build_model(model, num_classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from vitlab.config import ModelConfig
+from vitlab.config.model_names import native_image_size
 
 _SIZES = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24), "huge": (1280, 32)}
 """timm's names → width and depth."""
@@ -26,3 +27,18 @@ def count_parameters(model: ModelConfig, num_classes: int) -> int | None:
     embedding = (3 * patch**2 + 1) * width + width + tokens * width
     block = 12 * width**2 + 13 * width  # qkv 3, projection 1, MLP 4 + 4; their biases 9; two norms 4
     return embedding + depth * block + 2 * width + (width + 1) * num_classes
+
+
+def check_label(label: str, num_parameters: int, num_classes: int) -> None:
+    """Raise RuntimeError where `label` names an architecture of timm's that has another number of parameters.
+
+    A table's row must never name a model that was not built. Labels that name no plain architecture pass.
+    """
+    if _PLAIN.fullmatch(label) is None:
+        return
+    own = count_parameters(ModelConfig(label, native_image_size(label)), num_classes)
+    if own != num_parameters:
+        raise RuntimeError(
+            f"the model called {label} has {num_parameters:,} parameters as it is built here, and {label} with "
+            f"{num_classes} classes has {own:,}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import heapq
 import shlex
@@ -11,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitlab.config import CellConfig, DatasetConfig, RecipeConfig, experiment
+from vitlab.config import CellConfig, DatasetConfig, PretrainConfig, RecipeConfig, experiment
+from vitlab.config.effects import idle_fields
 from vitlab.core.integrity import DamagedError, misfit
 from vitlab.data.order import epoch_length
 from vitlab.models.size import count_parameters
@@ -172,7 +174,10 @@ def wall_seconds(cells: Sequence[PlannedCell], prices: Mapping[str, Price], at_o
 def measuring_command(cell: PlannedCell) -> str:
     """The command that trains one epoch of the cell's model, from scratch and by itself."""
     set_below = ("recipe.epochs=", "recipe.warmup_epochs=", "pretrain=", "pretrain.", "study.")
-    words = [o for o in cell.overrides if not o.startswith(set_below)]
+    content = cell.config.cell
+    recipe = dataclasses.replace(content.recipe, epochs=1, warmup_epochs=0.0)
+    idle = idle_fields(dataclasses.replace(content, recipe=recipe, pretrain=PretrainConfig()))  # would be refused
+    words = [o for o in cell.overrides if not o.startswith(set_below) and o.lstrip("+").partition("=")[0] not in idle]
     own = ["pretrain=scratch", "recipe.epochs=1", "recipe.warmup_epochs=0", "study.name=measure"]
     script = sys.argv[0] if sys.argv[0].endswith("run.py") else "run.py"
     return f"python {script} " + shlex.join(words + own + ["study.cells=[]"] * bool(cell.config.study.cells))

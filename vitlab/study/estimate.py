@@ -8,7 +8,9 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from vitlab.config import CellConfig
+from vitlab.config import CellConfig, ModelConfig, options
+from vitlab.models.size import count_parameters
+from vitlab.study.cell import cell_of
 from vitlab.study.cost import Price, kind_here, measuring_command, price, throughputs, wall_seconds
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import duration, shortened
@@ -22,7 +24,7 @@ def describe(plan: Plan, columns: int | None = None) -> list[str]:
     needed = plan.todo or plan.cells[0].config.study.dry_run
     here, known = kind_here(plan), throughputs(plan) if needed else []
     prices = {cell.id: price(plan, cell, known, here) for cell in plan.cells}
-    return [*_cells(plan, prices, columns), *_price(plan, prices, here), *_detectable(plan)]
+    return [*_cells(plan, prices, columns), *_models(plan), *_price(plan, prices, here), *_detectable(plan)]
 
 
 def _cells(plan: Plan, prices: dict[str, Price], columns: int | None) -> list[str]:
@@ -47,6 +49,29 @@ def _blocked_by(plan: Plan, cell: PlannedCell) -> str:
     if plan.state_of(cell.needs or "") == "damaged":
         return f", which is damaged: study.rerun='[{cell.needs}]'"
     return ", which failed: study.retry_failed=true"
+
+
+def _models(plan: Plan) -> list[str]:
+    """How large the models are, where there are several, or one is not as its choice has it."""
+    found = {}
+    for cell in plan.cells:
+        content = cell_of(cell.config)
+        found.setdefault(
+            cell.config.labels.get("model", content.model.name), (content.model, content.dataset.num_classes)
+        )
+    if len(found) == 1 and next(iter(found)) in options("model"):
+        return []
+    sizes = [f"{label} {_parameters(model, classes) / 1e6:.3g} M" for label, (model, classes) in found.items()]
+    return [f"models: {', '.join(sizes)} parameters"]
+
+
+def _parameters(model: ModelConfig, num_classes: int) -> int:
+    counted = count_parameters(model, num_classes)
+    if counted is None:
+        from vitlab.models.build import build_without_memory
+
+        counted = sum(p.numel() for p in build_without_memory(model, num_classes).parameters())
+    return counted
 
 
 def _standing(plan: Plan, cell: PlannedCell) -> str:

@@ -140,7 +140,7 @@ def build_plan(requests: Sequence[Request], study: str, trains_here: bool = True
         if isinstance(fault, NewerError):
             raise fault
     notes = [f"{name}: {fault}" for name, fault in faults]
-    notes += [*_drift(cells, study, output_dir), *_mixture(cells, output_dir, trains_here)]
+    notes += [*_idle(requests, names), *_drift(cells, study, output_dir), *_mixture(cells, output_dir, trains_here)]
     return Plan(study, output_dir, tuple(cells), tuple(notes), trains_here)
 
 
@@ -201,6 +201,8 @@ def _traits(request: Request) -> dict[str, Any]:
     traits: dict[str, Any] = {group: request.config.labels.get(group, "") for group in GROUPS}
     for override in request.overrides:
         key, _, value = override.lstrip("+~").partition("=")
+        if key in request.config.idle or key.startswith("model."):
+            continue  # it changes nothing, or the model's label says it
         if key not in GROUPS and key != "seed" and "@" not in key:
             traits[key] = value
     return traits
@@ -225,6 +227,16 @@ def study_content(plan: Plan, config: Config) -> dict[str, Any]:
         entry |= {"labels": dict(cell.config.labels), "overrides": list(cell.overrides)}
         cells.append(entry | {"experiment": experiment(cell.config.cell)})
     return {"table": config.study.table, "cells": cells}
+
+
+def _idle(requests: Sequence[Request], names: Sequence[str]) -> list[str]:
+    """Values that were typed for all cells and act in some of them."""
+    notes = []
+    for key, only in {key: only for request in requests for key, only in request.config.idle.items()}.items():
+        without = list(dict.fromkeys(n for r, n in zip(requests, names, strict=True) if key in r.config.idle))
+        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+        notes.append(f"{key} {only}: it is left out of {', '.join(without[:3])}{more}")
+    return notes
 
 
 def _drift(cells: Iterable[PlannedCell], study: str, output_dir: Path) -> list[str]:

@@ -23,11 +23,13 @@ def prove(named: Sequence[tuple[str, Config]]) -> None:
         try:
             if "device" not in seen:
                 pick_device(config.device)
-            for what, check in ((cell.dataset, _data), ((cell.model, cell.dataset.num_classes), _model)):
-                if what not in seen:
-                    check(cell)
-                seen.add(what)
             seen.add("device")
+            if cell.dataset not in seen:
+                _data(cell)
+            label = config.labels.get("model", "")
+            if (model := (cell.model, cell.dataset.num_classes, label)) not in seen:
+                _model(cell, label)
+            seen |= {cell.dataset, model}
         except (UserError, ValueError, OSError) as error:
             wrong = error if isinstance(error, UserError) else UserError(str(error))
             if isinstance(wrong, ConfigError) and config.study.part == "pretraining":
@@ -48,15 +50,10 @@ def _data(cell: CellConfig) -> None:
             build_source(data, "eval")
 
 
-def _model(cell: CellConfig) -> None:
-    """Build it without memory; what cannot be built so is built for real before it is refused."""
-    import torch
-
-    from vitlab.models.build import build_model
+def _model(cell: CellConfig, label: str) -> None:
+    from vitlab.models.build import build_without_memory
+    from vitlab.models.size import check_label
 
     classes = cell.dataset.num_classes or 1000
-    try:
-        with torch.device("meta"):
-            build_model(cell.model, classes)
-    except (ConfigError, NotImplementedError):
-        build_model(cell.model, classes)
+    network = build_without_memory(cell.model, classes)
+    check_label(label, sum(p.numel() for p in network.parameters()), classes)

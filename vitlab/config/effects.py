@@ -1,0 +1,173 @@
+"""When a field has an effect: the one table, and what follows from it.
+
+A field without an entry acts in every cell. One that cannot act in a cell has its neutral value there, so that two
+spellings of one experiment are one cell; one that a user typed and that acts in none of the cells is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vitlab.config.schema import GROUPS, CellConfig, Config, DatasetConfig, neutral_value
+from vitlab.core.errors import UserError
+
+PARTS = ("dataset", "augment", "recipe")
+"""What a pre-training has of its own, below `pretrain`."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`key` acts only where `acts(part, cell)`: `part` is the key's group; `cell` is None where it is not known."""
+
+    key: str
+    only: str
+    """Completes "acts only …"."""
+    acts: Callable[[Any, CellConfig | None], bool]
+
+    @property
+    def group(self) -> str:
+        return self.key.partition(".")[0]
+
+    @property
+    def field(self) -> str:
+        return self.key.partition(".")[2]
+
+
+def evaluates(data: DatasetConfig) -> bool:
+    """Whether there are images to evaluate on."""
+    return data.num_eval != 0 or data.val_fraction > 0
+
+
+RULES = (
+    Rule("dataset.root", "with a data set that is read from files, such as dataset=folder",
+         lambda d, c: d.kind != "digits"),
+    Rule("dataset.class_list", "with a tree of image files, such as dataset=folder", lambda d, c: d.kind == "folder"),
+    Rule("dataset.image_size", "where all images have one size (a claim that is compared with the data)",
+         lambda d, c: d.kind not in ("folder", "fractal")),
+    Rule("dataset.crop_scale", "with dataset.train_crop=random_resized", lambda d, c: d.train_crop == "random_resized"),
+    Rule("dataset.crop_ratio", "with dataset.train_crop=random_resized", lambda d, c: d.train_crop == "random_resized"),
+    Rule("dataset.pad", "with dataset.train_crop=pad", lambda d, c: d.train_crop == "pad"),
+    Rule("dataset.eval_crop", "where there are images to evaluate on", lambda d, c: evaluates(d)),
+    Rule("dataset.bad_images", "with image files (dataset=folder and its like, or a pack)",
+         lambda d, c: d.kind == "folder" or bool(d.pack or d.pack_id)),
+    Rule("dataset.grey16", "with image files (dataset=folder and its like)", lambda d, c: d.kind == "folder"),
+    Rule("dataset.exif", "with image files (dataset=folder and its like)", lambda d, c: d.kind == "folder"),
+    Rule("augment.mixup", "with augment.mixup_prob above 0 and, beside cutmix, augment.mixup_switch_prob below 1",
+         lambda a, c: a.mixup_prob > 0 and not (a.cutmix and a.mixup_switch_prob == 1)),
+    Rule("augment.cutmix", "with augment.mixup_prob above 0 and, beside mixup, augment.mixup_switch_prob above 0",
+         lambda a, c: a.mixup_prob > 0 and not (a.mixup and a.mixup_switch_prob == 0)),
+    Rule("augment.mixup_prob", "with mixup or cutmix", lambda a, c: a.mixes),
+    Rule("augment.mix_group", "with mixup or cutmix", lambda a, c: a.mixes),
+    Rule("augment.mixup_switch_prob", "with both mixup and cutmix", lambda a, c: a.mixup > 0 and a.cutmix > 0),
+    Rule("augment.interpolation", "where images are resized or rotated", lambda a, c: c is None or _resamples(a, c)),
+    Rule("recipe.lr_base_batch", "with recipe.lr_rule=linear", lambda r, c: r.lr_rule == "linear"),
+    Rule("recipe.betas", "with recipe.optimizer=adamw", lambda r, c: r.optimizer == "adamw"),
+    Rule("recipe.eps", "with recipe.optimizer=adamw", lambda r, c: r.optimizer == "adamw"),
+    Rule("recipe.momentum", "with recipe.optimizer=sgd", lambda r, c: r.optimizer == "sgd"),
+    Rule("recipe.min_lr", "with recipe.schedule=cosine", lambda r, c: r.schedule == "cosine"),
+    Rule("recipe.warmup_lr", "with recipe.warmup_epochs above 0", lambda r, c: r.warmup_epochs > 0),
+    Rule("recipe.schedule_by", "with recipe.schedule=cosine or recipe.warmup_epochs above 0",
+         lambda r, c: r.schedule == "cosine" or r.warmup_epochs > 0),
+    Rule("recipe.ema_warmup", "with recipe.ema_decay above 0", lambda r, c: r.ema_decay > 0),
+    Rule("recipe.drop_path", "with recipe.train_mode=train", lambda r, c: r.train_mode == "train"),
+    Rule("recipe.train_mode", "with recipe.drop_path above 0", lambda r, c: r.drop_path > 0),
+    Rule("recipe.eval_every", "where there are images to evaluate on", lambda r, c: c is None or evaluates(c.dataset)),
+    Rule("pretrain.path", "with pretrain=checkpoint", lambda p, c: p.kind == "checkpoint"),
+    Rule("pretrain.digest", "with pretrain=checkpoint", lambda p, c: p.kind == "checkpoint"),
+    Rule("pretrain.weights", "with a start that is trained (pretrain=checkpoint, pretrain=fractaldb, …)",
+         lambda p, c: p.kind != "scratch"),
+    Rule("pretrain.keep_head", "with a start that is trained and has as many classes as the data set",
+         lambda p, c: p.kind != "scratch" and (c is None or _same_head(c))),
+    Rule("pretrain.seed", "with a pre-training (pretrain=fractaldb, …)", lambda p, c: p.kind == "cell"),
+    *(Rule(f"pretrain.{part}", "with a pre-training (pretrain=fractaldb, …)", lambda p, c: p.kind == "cell")
+      for part in PARTS),
+)  # fmt: skip
+"""Field → when it acts. A pre-training's own parts obey the same rules, below `pretrain`."""
+
+NAMES = ("dataset.name", "dataset.version")
+"""Fields that say which data are meant: they are compared with nothing and change no figure, and are part of a name."""
+CLAIMS = ("dataset.num_classes", "dataset.num_train", "dataset.num_eval", "dataset.image_size", "dataset.pack_id")
+"""Fields that say what the data hold: they are compared with the data, and refused where these say otherwise."""
+_SYNONYMS = {("recipe", "clip_grad"): {0.0: None}}
+"""Values that mean the same → the one that is used."""
+OF_TRAINING = {
+    "weights": "acts only with task=evaluate or task=explain; whose weights to start from is pretrain.weights"
+}
+
+
+def _resamples(augment: Any, cell: CellConfig) -> bool:
+    data = cell.dataset
+    return bool(augment.auto_augment) or data.train_crop == "random_resized" or data.image_size != cell.model.image_size
+
+
+def _same_head(cell: CellConfig) -> bool:
+    """Whether the classifier of the start may fit; of a checkpoint's nothing is known here."""
+    old = cell.pretrain.dataset.num_classes if cell.pretrain.dataset else None
+    return None in (old, cell.dataset.num_classes) or old == cell.dataset.num_classes
+
+
+def settle_group(group: str, part: Any, cell: CellConfig | None = None) -> Any:
+    """One group of a cell with its idle fields at their neutral values; `cell` None: an option by itself."""
+    for (of, name), same in _SYNONYMS.items():
+        if of == group and getattr(part, name) in same:
+            part = dataclasses.replace(part, **{name: same[getattr(part, name)]})
+    for rule in RULES:
+        if rule.group == group and not rule.acts(part, cell):
+            neutral = neutral_value(type(part), rule.field)
+            if getattr(part, rule.field) != neutral:
+                part = dataclasses.replace(part, **{rule.field: neutral})
+    if group == "pretrain" and cell is None:
+        own = {name: settle_group(name, value) for name in PARTS if (value := getattr(part, name)) is not None}
+        part = dataclasses.replace(part, **own)
+    return part
+
+
+def settle(cell: CellConfig) -> CellConfig:
+    """The cell with every field that cannot act in it at its neutral value."""
+    while True:
+        before = cell
+        for group in GROUPS:
+            part = settle_group(group, getattr(cell, group), cell)
+            if part is not getattr(cell, group):
+                cell = dataclasses.replace(cell, **{group: part})
+        if cell.pretraining is not None:
+            own = settle(cell.pretraining)
+            start = dataclasses.replace(cell.pretrain, **{part: getattr(own, part) for part in PARTS})
+            if start != cell.pretrain:
+                cell = dataclasses.replace(cell, pretrain=start)
+        if cell == before:
+            return cell
+
+
+def idle_fields(cell: CellConfig) -> dict[str, str]:
+    """The fields that cannot act in `cell` as it is spelt → "acts only …"."""
+    idle = {r.key: f"acts only {r.only}" for r in RULES if not r.acts(getattr(cell, r.group), cell)}
+    if cell.pretraining is not None:
+        own = idle_fields(cell.pretraining)
+        idle |= {f"pretrain.{key}": only for key, only in own.items() if key.partition(".")[0] in PARTS}
+    return idle
+
+
+def idle_among(typed: Collection[str], idle: Mapping[str, str]) -> dict[str, str]:
+    """Those of the `typed` keys that are `idle`, or lie below one that is → "acts only …"."""
+    found = {key: next((idle[k] for k in (key, *_above(key)) if k in idle), None) for key in typed}
+    return {key: only for key, only in found.items() if only is not None}
+
+
+def require_effect(configs: Collection[Config]) -> None:
+    """Raise UserError for keys that were typed and act in none of the cells for which they were typed."""
+    found: dict[str, str] = {}
+    for config in configs:
+        found |= config.idle
+    wrong = [key for key in found if all(key in c.idle for c in configs if key in c.typed)]
+    if wrong:
+        it, them = ("it changes", "it") if len(wrong) == 1 else ("they change", "them")
+        raise UserError(f"{'; '.join(f'{key} {found[key]}' for key in wrong)}: {it} nothing here; leave {them} out")
+
+
+def _above(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
