@@ -264,7 +264,7 @@ def test_diff_names_everything(tmp_path):
     text = "\n".join(analyze(composed(tmp_path, diff=[a["id"], b["id"]]), None))
     assert "augment.mixup: 0.0 → 0.8" in text and "commit: abc123456789 → def" in text
     assert "disagree on 20 of 400 images (20 gained, 0 lost)" in text
-    with pytest.raises(ValueError, match="no cell 'c0'"):
+    with pytest.raises(UserError, match="no cell 'c0'"):
         analyze(composed(tmp_path, diff=["c0", a["id"]]), None)
 
 

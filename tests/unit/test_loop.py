@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from vitlab.config import ConfigError
+from vitlab.core.integrity import NewerError
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
 from vitlab.train.events import EpochEnded, Interrupted
@@ -179,7 +180,7 @@ def test_bad_images_stop_a_run_or_are_left_out_and_counted(compose_config, tmp_p
 
 def test_a_newer_checkpoint_is_refused(tmp_path):
     torch.save({"schema_version": 99}, tmp_path / "last.pt")
-    with pytest.raises(ValueError, match="newer vitlab"):
+    with pytest.raises(NewerError, match="newer vitlab"):
         load_checkpoint(tmp_path / "last.pt")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,10 +28,13 @@ from vitlab.config import (
     find_checkpoint,
 )
 from vitlab.core.errors import UserError
+from vitlab.core.integrity import DamagedError
 from vitlab.models.build import build_model
 from vitlab.models.restore import restore
 from vitlab.models.weights import Weights, load_start, load_weights, read_checkpoint
+from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.plan import Request
+from vitlab.study.record import Record
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
 
 MICRO = ModelConfig("vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=64, depth=3, num_heads=4)
@@ -364,9 +369,7 @@ def test_a_wrong_start_stops_the_command_before_anything_is_written(tmp_path, co
 def test_others_checkpoints_are_not_resumed(book, tmp_path, compose_config):
     with pytest.raises(ConfigError, match=r"cannot be resumed"):
         compose_config(f"checkpoint={book}")
-    with pytest.raises(
-        ValueError, match=r"best_checkpoint\.pth: not of vitlab.*cannot be resumed.*pretrain=checkpoint"
-    ):
+    with pytest.raises(UserError, match=r"best_checkpoint\.pth: not of vitlab.*cannot be resumed.*pretrain=checkpoint"):
         load_checkpoint(book)
 
 
@@ -375,10 +378,38 @@ def test_a_damaged_checkpoint_of_ours_is_not_trained_over(tmp_path):
     save_checkpoint({"step": 3, "model": torch.zeros(10_000)}, tmp_path / "last.pt")
     whole = (tmp_path / "last.pt").read_bytes()
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 3
-    for part in (whole[:5000], b""):
+    flipped = bytearray(whole)
+    flipped[20_000] ^= 4  # a bit of a weight, which PyTorch reads without a word
+    for part in (whole[:5000], b"", bytes(flipped)):
         (tmp_path / "last.pt").write_bytes(part)
-        with pytest.raises(ValueError, match=r"last\.pt: cannot be read, or damaged .*study\.rerun=all"):
+        with pytest.raises(DamagedError, match=rf"last\.pt: damaged.*study\.rerun='\[{tmp_path.name}\]'"):
             load_checkpoint(tmp_path / "last.pt")
+    (tmp_path / "last.pt").unlink()
+    (tmp_path / "last.pt").mkdir()
+    with pytest.raises(DamagedError, match=r"last\.pt: is a folder"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+def test_a_checkpoint_in_a_cells_folder_is_of_that_cell(tmp_path, compose_config):
+    """Another cell's last.pt is refused; where the folder's own configuration is damaged, that is said."""
+    config = compose_config(f"output_dir={tmp_path}")
+    cells = [dataclasses.replace(config.cell, seed=seed) for seed in (0, 1)]
+    records = [Record(tmp_path / identity(cell)) for cell in cells]
+    for cell, record in zip(cells, records, strict=True):
+        about = {"id": record.id, "semantics": SEMANTICS, "name": "x", "labels": {}, "runtime": {"devices": 1}}
+        record.write("config.yaml", about | {"experiment": experiment(cell)})
+        state = {"model": build_model(cell.model, 10).state_dict(), "config": experiment(cell), "epoch": 18}
+        save_checkpoint(state, record.folder / "last.pt")
+    evaluated = dataclasses.replace(config, task="evaluate", weights="raw")
+    assert restore(evaluated, records[0].id).doubt is None
+    shutil.copy(records[1].folder / "last.pt", records[0].folder / "last.pt")
+    with pytest.raises(DamagedError, match=rf"{records[0].id}/last\.pt: belongs to another cell; .*study\.rerun="):
+        restore(evaluated, records[0].id)
+    (records[0].folder / "config.yaml").write_text("semantics: [", encoding="utf-8")
+    assert "config.yaml: damaged" in (restore(evaluated, records[0].id).doubt or "")
+    trained = experiment(cells[0])
+    with pytest.raises(DamagedError, match="belongs to another cell"):
+        load_start(build_model(MICRO, 10), config.cell.pretrain, records[0].folder / "last.pt", trained)
 
 
 def test_weights_without_a_head_have_no_classes():

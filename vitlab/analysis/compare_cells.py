@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from vitlab.core.errors import UserError
+from vitlab.study.contents import load_predictions, read_contents
 from vitlab.study.record import Record
 
 
 def describe_difference(output_dir: Path, first: str, second: str) -> list[str]:
-    """Lines that name every difference. Raises ValueError for an identity without a record."""
+    """Lines that name every difference. Raises UserError for an identity without a record, or with a damaged one."""
     a, b = (_require(output_dir, name) for name in (first, second))
+    for record in (a, b):
+        for fault in read_contents(record).faults:
+            raise fault
     lines = [f"{first} → {second}"]
     for title, file, keys in (
         ("configuration", "config.yaml", ("experiment",)),
@@ -40,7 +45,7 @@ def _require(output_dir: Path, name: str) -> Record:
         known = (
             sorted(p.name for p in output_dir.iterdir() if (p / "config.yaml").is_file()) if output_dir.is_dir() else []
         )
-        raise ValueError(f"diff: no cell {name!r} in {output_dir}; there are: {', '.join(known[:20]) or 'none'}")
+        raise UserError(f"diff: no cell {name!r} in {output_dir}; there are: {', '.join(known[:20]) or 'none'}")
     return record
 
 
@@ -54,13 +59,12 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 def _disagreement(a: Record, b: Record) -> str:
-    files = [record.folder / "predictions.npz" for record in (a, b)]
-    if not all(file.is_file() for file in files):
+    one, two = (load_predictions(record) for record in (a, b))
+    if one is None or two is None:
         return "predictions: not stored for both"
-    with np.load(files[0]) as one, np.load(files[1]) as two:
-        if not np.array_equal(one["index"], two["index"]) or not np.array_equal(one["label"], two["label"]):
-            return "predictions: of different evaluation sets"
-        first, second, label = one["top5"][:, 0], two["top5"][:, 0], one["label"]
+    if not np.array_equal(one["index"], two["index"]) or not np.array_equal(one["label"], two["label"]):
+        return "predictions: of different evaluation sets"
+    first, second, label = one["top5"][:, 0], two["top5"][:, 0], one["label"]
     differ = first != second
     gained, lost = int((differ & (second == label)).sum()), int((differ & (first == label)).sum())
     return f"predictions: they disagree on {int(differ.sum())} of {len(label)} images ({gained} gained, {lost} lost)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -17,10 +18,11 @@ import numpy as np
 import torch
 
 from vitlab.config import Config, ConfigError, DatasetConfig, build
+from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, sealed
 from vitlab.data.crop import resize_box
 from vitlab.data.decode import BadImageError
 from vitlab.data.sources.class_list import resolve_class_list
-from vitlab.data.sources.pack import FORMAT, SHARD, pixel_choices, shard_file
+from vitlab.data.sources.pack import FORMAT, SHARD, fingerprint_of, pixel_choices, shard_file
 from vitlab.data.sources.registry import Source, load_split
 from vitlab.data.sources.survey import describe
 
@@ -95,7 +97,7 @@ def write_pack(
         }
         about: dict[str, Any] = {"format": FORMAT, "dataset": dataset.name, "shorter_side": options.shorter_side}
         about |= {"classes": splits["train"].classes, "splits": shards} | ({"pixels": pixels} if pixels else {})
-        about["fingerprint"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        about["fingerprint"] = fingerprint_of(about)
         _write_text(folder / "manifest.json", json.dumps(about, indent=1))
         return shards
     except OSError as error:
@@ -142,11 +144,13 @@ def _write_shard(job: _Job) -> dict[str, Any]:
     file = shard_file(job.folder, job.split, job.number)
     beside = file.with_suffix(".json")
     origin = " ".join([f"{job.source.fingerprint()} at {job.shorter_side}", *job.pixels.values()])
-    if beside.is_file():
-        known = json.loads(beside.read_text(encoding="utf-8"))
+    known = None
+    with contextlib.suppress(DamagedError):  # then the shard is written again
+        known = read_mapping(beside, "")
+    if known is not None and not misfit(known, {"origin": str, "sha256": str, "sizes": list, "bad": dict}):
         if known["origin"] != origin:
             raise ConfigError("pack.path", f"{beside} holds other images, sizes or pixels; give a new folder")
-        if file.is_file() and _digest(file) == known["sha256"]:
+        if file.is_file() and file_digest(file) == known["sha256"]:
             return _summary(file, known)
     sizes, bad, digest = [], {}, hashlib.sha256()
     part = file.with_suffix(".part")
@@ -168,7 +172,7 @@ def _write_shard(job: _Job) -> dict[str, Any]:
         os.fsync(stream.fileno())
     os.replace(part, file)
     known = {"origin": origin, "sha256": digest.hexdigest(), "sizes": sizes, "bad": bad}
-    _write_text(beside, json.dumps(known))
+    _write_text(beside, json.dumps(sealed(known)))
     return _summary(file, known)
 
 
@@ -188,11 +192,6 @@ def shrink(image: np.ndarray, shorter_side: int) -> np.ndarray:
     size = (max(1, round(height * shorter_side / shorter)), max(1, round(width * shorter_side / shorter)))
     resized = resize_box(image, np.array([0, 0, height, width]), size, "bicubic")
     return resized.permute(1, 2, 0).contiguous().numpy()
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -34,6 +34,11 @@ class DamagedError(UserError):
         return f"{self.path}: {self.problem}; {self.text}"
 
 
+def train_again(identity: str) -> str:
+    """What to do about a damaged file of a cell; the words after the colon belong behind the study's command."""
+    return f"restore the file, or train the cell again: study.rerun='[{identity}]'"
+
+
 class NewerError(UserError):
     """A file that a newer vitlab has written."""
 
@@ -85,12 +90,12 @@ def read_text(path: Path, remedy: str) -> str | None:
         raise DamagedError(path, f"cannot be read ({error.strerror})", remedy) from error
 
 
-def read_mapping(path: Path, remedy: str, schema: int) -> dict[str, Any] | None:
+def read_mapping(path: Path, remedy: str, schema: int | None = None) -> dict[str, Any] | None:
     """A JSON or YAML file that holds a mapping, without its digest; None where there is no such file.
 
     A file without a digest is taken as it is. Raises DamagedError, which ends in `remedy`, for a file that cannot be
     parsed, holds no mapping, or has another content than when it was written; NewerError where its schema_version is
-    above `schema`.
+    above `schema` (None: any will do).
     """
     text = read_text(path, remedy)
     if text is None:
@@ -106,7 +111,7 @@ def read_mapping(path: Path, remedy: str, schema: int) -> dict[str, Any] | None:
     version = content.get("schema_version", 0)
     if not isinstance(version, int):
         raise DamagedError(path, f"damaged (schema_version is {version!r})", remedy)
-    if version > schema:
+    if schema is not None and version > schema:
         raise NewerError(
             f"{path}: written by a newer vitlab (schema {version}, this one reads up to {schema}); update vitlab or "
             "use another output_dir"
@@ -182,8 +187,14 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file begins as a zip archive does, which .npz and PyTorch's .pt are."""
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
 def require_whole_archive(path: Path, remedy: str) -> None:
-    """Read a zip archive (.npz, .pt) against its own checksums. Raises DamagedError where they differ.
+    """Read a zip archive against its own checksums. Raises DamagedError where they differ.
 
     NumPy notices most damage, PyTorch does not look: a flipped bit of a weight loads without a word.
     """

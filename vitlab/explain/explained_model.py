@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from vitlab.config import Config, ConfigError
+from vitlab.core.integrity import DamagedError, misfit, read_mapping
 from vitlab.explain.attention import rollout_map
 from vitlab.explain.methods import relevance
 from vitlab.explain.options import ExplainConfig, MethodName
 from vitlab.explain.pictures import Picture, normalise
 from vitlab.explain.recording import UnfitError
 from vitlab.models.restore import Restored, restore, short_name
+
+_STUDY = {"cells": [{"id": str, "name?": str, "part?": str}]}
+"""What is read of a study's file."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,11 @@ def load_subjects(config: Config, options: ExplainConfig, names: Sequence[tuple[
 def _name_of(file: Path) -> str:
     """`none/s0 (cb05aeae9b27)` for a cell's checkpoint, by its record; for any other the file, `scratch/last`."""
     record = file.with_name("config.yaml")
-    content = yaml.safe_load(record.read_text(encoding="utf-8")) if record.is_file() else None
-    if isinstance(content, dict) and {"name", "id"} <= set(content):
-        return f"{content['name']} ({content['id']})"
+    with contextlib.suppress(DamagedError):  # told with the checkpoint's description
+        content = read_mapping(record, "")
+        if not misfit(content, {"name": str, "id": str}):
+            assert content is not None, "else it would not fit"
+            return f"{content['name']} ({content['id']})"
     return f"{file.parent.name}/{file.stem}" if file.stem in ("last", "best", "checkpoint") else file.stem
 
 
@@ -114,11 +119,11 @@ def named_checkpoints(config: Config) -> list[tuple[str, str | None]]:
         if not name.endswith(".json"):
             names.append((name, None))
             continue
-        try:
-            cells = json.loads(Path(name).read_text(encoding="utf-8"))["cells"]
-            names += [(cell["id"], cell.get("name")) for cell in cells if cell.get("part", "cell") == "cell"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError("checkpoint", f"{name!r} is no study's file ({type(error).__name__}: {error})") from error
+        study = read_mapping(Path(name), "give a study's file, DIR/studies/NAME.json, or checkpoints")
+        if problem := "there is no such file" if study is None else misfit(study, _STUDY):
+            raise ConfigError("checkpoint", f"{name!r} is no study's file ({problem})")
+        assert study is not None, "as checked"
+        names += [(cell["id"], cell.get("name")) for cell in study["cells"] if cell.get("part", "cell") == "cell"]
     if not names:
         raise ConfigError(
             "checkpoint",

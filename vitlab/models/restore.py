@@ -11,8 +11,9 @@ from torch import nn
 
 from vitlab.config import Config, ConfigError, DatasetConfig, ModelConfig, choice, find_checkpoint, options
 from vitlab.core.errors import UserError
+from vitlab.core.integrity import DamagedError, read_mapping
 from vitlab.models.build import build_model
-from vitlab.models.weights import Weights, load_weights, read_checkpoint
+from vitlab.models.weights import Weights, load_weights, read_checkpoint, remedy_of, require_trained
 
 FROM_CHECKPOINT = "from_checkpoint"
 """The choice of model= and dataset= that leaves the matter to the checkpoint."""
@@ -30,6 +31,8 @@ class Restored:
     num_classes: int
     resized: tuple[str, ...] = ()
     """Tensors that were resized for the model that the user named."""
+    doubt: str | None = None
+    """What a reader should know of where the weights come from."""
 
     def describe(self) -> list[str]:
         """Which checkpoint, which model, and how pictures reach it."""
@@ -41,6 +44,7 @@ class Restored:
             f"normalisation: mean {mean}, std {std}; shorter side to {int(size / self.dataset.eval_crop)}, "
             f"central {size} x {size}",
             *resized,
+            *([self.doubt] if self.doubt else []),
         ]
 
 
@@ -60,6 +64,7 @@ def restore(config: Config, name: str, *, statistics: str = "checkpoint") -> Res
             raise
         raise ConfigError("checkpoint", str(error)) from error
     model, dataset = _model(config, weights), _dataset(config, weights, statistics)
+    doubt = _owner(weights)
     if weights.num_classes is None:
         raise UserError(f"{weights.path}: holds no classifier (head.weight), so it predicts nothing")
     network = build_model(model, weights.num_classes, to_train=False)
@@ -68,7 +73,24 @@ def restore(config: Config, name: str, *, statistics: str = "checkpoint") -> Res
         wrong = f"lacks {report.fresh[0]}" if report.fresh else f"also holds {report.dropped[0]}"
         more = ", and more" if len(report.fresh or report.dropped) > 1 else ""
         raise UserError(f"{weights.path}: is not of {model.name} (it {wrong}{more}); give its model: model=NAME")
-    return Restored(network.eval(), weights, model, dataset, weights.num_classes, report.resized)
+    return Restored(network.eval(), weights, model, dataset, weights.num_classes, report.resized, doubt)
+
+
+def _owner(weights: Weights) -> str | None:
+    """See that a checkpoint of ours in a cell's folder is of that cell, by the folder's config.yaml.
+
+    Raises DamagedError where it is of another; returns a note where the configuration cannot be read.
+    """
+    record = weights.path.with_name("config.yaml")
+    if weights.kind != "vitlab" or not record.exists():
+        return None
+    try:
+        known = read_mapping(record, remedy_of(weights.path))
+    except DamagedError as error:
+        return f"note: {error}. Whether the weights are of the cell in this folder is not known"
+    if known is not None:
+        require_trained(weights, known.get("experiment") or {})
+    return None
 
 
 def _model(config: Config, weights: Weights) -> ModelConfig:

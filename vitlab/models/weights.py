@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vitlab.config import ConfigError, DatasetConfig, ModelConfig, PretrainConfig, build
 from vitlab.core.errors import UserError
+from vitlab.core.integrity import DamagedError, is_archive, misfit, require_whole_archive, train_again
 from vitlab.models.formats import (
     BOOK_DATASETS,
     BOOK_MODELS,
@@ -34,6 +35,11 @@ from vitlab.models.formats import (
 
 LEAST_SHARE = 0.5
 """A checkpoint must supply at least this share of the model's parameters outside its head."""
+_OURS = {
+    "config": {"model": dict, "dataset": dict, "recipe": {"epochs": int, "precision": str}}, "epoch": int,
+    "classes?": [str],
+}  # fmt: skip
+"""What is read of our own checkpoints beside the tensors."""
 HEADS = ("head.", "head_dist.")
 CLASSIFIERS = ("head.weight", "head.fc.weight")
 """A classifier's weight in timm's Vision Transformers, and in Swin and its like."""
@@ -120,6 +126,8 @@ def _describe(path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor
     width = next((state[key].shape[0] for key in CLASSIFIERS if key in state), None)
     if isinstance(config, Mapping) and "schema_version" in content:
         classes = content.get("classes")
+        if problem := misfit(content, _OURS):
+            raise DamagedError(path, f"damaged ({problem})", remedy_of(path))
         return {
             "kind": "vitlab", "model": build(ModelConfig, config["model"], "model"),
             "dataset": build(DatasetConfig, config["dataset"], "dataset"), "arguments": config,
@@ -154,6 +162,8 @@ def _read(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from error
+    if is_archive(path):
+        require_whole_archive(path, remedy_of(path))
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickle protocols: what cannot be read is refused below
@@ -164,15 +174,20 @@ def _read(path: Path) -> dict[str, Any]:
                 f"{path}: refused: reading it would call or build {culprit[1]}, and only tensors, plain values and "
                 "argparse.Namespace are allowed; save the model's state_dict() instead"
             ) from error
-        raise UserError(f"{path}: not a checkpoint, or a damaged one; copy or download it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise DamagedError(path, "not a checkpoint, or a damaged one", remedy_of(path)) from error
+    except Exception as error:  # a damaged pickle makes the reader raise nearly anything
         reason = (str(error).splitlines() or ["it is empty"])[0].partition(". ")[0]
-        raise UserError(
-            f"{path}: not a checkpoint, or a truncated one ({reason}); copy or download it again"
-        ) from error
+        raise DamagedError(path, f"not a checkpoint, or a truncated one ({reason})", remedy_of(path)) from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
     return dict(content)
+
+
+def remedy_of(path: Path) -> str:
+    """What to do about a damaged checkpoint: train again where it lies in a cell's folder, else get it again."""
+    if path.with_name("config.yaml").exists():
+        return train_again(path.parent.name)
+    return "copy or download it again"
 
 
 def _clean(key: str) -> str:
@@ -221,15 +236,34 @@ def load_weights(model: nn.Module, weights: Weights, *, keep_head: bool = False)
     return LoadReport(len(taken), tuple(resized), tuple(dropped), tuple(k for k in wanted if k not in taken))
 
 
-def load_start(model: nn.Module, start: PretrainConfig, path: Path) -> tuple[Weights, LoadReport]:
-    """What `pretrain=` asks for: the checkpoint at `path`, put into `model`. Raises ConfigError naming the key."""
+def load_start(
+    model: nn.Module, start: PretrainConfig, path: Path, trained: Mapping[str, Any] | None = None
+) -> tuple[Weights, LoadReport]:
+    """What `pretrain=` asks for: the checkpoint at `path`, put into `model`.
+
+    `trained` is the experiment of the pre-training that must have made the file, to its end. Raises ConfigError naming
+    the key, DamagedError where the file is another one.
+    """
     try:
         weights = read_checkpoint(path, weights=start.weights)
+        if trained is not None:
+            require_trained(weights, trained)
+            if weights.epoch != trained["recipe"]["epochs"]:
+                problem = f"holds epoch {weights.epoch} of {trained['recipe']['epochs']}"
+                raise DamagedError(path, problem, remedy_of(path))
         return weights, load_weights(model, weights, keep_head=start.keep_head)
     except UserError as error:
+        if trained is not None:  # no key names the file
+            raise
         if isinstance(error, ConfigError) and error.key == "weights":
             raise error.under("pretrain") from error
         raise ConfigError("pretrain.path", str(error)) from error
+
+
+def require_trained(weights: Weights, experiment: Mapping[str, Any]) -> None:
+    """Raise DamagedError where a checkpoint of ours was not made by this experiment (as plain values)."""
+    if weights.kind != "vitlab" or weights.arguments != experiment:
+        raise DamagedError(weights.path, "belongs to another cell", remedy_of(weights.path))
 
 
 def _resized_position(model: nn.Module, weights: Weights, tensor: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.errors import UserError
-from vitlab.data.sources.inventory import Fingerprint, Inventory
+from vitlab.data.sources.inventory import Inventory
 from vitlab.data.sources.known import describe_changes, fingerprints_from, other_name, remember_data
 from vitlab.data.sources.on_disk import inventories, take_inventory
 from vitlab.study.record import Record
@@ -29,14 +29,7 @@ def data_changes(
     recorded = (provenance or {}).get("data")
     if isinstance(recorded, str):
         return _changes_of_old(recorded, dataset)
-    return describe_changes(output_dir, _fingerprints(recorded), now)
-
-
-def _fingerprints(recorded: Any) -> dict[str, Fingerprint]:
-    try:
-        return fingerprints_from(recorded)
-    except ValueError as error:
-        raise UserError(f"provenance.json is damaged: {error}; train the cell again with study.rerun") from error
+    return describe_changes(output_dir, fingerprints_from(recorded), now)
 
 
 def _changes_of_old(recorded: str, dataset: DatasetConfig) -> list[str]:
@@ -73,7 +66,7 @@ def require_evaluated_data(record: Record, dataset: DatasetConfig, output_dir: s
     provenance, config = record.read_intact("provenance.json"), record.read_intact("config.yaml")
     if not provenance or not config or config["experiment"]["dataset"]["name"] != dataset.name:
         return
-    recorded = _fingerprints(provenance.get("data"))
+    recorded = fingerprints_from(provenance.get("data"))
     if "eval" in recorded:
         split = "train" if dataset.val_fraction else "eval"
         now = {"eval": take_inventory(dataset, split)}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import ConfigError, check_run
+from vitlab.core.integrity import read_mapping, sealed
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
 from vitlab.study.provenance import code_fingerprint
@@ -129,7 +130,7 @@ def _submit_array(cells: list[PlannedCell], before: str, plan: Plan, options: Sl
     except FailedJobError as error:
         raise ConfigError("hydra.launcher", str(error).strip().replace("sbatch: error: ", "")) from None
     jobs = {cell.id: job.job_id for cell, job in zip(cells, submitted, strict=True)}
-    (batch / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    (batch / "jobs.json").write_text(json.dumps(sealed(jobs)), encoding="utf-8")
     return jobs
 
 
@@ -187,6 +188,7 @@ def _queued(output_dir: Path) -> dict[str, str]:
     """The cells that earlier commands have submitted and that are still in the queue: identity → job."""
     known: dict[str, str] = {}
     for file in sorted((output_dir / "slurm").glob("*/jobs.json")):
-        known |= json.loads(file.read_text(encoding="utf-8"))
+        jobs = read_mapping(file, "remove it once its jobs have left the queue (squeue --me)") or {}
+        known |= {cell: str(job) for cell, job in jobs.items()}
     queue = queue_states() if known else {}
     return {cell: job for cell, job in known.items() if job in (queue or {})}

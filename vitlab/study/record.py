@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import yaml
 
-from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, read_text, sealed
+from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, read_text, sealed, train_again
 from vitlab.study.identity import recorded_identity
 from vitlab.study.record_schema import FILES, ROW, STUDY
 
@@ -80,7 +80,7 @@ class Record:
     @property
     def remedy(self) -> str:
         """What to do about a damaged file of this cell."""
-        return f"restore the file, or train the cell again: study.rerun='[{self.id}]'"
+        return train_again(self.id)
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON or YAML file with its digest, atomically."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from vitlab.config import GROUPS
 from vitlab.core.integrity import Shape, finite, number, percent, texts
+from vitlab.data.sources.known import plain_fingerprints
 
 FIGURES: dict[str, Shape] = {"loss": number, "top1": percent, "top5": percent}
 """An evaluation: mean cross-entropy in nats, accuracies in percent."""
@@ -18,6 +19,7 @@ ROW: dict[str, Shape] = {
 _ATTEMPT: dict[str, Shape] = {
     "code?": str, "commit?": str, "dirty?": bool, "packages?": texts, "device_name?": str, "devices?": int,
     "threads?": int, "compiled?": bool, "from_step?": int,
+    "data?": lambda data: isinstance(data, str) or plain_fingerprints(data),
 }  # fmt: skip
 _FIGURES = {"epoch": int, **FIGURES}
 FILES: dict[str, dict[str, Shape]] = {

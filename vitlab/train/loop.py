@@ -24,7 +24,7 @@ from vitlab.models.build import build_model
 from vitlab.models.drop_path import install_drop_path
 from vitlab.models.last_block import shorten_last_block
 from vitlab.models.weights import load_start
-from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
+from vitlab.train.checkpoint import fitting, load_checkpoint, save_checkpoint
 from vitlab.train.device_batch import choose_device_batch
 from vitlab.train.distributed import World, pick_device, process_group, sum_over_ranks, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, evaluate
@@ -65,7 +65,8 @@ def fit(
 
         torch.manual_seed(cell.seed)
         model = build_model(cell.model, num_classes)
-        loaded = None if start is None else load_start(model, cell.pretrain, start)[1]
+        trained = cell.pretraining and experiment(cell.pretraining)
+        loaded = None if start is None else load_start(model, cell.pretrain, start, trained)[1]
         shorten_last_block(model)
         masks = install_drop_path(model, recipe.drop_path)
         model.to(device)
@@ -89,11 +90,12 @@ def fit(
         progress = Progress("-".join(source.fingerprint() for source in (train_source, eval_source) if source))
         state = load_checkpoint(folder / "last.pt")
         if state is not None:
-            progress.load(state, experiment(cell))
-            model.load_state_dict(state["model"])
-            if average:
-                average.model.load_state_dict(state["model_ema"])
-            optimizer.load_state_dict(state["optimizer"])
+            progress.load(state, experiment(cell), folder / "last.pt")
+            with fitting(folder / "last.pt"):
+                model.load_state_dict(state["model"])
+                if average:
+                    average.model.load_state_dict(state["model_ema"])
+                optimizer.load_state_dict(state["optimizer"])
         loss_sum = torch.full(
             (), progress.loss_sum, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
         )

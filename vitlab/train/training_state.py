@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.core.files import save_arrays
+from vitlab.core.integrity import DamagedError, train_again
 from vitlab.core.metrics import PRIMARY
 from vitlab.train.distributed import gather_values
 from vitlab.train.evaluate import Evaluation
@@ -48,16 +49,16 @@ class Progress:
     def state(self) -> dict[str, Any]:
         return dict(vars(self))
 
-    def load(self, state: dict[str, Any], expected: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
+        """Continue from the state of `path`. Raises DamagedError where it is not one of a cell of this experiment."""
+        if absent := [key for key in (*vars(self), "config", "model", "optimizer") if key not in state]:
+            raise DamagedError(path, f"damaged ({absent[0]} is missing)", train_again(path.parent.name))
+        if state["config"] != expected:
+            raise DamagedError(path, "belongs to another cell", train_again(path.parent.name))
         if state["fingerprint"] != self.fingerprint:
             raise ValueError(
                 f"the data have changed: this record was begun on files with fingerprint {state['fingerprint']}, "
                 f"dataset.root now holds {self.fingerprint}; restore the data, or train anew with study.rerun=all"
-            )
-        if state["config"] != expected:
-            raise ValueError(
-                "last.pt is of another cell: it holds another configuration; put the cell's own file back, or train "
-                "anew with study.rerun=all"
             )
         for key in vars(self):
             setattr(self, key, state[key])

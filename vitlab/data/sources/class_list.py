@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.core.integrity import DamagedError, misfit, read_mapping
 from vitlab.data.sources.known import describe_changes, known_data, other_name, read_known, write_known
 from vitlab.data.sources.on_disk import inventories
 
@@ -70,6 +70,7 @@ def resolve_class_list(
 
 
 _KEYS = ("classes", "num_train", "num_eval")
+_LIST = {"classes": [str], "num_train": int, "num_eval": int}
 
 
 def _differences(dataset: DatasetConfig, output_dir: str, known: dict[str, Any], content: dict[str, Any]) -> list[str]:
@@ -94,14 +95,16 @@ def _some(names: set[str]) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return {"classes": list(content["classes"]), "num_train": int(content["num_train"]),
-                "num_eval": int(content["num_eval"])}  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = read_mapping(file, "")
+        problem = "there is no such file" if content is None else misfit(content, _LIST)
+    except DamagedError as error:
+        content, problem = None, error.problem
+    if content is None or problem:
         raise ConfigError(
             "dataset.class_list",
-            f"{file} is no class list ({error!r}); it is JSON with classes, num_train and num_eval",
-        ) from error
+            f"{file} is no class list ({problem}); it is JSON with classes, num_train and num_eval",
+        )
+    return {key: content[key] for key in _KEYS}
 
 
 def _scan(dataset: DatasetConfig) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import os
 import time
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from vitlab.core.files import default_cache_dir, save_arrays
+from vitlab.core.integrity import DamagedError, load_arrays
 from vitlab.data.formula.sealed import progress
 
 _SETTLED = 2.0
@@ -69,12 +69,12 @@ def cache_file(room: str, key: str, suffix: str) -> Path:
 def _read(file: Path) -> dict[str, tuple[int, int, bytes]]:
     """Name → bytes, modification time, hash; empty where there is no file or a damaged one."""
     try:
-        with np.load(file) as content:
-            names = content["names"].tobytes().decode(errors="surrogateescape").split("\0")
-            stats, hashes = content["stats"].tolist(), content["hashes"]
-        return {n: (*stat, value.tobytes()) for n, stat, value in zip(names, stats, hashes, strict=True)}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        content = load_arrays(file, ("names", "stats", "hashes"), "")
+    except DamagedError:
         return {}
+    names = content["names"].tobytes().decode(errors="surrogateescape").split("\0")
+    found = zip(names, content["stats"].tolist(), content["hashes"], strict=True)
+    return {n: (*stat, value.tobytes()) for n, stat, value in found}
 
 
 def _write(file: Path, names: list[str], stats: np.ndarray, hashes: np.ndarray) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.core.files import save_arrays
+from vitlab.core.integrity import DamagedError, Shape, load_arrays
 
 SAMPLE = 64
 """Files, spread evenly over a split, whose ends are read."""
@@ -43,6 +43,10 @@ class Fingerprint:
     def short(self) -> str:
         """Equal for fingerprints that hold the same; a name for a file."""
         return "-".join(part for part in (self.names, self.sample, self.contents) if part)
+
+
+FINGERPRINT: dict[str, Shape] = {"images": int, "names": str, "sample?": str, "contents?": str}
+"""The shape of a plain fingerprint."""
 
 
 def fingerprint_from(plain: Mapping[str, Any]) -> Fingerprint:
@@ -124,11 +128,11 @@ def save_items(folder: Path, inventory: Inventory) -> None:
 def load_items(folder: Path, fingerprint: Fingerprint) -> Items | None:
     """What `save_items` wrote for this fingerprint; None where it is not there or damaged."""
     try:
-        with np.load(folder / f"{fingerprint.short}.npz") as content:
-            names = content["names"].tobytes().decode(errors="surrogateescape")
-            return Items(names.split("\0"), content["sizes"], content["sampled"], content["hashes"])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        content = load_arrays(folder / f"{fingerprint.short}.npz", ("names", "sizes", "sampled", "hashes"), "")
+    except DamagedError:
         return None
+    names = content["names"].tobytes().decode(errors="surrogateescape")
+    return Items(names.split("\0"), content["sizes"], content["sampled"], content["hashes"])
 
 
 def differences(old: Items, new: Items) -> list[str]:

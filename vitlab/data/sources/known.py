@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import DatasetConfig
-from vitlab.core.errors import UserError
+from vitlab.core.integrity import DamagedError, misfit, read_mapping, sealed
 from vitlab.data.sources.inventory import (
+    FINGERPRINT,
     Fingerprint,
     Inventory,
     differences,
@@ -28,21 +29,31 @@ SHOWN = 3
 _NOUNS = {"train": "training", "eval": "evaluation"}
 
 
+def plain_fingerprints(value: Any) -> bool:
+    """Split → fingerprint in their plain form."""
+    return isinstance(value, Mapping) and not any(misfit(inner, FINGERPRINT) for inner in value.values())
+
+
+_KNOWN = {
+    "name?": str, "classes?": [str], "num_train?": int, "num_eval?": int,
+    "data?": lambda kinds: isinstance(kinds, Mapping) and all(map(plain_fingerprints, kinds.values())),
+}  # fmt: skip
+
+
 def known_file(output_dir: str | Path, name: str) -> Path:
     return Path(output_dir) / "datasets" / f"{name}.json"
 
 
 def read_known(output_dir: str | Path, name: str) -> dict[str, Any]:
-    """The content of `datasets/NAME.json`; empty where there is none. Raises UserError for a damaged file."""
-    file = known_file(output_dir, name)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    """The content of `datasets/NAME.json`; empty where there is none. Raises DamagedError for a damaged file."""
+    file, remedy = known_file(output_dir, name), "remove it, and it is written again"
+    content = read_mapping(file, remedy)
+    if content is None:
         return {}
-    except ValueError as error:
-        raise UserError(f"{file}: damaged ({error}); remove it, and it is written again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: damaged (no mapping inside); remove it, and it is written again")
+    if problem := misfit(content, _KNOWN):
+        raise DamagedError(file, f"damaged ({problem})", remedy)
+    if content.pop("name", name) != name:
+        raise DamagedError(file, "of another data set", remedy)
     return content
 
 
@@ -53,7 +64,7 @@ def write_known(output_dir: str | Path, name: str, **content: Any) -> None:
     if (after := before | content) != before:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f".{file.name}.{os.getpid()}")
-        part.write_text(json.dumps(after), encoding="utf-8")
+        part.write_text(json.dumps(sealed({"name": name} | after)), encoding="utf-8")
         part.replace(file)
 
 

@@ -23,10 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.core.integrity import DamagedError, misfit, read_mapping, sealed
 from vitlab.data.sources.arrays import ArraySource, cifar_root, fashion_folder
 from vitlab.data.sources.file_hashes import cache_file, hash_files
 from vitlab.data.sources.folder import class_folders, find_root, train_folder
 from vitlab.data.sources.inventory import (
+    FINGERPRINT,
     HASH,
     Inventory,
     Items,
@@ -131,13 +133,13 @@ def _in_memory(dataset: DatasetConfig, split: str) -> Inventory:
     files = _FILES[dataset.kind](dataset, split) if dataset.kind in _FILES else []
     stats = [(str(f.resolve()), (state := f.stat()).st_size, state.st_mtime_ns) for f in files]
     remembered = cache_file("fingerprints", json.dumps([_VERSION, dataset.kind, split, stats]), ".json")
-    with contextlib.suppress(OSError, ValueError):
-        known = fingerprint_from(json.loads(remembered.read_text(encoding="utf-8"))) if stats else None
-        if known:
-            return Inventory(known, lambda: _load(dataset, split).items())
+    with contextlib.suppress(DamagedError):  # absent or damaged: the files tell
+        known = read_mapping(remembered, "") if stats else None
+        if known and not misfit(known, FINGERPRINT):
+            return Inventory(fingerprint_from(known), lambda: _load(dataset, split).items())
     inventory = _load(dataset, split)
     if stats and max(modified for *_, modified in stats) < (time.time() - _SETTLED) * 1e9:
-        text = json.dumps(inventory.fingerprint.plain())
+        text = json.dumps(sealed(inventory.fingerprint.plain()))
         with contextlib.suppress(OSError):
             remembered.parent.mkdir(parents=True, exist_ok=True)
             part = remembered.with_suffix(f".{os.getpid()}")

@@ -9,17 +9,22 @@ Raw because decoding is what limits training from JPEG, and a crop reads only th
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.core.integrity import DamagedError, load_arrays, misfit, read_mapping
 
 SHARD = 1024
 """Images of one file."""
 FORMAT = 1
+_SHARD = {"file": str, "bytes": int, "images": int}
+_MANIFEST = {"format": int, "fingerprint": str, "dataset": str, "classes": [str], "splits": dict, "pixels?": dict}
 AGAIN = "make it anew, or complete it, with task=pack"
 AS_EVER = {"grey16": "range", "exif": "ignore"}
 """The keys of a data set that decide which pixels a file holds, as they are for a pack that says nothing of them."""
@@ -51,8 +56,9 @@ class PackSource:
         if not height:
             from vitlab.data.decode import BadImageError  # plans read manifests without Pillow
 
-            reason = json.loads(shard_file(self.folder, self.split, shard, ".json").read_text(encoding="utf-8"))["bad"]
-            raise BadImageError(f"{reason.get(str(row % SHARD), row)} (when {self.folder} was packed)")
+            told = read_mapping(shard_file(self.folder, self.split, shard, ".json"), AGAIN) or {}
+            reason = told.get("bad", {}).get(str(row % SHARD), f"image {row} is bad")
+            raise BadImageError(f"{reason} (when {self.folder} was packed)")
         if shard not in self._maps:
             self._maps[shard] = np.memmap(shard_file(self.folder, self.split, shard), np.uint8, mode="r")
         start = self.starts[row] - self.starts[shard * SHARD]
@@ -75,15 +81,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """A pack's manifest. Raises ConfigError where there is none, or none that can be read."""
     file = folder / "manifest.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        known = content["format"], content["fingerprint"], content["classes"], content["splits"]
-    except FileNotFoundError as error:
-        raise ConfigError("dataset.pack", f"no manifest.json in {str(folder)!r}; {AGAIN}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError("dataset.pack", f"{file} is no manifest of a pack ({error!r}); {AGAIN}") from error
-    if known[0] != FORMAT:
-        raise ConfigError("dataset.pack", f"{folder} has format {known[0]}, this vitlab reads {FORMAT}; {AGAIN}")
+        content = read_mapping(file, AGAIN)
+    except DamagedError as error:
+        raise ConfigError("dataset.pack", f"{file} is no manifest of a pack ({error.problem}); {AGAIN}") from error
+    if content is None:
+        raise ConfigError("dataset.pack", f"no manifest.json in {str(folder)!r}; {AGAIN}")
+    if problem := misfit(content, _MANIFEST):
+        raise ConfigError("dataset.pack", f"{file} is no manifest of a pack ({problem}); {AGAIN}")
+    if content["format"] != FORMAT:
+        raise ConfigError(
+            "dataset.pack", f"{folder} has format {content['format']}, this vitlab reads {FORMAT}; {AGAIN}"
+        )
+    for split, shards in content["splits"].items():
+        if problem := misfit({split: shards}, {split: [_SHARD]}):
+            raise ConfigError("dataset.pack", f"{file} is no manifest of a pack ({problem}); {AGAIN}")
+    if content["fingerprint"] != fingerprint_of(content):
+        raise ConfigError("dataset.pack", f"{file} is damaged (its content has changed since it was written); {AGAIN}")
     return content
+
+
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits, of all else that a manifest holds."""
+    about = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def pixel_choices(dataset: DatasetConfig) -> dict[str, str]:
@@ -118,10 +138,10 @@ def load_pack(dataset: DatasetConfig, split: str) -> PackSource:
     if split not in manifest["splits"]:
         raise ConfigError("dataset.pack", f"{folder} has no {split} split; set images aside with dataset.val_fraction")
     try:
-        with np.load(folder / f"{split}.npz") as index:
-            sizes, labels = index["sizes"], index["labels"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ConfigError("dataset.pack", f"{folder / f'{split}.npz'} cannot be read ({error}); {AGAIN}") from error
+        index = load_arrays(folder / f"{split}.npz", ("sizes", "labels"), AGAIN)
+    except DamagedError as error:
+        raise ConfigError("dataset.pack", f"{error.path} cannot be read ({error.problem}); {AGAIN}") from error
+    sizes, labels = index["sizes"], index["labels"]
     expected = dataset.num_train if split == "train" else dataset.num_eval
     if expected not in (None, len(labels)) or dataset.num_classes not in (None, len(manifest["classes"])):
         raise ConfigError(

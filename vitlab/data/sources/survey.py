@@ -23,6 +23,7 @@ import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.files import default_cache_dir
+from vitlab.core.integrity import DamagedError, misfit, read_mapping, sealed
 from vitlab.data.sources.folder import class_folders, find_root, train_folder
 from vitlab.data.sources.listing import glance
 
@@ -93,8 +94,10 @@ def _headers(folder: Path, chosen: list[tuple[str, int]]) -> dict:
     """rotated, depths, unreadable of the files (name, bytes) below `folder`: from the cache, else from the files."""
     name = json.dumps([_VERSION, str(folder.resolve()), chosen])
     file = default_cache_dir() / "surveys" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(file.read_text(encoding="utf-8"))
+    with contextlib.suppress(DamagedError):  # absent or damaged: the files tell
+        if not misfit(known := read_mapping(file, ""), {"rotated": int, "depths": dict, "unreadable": int}):
+            assert known is not None, "else it would not fit"
+            return known
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda entry: _header(folder / entry[0]), chosen))
     depths = Counter(kind for kind, _ in found if kind)
@@ -103,7 +106,7 @@ def _headers(folder: Path, chosen: list[tuple[str, int]]) -> dict:
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(answer), encoding="utf-8")
+        part.write_text(json.dumps(sealed(answer)), encoding="utf-8")
         part.replace(file)
     return answer
 
