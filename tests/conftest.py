@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,22 +15,30 @@ ROOT = Path(__file__).parents[1]
 MOST_WORKERS = 8
 """A worker imports torch and collects every test, some 8 s: more of them than this gain nothing."""
 
-COSTLY = {"swept", "cell", "cluster"}
-"""Fixtures that take seconds to make. The tests of one such fixture run in one worker."""
+WHOLE = ("tests/slurm/", "tests/end_to_end/test_study.py", "tests/end_to_end/test_evaluate.py")
+"""Where tests share what takes seconds to make: these folders and files run in one worker, other tests in any."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One worker per usable core; none for single files, which end sooner in one process."""
     if all(Path(argument.partition("::")[0]).is_file() for argument in config.args):
         return 0
-    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    from vitlab.core.cores import usable_cores
+
+    return min(usable_cores(), MOST_WORKERS)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        for name in COSTLY.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{name}"))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out test by test, but `WHOLE` by folder or file; xdist's own, if the command names one with --dist."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((whole for whole in WHOLE if nodeid.startswith(whole)), nodeid)
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")
