@@ -19,10 +19,9 @@ from vitlab.analysis.sources.wandb_runs import unpacked_hits
 from vitlab.analysis.statistics import CheckpointComparison, compare_checkpoints
 from vitlab.analysis.table_model import SETTINGS, Entry, TableSpec
 from vitlab.core.comparisons import Comparison, Group, compare, not_beaten, supported
+from vitlab.core.metrics import Figure, figure, figures
 from vitlab.study.contents import load_predictions
 from vitlab.study.record import Record
-
-FIGURES = ("last.top1", "last.top5", "last.loss", "best.top1", "best.top5", "ema.last.top1", "ema.best.top1")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ def build_entries(
     frame: pd.DataFrame, conditions: Sequence[Condition], against: Against, spec: TableSpec, datasets: Sequence[str]
 ) -> dict[str, list[Entry]]:
     """For each data set an entry per condition. Rows that are the same cells under another name are counted once."""
-    columns = {dataset: _column(frame, conditions, dataset) for dataset in datasets}
+    shown = figure(spec.metric)
+    columns = {dataset: _column(frame, conditions, dataset, shown) for dataset in datasets}
     pairs = {dataset: column.pairs(against.own) for dataset, column in columns.items()}
     counts = {d: supported(columns[d].groups, list(pairs[d].values()), spec.statistics) for d in datasets}
     entries = {}
@@ -60,31 +60,42 @@ def build_entries(
         found = compare(column.groups, list(wanted.values()), spec.statistics, margin=spec.margin, part=part)
         compared = dict(zip(wanted, found, strict=True))
         once = [k for k in range(len(conditions)) if column.first[k] == k]
-        best = dict(zip(once, not_beaten([column.groups[k] for k in once], spec.statistics), strict=True))
+        highest = shown.metric.better == "higher"
+        ranked = [column.groups[k] if highest else column.groups[k].negated() for k in once]
+        best = dict(zip(once, not_beaten(ranked, spec.statistics), strict=True))
         entries[dataset] = [
-            _entry(frame, column, k, compared, best, None if base is None else (conditions[base].label, base))
+            _entry(
+                frame,
+                figure(spec.metric),
+                column,
+                k,
+                compared,
+                best,
+                None if base is None else (conditions[base].label, base),
+            )
             for k, base in enumerate(against.own)
         ]
     return entries
 
 
-def _column(frame: pd.DataFrame, conditions: Sequence[Condition], dataset: str) -> _Column:
+def _column(frame: pd.DataFrame, conditions: Sequence[Condition], dataset: str, shown: Figure) -> _Column:
     members = [[i for i in c.members if frame.at[i, COLUMN] == dataset] for c in conditions]
-    done = [[i for i in m if figure_of(frame, i, "last.top1") is not None] for m in members]
+    done = [[i for i in m if figure_of(frame, i, shown.column) is not None] for m in members]
     done = [sorted(d, key=lambda i: int(frame.at[i, "seed"])) for d in done]
-    groups = [_group(frame, d) for d in done]
+    groups = [_group(frame, d, shown) for d in done]
     first = [done.index(d) if d else k for k, d in enumerate(done)]
     return _Column(members, done, groups, first)
 
 
-def _group(frame: pd.DataFrame, cells: Sequence[int]) -> Group:
-    values = tuple(float(frame.at[i, "last.top1"]) for i in cells)
-    images = [v for i in cells if (v := figure_of(frame, i, "num_eval"))]
+def _group(frame: pd.DataFrame, cells: Sequence[int], shown: Figure) -> Group:
+    values = tuple(float(frame.at[i, shown.column]) for i in cells)
+    images = [v for i in cells if (v := figure_of(frame, i, "num_eval")) and shown.metric.counts]
     return Group(values, tuple(int(frame.at[i, "seed"]) for i in cells), 100 / min(images) if images else 0.0)
 
 
 def _entry(
     frame: pd.DataFrame,
+    shown: Figure,
     column: _Column,
     k: int,
     compared: dict[int, Comparison],
@@ -93,18 +104,18 @@ def _entry(
 ) -> Entry:
     own, done, rows = column.first[k], column.done[k], column.members[k]
     group, base = column.groups[k], None if versus is None else column.groups[versus[1]]
-    figures = {}
-    for name in FIGURES:
-        values = [v for i in done if (v := figure_of(frame, i, name)) is not None]
-        if values:
-            figures[name] = tuple(values)
+    values: dict[str, tuple[float, ...]] = {}
+    for each in figures():
+        if known := [v for i in done if (v := figure_of(frame, i, each.column)) is not None]:
+            values[each.column] = tuple(known)
     missing = tuple(in_words(frame, i) for i in rows if i not in done) or (("not run",) if not rows else ())
     parameters = figure_of(frame, done[0], "num_parameters") if done else None
     hours = [v for i in done if (v := figure_of(frame, i, "device_hours")) is not None]
     alone = Comparison(group.n, group.mean, group.sd, None, None, None, None)
     checkpoint = own in compared and versus is not None
     return Entry(
-        values=figures,
+        values=values,
+        metric=shown.column,
         seeds=group.seeds,
         comparison=compared.get(own, alone),
         best=best[own],
@@ -113,7 +124,7 @@ def _entry(
         ids=tuple(str(frame.at[i, "id"]) for i in done),
         parameters=None if parameters is None else int(parameters),
         device_hours=float(np.sum(hours)) if hours else None,
-        resolution=group.resolution,
+        images=min((int(v) for i in done if (v := figure_of(frame, i, "num_eval"))), default=None),
         versus=versus[0] if versus is not None and versus[1] != k else None,
         centre=base.mean if base is not None and base.n else None,
         settings={c: tuple(sorted({plain_number(frame.at[i, c]) for i in done}, key=repr))

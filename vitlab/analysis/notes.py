@@ -124,7 +124,7 @@ def _mixtures(finished: pd.DataFrame) -> list[str]:
 
 
 def _scores(row: Row, dataset: str) -> tuple[float, ...]:
-    return row.entries[dataset].values.get("last.top1", ())
+    return row.entries[dataset].scores
 
 
 def _copied(row: Row, rows: Sequence[Row]) -> bool:

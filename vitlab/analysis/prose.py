@@ -13,6 +13,7 @@ from vitlab.analysis.conditions import Against
 from vitlab.analysis.statistics import least_differences
 from vitlab.analysis.table_model import Entry, Pair, Row, Table, TableSpec
 from vitlab.core.comparisons import assumed_scatter, detectable, holm
+from vitlab.core.metrics import SELECTIONS, Figure, figure
 
 _RULES = {
     "auto": "every row with its own scatter: Welch's t with calibrated critical values, by Šidák",
@@ -39,10 +40,16 @@ def caption(frame: pd.DataFrame, spec: TableSpec, rows: Sequence[Row], against: 
     parts.append(
         f"Model {one('label.model')}, data set {one('dataset.name')}{recipe} ({one('recipe.epochs')} epochs){evaluated}"
     )
-    parts.append(
-        "Top-1 and top-5 in percent at the last epoch, which no one chose; the best epoch's beside it is chosen on "
-        "the evaluation set"
-    )
+    shown = figure(spec.metric)
+    if shown == figure():
+        parts.append(
+            "Top-1 and top-5 in percent at the last epoch (no model selection); the best epoch is chosen on the "
+            "evaluation set"
+        )
+    else:
+        title = shown.metric.title[0].upper() + shown.metric.title[1:]
+        unit = {"%": " in percent", "": ""}.get(shown.metric.unit, f" in {shown.metric.unit}")
+        parts.append(f"{title}{unit} {SELECTIONS[shown.selection]}, {shown.metric.better} is better")
     if any(str(v) == "cell" for v in frame.get("pretrain.kind", [])):
         parts.append("The pre-training has one seed of its own: the spread covers fine-tuning only")
     if any(e.device_hours is not None for r in rows for e in r.entries.values()):
@@ -65,30 +72,32 @@ def caption(frame: pd.DataFrame, spec: TableSpec, rows: Sequence[Row], against: 
 
 def findings(rows: Sequence[Row], datasets: Sequence[str], spec: TableSpec) -> list[str]:
     """One plain sentence per comparison with the baseline."""
-    lines = []
+    lines, shown = [], figure(spec.metric)
     for dataset in datasets:
         on = f" on {dataset}" if len(datasets) > 1 else ""
         compared = [(row.label, e) for row in rows if (e := row.entries[dataset]).comparison.delta is not None]
         lines += [
-            f"{_change(label, entry.comparison.delta or 0.0, entry.versus or '')}{on}, "
-            f"{_support(entry, spec.margin, len(compared))}."
+            f"{_change(label, entry.comparison.delta or 0.0, entry.versus or '', shown)}{on}, "
+            f"{_support(entry, spec.margin, len(compared), shown)}."
             for label, entry in compared
         ]
     return lines
 
 
-def _change(label: str, delta: float, base: str) -> str:
-    return f"{label} {delta:+.2f} points over {base}" if delta >= 0 else f"{label} {-delta:.2f} points below {base}"
+def _change(label: str, delta: float, base: str, shown: Figure) -> str:
+    if delta >= 0:
+        return f"{label} {shown.shown(delta, sign=True)} {shown.points} over {base}"
+    return f"{label} {shown.shown(-delta)} {shown.points} below {base}"
 
 
-def _support(entry: Entry, margin: float | None, count: int) -> str:
+def _support(entry: Entry, margin: float | None, count: int, shown: Figure) -> str:
     """What stands behind a difference: an interval where n supports one."""
     c = entry.comparison
     if c.low is not None and c.high is not None:
         verdict = "" if c.significant else ": no difference shown"
         if c.same and margin is not None:
             verdict = f": same within ±{margin:g}" if not c.significant else f", and same within ±{margin:g}"
-        return f"95 % CI {c.low:.2f} to {c.high:.2f}, {p_in_words(c.p)}, {c.n} seeds{verdict}"
+        return f"95 % CI {shown.shown(c.low)} to {shown.shown(c.high)}, {p_in_words(c.p)}, {c.n} seeds{verdict}"
     if c.n > 1 and entry.resolution == 0 and not c.sd:
         return f"{c.n} seeds that do not differ, on an unknown number of images: no interval can be given"
     return f"{'one seed' if c.n == 1 else f'{c.n} seeds'}: nothing can be said of the condition{_needed(entry, count)}"
@@ -138,11 +147,12 @@ def detectable_lines(rows: Sequence[Row], datasets: Sequence[str], spec: TableSp
         least = [v for v in least_differences(groups, wanted, spec.statistics, count) if v is not None]
         seeds = min(min(groups[a].n, groups[b].n) for a, b in wanted)
         on = f" on {dataset}" if len(datasets) > 1 else ""
-        small, large = f"{min(least):.2f}", f"{max(least):.2f}"
+        shown = figure(spec.metric)
+        small, large = shown.shown(min(least)), shown.shown(max(least))
         told = small if small == large else f"{small} to {large}"
         lines.append(
-            f"With {seeds} seeds that scatter as these do, a difference of {told} points{on} would have been found "
-            "four times in five (the minimum detectable difference)."
+            f"With {seeds} seeds that scatter as these do, a difference of {told} {shown.points}{on} would have been "
+            "found four times in five (the minimum detectable difference)."
         )
     return lines
 
@@ -152,21 +162,21 @@ def p_in_words(p: float | None) -> str:
 
 
 def seed_lines(table: Table) -> list[str]:
-    """Every seed's top-1: means hide what a reader should see."""
+    """Every seed's value: means hide what a reader should see."""
     lines = []
     for row in table.rows:
         for dataset in table.datasets:
-            values = row.entries[dataset].values.get("last.top1", ())
+            values = row.entries[dataset].scores
             if len(values) > 1:
                 on = f" on {dataset}" if len(table.datasets) > 1 else ""
-                lines.append(f"{row.label}{on}: {', '.join(f'{v:.2f}' for v in values)}")
+                lines.append(f"{row.label}{on}: {', '.join(map(table.figure.shown, values))}")
     return lines
 
 
-def pair_line(pair: Pair, several: bool) -> str:
+def pair_line(pair: Pair, several: bool, shown: Figure) -> str:
     """A further pair as a sentence."""
-    change = _change(pair.second, pair.delta, pair.first) + (f" on {pair.dataset}" if several else "")
+    change = _change(pair.second, pair.delta, pair.first, shown) + (f" on {pair.dataset}" if several else "")
     if pair.low is None or pair.high is None:
         return f"{change}: no interval can be given with {pair.n[0]} and {pair.n[1]} seeds."
     verdict = "" if pair.p is not None and pair.p < 0.05 else ": no difference shown"
-    return f"{change}, 95 % CI {pair.low:.2f} to {pair.high:.2f}, {p_in_words(pair.p)}{verdict}."
+    return f"{change}, 95 % CI {shown.shown(pair.low)} to {shown.shown(pair.high)}, {p_in_words(pair.p)}{verdict}."

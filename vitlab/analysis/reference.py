@@ -16,14 +16,18 @@ from vitlab.analysis.table_model import Entry, Table
 from vitlab.config import ConfigError
 from vitlab.config.choices import CONF
 from vitlab.core.comparisons import Group, sidak
+from vitlab.core.metrics import PRIMARY, figure
 
 COLUMNS = ("row", "dataset", "figure", "value", "sd", "source")
 RECIPE = {"epochs": "recipe.epochs", "batch_size": "recipe.batch_size", "ema_decay": "recipe.ema_decay"}
 """Further columns that a file may have → the setting of ours that they are held against."""
-FIGURES = {"top1": "last.top1", "top5": "last.top5", "best_top1": "best.top1", "ema_top1": "ema.last.top1"}
+FIGURES = {each.slug: each.column for each in map(figure, ("top1", "top5", "best.top1", "ema.top1"))}
 _WORDS = {
-    "last.top1": "the last epoch's", "best.top1": "the best epoch's", "ema.last.top1": "the averaged weights'",
-    "ema.best.top1": "the averaged weights' best",
+    f"{selection}.{PRIMARY}": words
+    for selection, words in {
+        "last": "the last epoch's", "best": "the best epoch's", "ema.last": "the averaged weights'",
+        "ema.best": "the averaged weights' best",
+    }.items()
 }  # fmt: skip
 
 
@@ -119,7 +123,8 @@ def _margin(line: Mapping[str, Any], entry: Entry, count: int) -> float | None:
     """
     if line["value"] is None or entry.mean(FIGURES[line["figure"]]) is None:
         return None
-    group, level = Group(entry.values[FIGURES[line["figure"]]], resolution=entry.resolution), sidak(count)
+    step = 100 / entry.images if entry.images else 0.0
+    group, level = Group(entry.values[FIGURES[line["figure"]]], resolution=step), sidak(count)
     if group.n > 1 and group.variance:
         own = float(-special.stdtrit(group.n - 1, level / 2)) ** 2 * group.variance
         if line["sd"] is None:

@@ -18,6 +18,7 @@ from scipy import special, stats
 
 from vitlab.core.comparisons import Group, Rule, compare, detectable, difference, pooled_variance
 from vitlab.core.dunnett import minimum_detectable_difference
+from vitlab.core.metrics import figure
 
 
 def unequal_spread(groups: Sequence[Sequence[float]]) -> float | None:
@@ -30,7 +31,7 @@ def unequal_spread(groups: Sequence[Sequence[float]]) -> float | None:
 
 
 def compare_to_baseline(
-    frame: pd.DataFrame, baseline: object, factor: str, metric: str = "last.top1", statistics: Rule = "auto"
+    frame: pd.DataFrame, baseline: object, factor: str, metric: str = figure().column, statistics: Rule = "auto"
 ) -> pd.DataFrame:
     """Every level of column `factor` beside level `baseline`, over the finished cells of `frame`.
 
@@ -67,7 +68,7 @@ def compare_to_baseline(
 def _group(cells: pd.DataFrame, metric: str) -> Group:
     seeds = cells["seed"] if "seed" in cells else range(len(cells))
     images = cells["num_eval"].min() if "num_eval" in cells else np.nan
-    step = 100 / images if metric.endswith(("top1", "top5")) and images == images else 0.0
+    step = 100 / images if figure(metric).metric.counts and images == images else 0.0
     return Group(tuple(map(float, cells[metric])), tuple(map(int, seeds)), step)
 
 
@@ -140,7 +141,7 @@ EXPONENT = 1.25
 
 
 def interaction(
-    frame: pd.DataFrame, first: str, second: str, metric: str = "last.top1", statistics: Rule = "auto"
+    frame: pd.DataFrame, first: str, second: str, metric: str = figure().column, statistics: Rule = "auto"
 ) -> pd.DataFrame | None:
     """Main effects and interaction of two factors over the seeds, on the unweighted means of their combinations.
 

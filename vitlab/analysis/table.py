@@ -19,6 +19,7 @@ from vitlab.analysis.statistics import interaction
 from vitlab.analysis.table_model import Pair, Row, Table, TableSpec
 from vitlab.config import ConfigError, suggest
 from vitlab.core.comparisons import Rule, compare
+from vitlab.core.metrics import Figure, figure
 
 
 def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
@@ -63,9 +64,10 @@ def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
         notes=tuple(general),
         flags=(*flagged, *flags),
         pairs=pairs,
-        anova=_anova(frame, conditions, datasets, spec.statistics),
+        anova=_anova(frame, conditions, datasets, spec.statistics, figure(spec.metric)),
         statistics=spec.statistics,
         margin=spec.margin,
+        metric=spec.metric,
         against=against.phrase,
     )
 
@@ -101,10 +103,10 @@ def _pairs(rows: Sequence[Row], datasets: Sequence[str], spec: TableSpec) -> tup
 
 
 def _anova(
-    frame: pd.DataFrame, conditions: Sequence[Condition], datasets: Sequence[str], rule: Rule
+    frame: pd.DataFrame, conditions: Sequence[Condition], datasets: Sequence[str], rule: Rule, shown: Figure
 ) -> tuple[dict[str, Any], ...]:
     """For a product of two factors, or of conditions and data sets: main effects and interaction."""
-    if len(conditions) < 2 or "last.top1" not in frame:
+    if len(conditions) < 2 or shown.column not in frame:
         return ()
     used = frame.loc[[i for c in conditions for i in dict.fromkeys(c.members)]]
     used = used[~used.index.duplicated()].copy()
@@ -116,18 +118,24 @@ def _anova(
     for dataset in datasets if len(groups) == 2 else ():
         alike = used[used[COLUMN] == dataset]
         found += _effects(
-            alike, f"({groups[0]})", f"({groups[1]})", groups, dataset if len(datasets) > 1 else None, rule
+            alike, f"({groups[0]})", f"({groups[1]})", groups, dataset if len(datasets) > 1 else None, rule, shown
         )
     if len(datasets) > 1:
         names = [groups[0] if len(groups) == 1 else "condition", "data set"]
-        found += _effects(used, "(condition)", COLUMN, names, None, rule)
+        found += _effects(used, "(condition)", COLUMN, names, None, rule, shown)
     return tuple(found)
 
 
 def _effects(
-    data: pd.DataFrame, first: str, second: str, names: Sequence[str], dataset: str | None, rule: Rule
+    data: pd.DataFrame,
+    first: str,
+    second: str,
+    names: Sequence[str],
+    dataset: str | None,
+    rule: Rule,
+    shown: Figure,
 ) -> list[dict[str, Any]]:
-    effects = interaction(data, first, second, statistics=rule)
+    effects = interaction(data, first, second, metric=shown.column, statistics=rule)
     if effects is None:
         return []
     titles = [names[0], names[1], f"{names[0]} × {names[1]}"]

@@ -10,6 +10,7 @@ import numpy as np
 
 from vitlab.analysis.statistics import CheckpointComparison
 from vitlab.core.comparisons import Comparison, Group, Rule
+from vitlab.core.metrics import PRIMARY, Figure, figure
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class TableSpec:
     footnotes: Mapping[str, str] = field(default_factory=dict)
     """Row → what a reader should know of it."""
     reference: str | None = None
+    metric: str = PRIMARY
+    """What is compared: a name of METRICS, alone or after best., ema. or ema.best."""
     pairs: tuple[tuple[str, ...], ...] = ()
     """Further pairs of rows to compare, the second with the first; their p-values are adjusted by Holm's method."""
 
@@ -56,8 +59,10 @@ class Entry:
     parameters: int | None
     device_hours: float | None
     """Of all seeds together."""
-    resolution: float = 0.0
-    """What one evaluation image makes in top-1, in points; 0 where not known."""
+    images: int | None = None
+    """The fewest evaluation images of its cells; None where not known."""
+    metric: str = figure().column
+    """The column that is compared."""
     versus: str | None = None
     """The row that it is compared with."""
     centre: float | None = None
@@ -66,9 +71,19 @@ class Entry:
     """What may explain a difference to a published value (SETTINGS) → the values that the cells have."""
 
     @property
+    def resolution(self) -> float:
+        """What one evaluation image changes in the metric; 0 where that is not known."""
+        return 100 / self.images if self.images and figure(self.metric).metric.counts else 0.0
+
+    @property
     def group(self) -> Group:
-        """Its seeds' top-1, as the comparisons take them."""
-        return Group(self.values.get("last.top1", ()), self.seeds, self.resolution)
+        """Its seeds' values of the metric, as the comparisons take them."""
+        return Group(self.scores, self.seeds, self.resolution)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Every seed's value of the metric that the table compares."""
+        return self.values.get(self.metric, ())
 
     def mean(self, figure: str) -> float | None:
         values = self.values.get(figure, ())
@@ -98,7 +113,7 @@ class Pair:
     dataset: str
     n: tuple[int, int]
     delta: float
-    """Second minus first, in percentage points."""
+    """Second minus first, in the metric's unit (percentage points for a percentage)."""
     low: float | None
     high: float | None
     p: float | None
@@ -125,5 +140,12 @@ class Table:
     reference: tuple[dict[str, Any], ...] = ()
     statistics: Rule = "auto"
     margin: float | None = None
+    metric: str = PRIMARY
+    """As in TableSpec."""
     against: str = ""
     """What the rows are compared with, in words."""
+
+    @property
+    def figure(self) -> Figure:
+        """What is compared."""
+        return figure(self.metric)

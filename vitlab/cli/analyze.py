@@ -25,6 +25,8 @@ from vitlab.config import ConfigError, build
 from vitlab.config.choices import compose_group
 from vitlab.config.files import with_whole_paths
 from vitlab.core.comparisons import Rule
+from vitlab.core.metrics import figure
+from vitlab.core.plugins import import_plugins
 from vitlab.study.record import Record, read_study
 
 
@@ -41,6 +43,8 @@ class AnalyzeConfig:
     margin: float | None = None
     pairs: tuple[tuple[str, ...], ...] | None = None
     reference: str | None = None
+    metric: str | None = None
+    plugins: tuple[str, ...] = ()
     strict: bool = False
     diff: tuple[str, ...] | None = None
     entity: str | None = None
@@ -58,6 +62,7 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
     values = with_whole_paths(composed)
     layout = values.pop("table", None)
     config: AnalyzeConfig = build(AnalyzeConfig, {k: v for k, v in values.items() if k != "hydra"}, "")
+    import_plugins(config.plugins)
     if config.diff is not None:
         if len(config.diff) != 2:
             raise ConfigError("diff", f"takes two identities, got {len(config.diff)}; for instance diff='[c1…,c2…]'")
@@ -123,10 +128,13 @@ def table_spec(
         changes["against"] = config.baseline
     elif config.baseline is not None:
         changes["baseline"] = config.baseline
+    if config.metric is not None:
+        changes["metric"] = config.metric
     if config.statistics is not None:
         changes["statistics"] = config.statistics
     if config.margin is not None:
         changes["margin"] = config.margin
+    figure(changes.get("metric", spec.metric))  # refuses an unknown one
     return dataclasses.replace(spec, **changes)
 
 
@@ -157,11 +165,11 @@ def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
         (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8")
     figures = {
         "differences": draw_differences(table),
-        "curves": draw_curves(curves, len(table.datasets)),
+        "curves": draw_curves(curves, table.figure, len(table.datasets)),
         "cost": draw_cost(table),
     }
-    for name, figure in figures.items():
-        save(figure, folder / f"{table.name}_{name}")
+    for name, drawn in figures.items():
+        save(drawn, folder / f"{table.name}_{name}")
     return [
         markdown,
         f"wrote {folder / table.name}.{{{','.join(texts)}}} and "

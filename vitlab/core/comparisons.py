@@ -41,6 +41,10 @@ class Group:
     resolution: float = 0.0
     """The smallest step between two values that the measurement can tell; 0 where not known."""
 
+    def negated(self) -> Group:
+        """The same group on a scale where less is better."""
+        return Group(tuple(-value for value in self.values), self.seeds, self.resolution)
+
     @property
     def n(self) -> int:
         return len(self.values)

@@ -30,6 +30,8 @@ class Metric:
     decimals: int = 2
     module: str = ""
     """The plugin that registered it; empty for what ships."""
+    counts: bool = False
+    """Whether each image counts 0 or 100, so that one image is the smallest step."""
     compute: Compute | None = None
     """(logits (B, C) float32, labels (B,) int64) → (B,), for a plugin's metric."""
 
@@ -37,18 +39,20 @@ class Metric:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("top1", "top-1", "%"),
-        Metric("top5", "top-5", "%"),
+        Metric("top1", "top-1", "%", counts=True),
+        Metric("top5", "top-5", "%", counts=True),
         Metric("loss", "loss", "nats", "lower", 4),
     )
 }
 PRIMARY = "top1"
 """What the best epoch is chosen by, and what a table shows unless `metric=` says otherwise."""
 SELECTIONS = {
-    "last": "the last epoch", "best": "the best epoch", "ema.last": "averaged weights, the last epoch",
-    "ema.best": "averaged weights, the best epoch",
-}  # fmt: skip
-"""Which evaluation of a cell a figure is of → its title."""
+    "last": "at the last epoch (no model selection)",
+    "best": "at the best epoch, chosen on the evaluation set by top-1",
+    "ema.last": "of the averaged weights at the last epoch (no model selection)",
+    "ema.best": "of the averaged weights at their best epoch, chosen on the evaluation set by top-1",
+}
+"""Which evaluation of a cell a figure is of → how a caption says it."""
 
 
 def register_metric(
@@ -66,14 +70,63 @@ def register_metric(
         if not name.isidentifier() or (name in METRICS and METRICS[name].module != module):
             known = ", ".join(METRICS)
             raise ConfigError("plugins", f"{module} registers the metric {name!r}; taken or no identifier ({known})")
-        METRICS[name] = Metric(name, title or name, unit, better, decimals, module, compute)
+        METRICS[name] = Metric(name, title or name, unit, better, decimals, module, compute=compute)
         return compute
 
     return decorate
 
 
-def column(text: str) -> str:
-    """The column that `metric=` means: `top1` and `last.top1` → `last.top1`, `ema.top1` → `ema.last.top1`.
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one of a cell's evaluations: what a column of a table shows."""
+
+    selection: str
+    metric: Metric
+
+    @property
+    def column(self) -> str:
+        """Its name in results and data frames: `last.top1`, `ema.best.loss`."""
+        return f"{self.selection}.{self.metric.name}"
+
+    @property
+    def row_key(self) -> str:
+        """Its name in an epoch's row: `eval/top1`, or `eval_ema/top1` for averaged weights."""
+        return row_key(self.metric.name, averaged=self.selection.startswith("ema"))
+
+    @property
+    def slug(self) -> str:
+        """Its name in a CSV file: `top1`, `best_top1`, `ema_top1`, `ema_best_top1`."""
+        prefix = {"last": "", "best": "best_", "ema.last": "ema_", "ema.best": "ema_best_"}[self.selection]
+        return prefix + self.metric.name
+
+    @property
+    def title(self) -> str:
+        """For the head of a column: `top-1`, `best top-1`, `EMA top-1`."""
+        prefix = {"last": "", "best": "best ", "ema.last": "EMA ", "ema.best": "best EMA "}[self.selection]
+        return prefix + self.metric.title
+
+    @property
+    def label(self) -> str:
+        """For an axis: `top-1 (%)`."""
+        return f"{self.title} ({self.metric.unit})" if self.metric.unit else self.title
+
+    @property
+    def points(self) -> str:
+        """The unit of a difference: percentage points, or the metric's own unit."""
+        return "points" if self.metric.unit == "%" else self.metric.unit or "units"
+
+    def shown(self, value: float, sign: bool = False) -> str:
+        """A value with the metric's decimals."""
+        return f"{value:{'+' if sign else ''}.{self.metric.decimals}f}"
+
+
+def row_key(metric: str, averaged: bool = False) -> str:
+    """The key of a metric in an epoch's row."""
+    return f"{'eval_ema' if averaged else 'eval'}/{metric}"
+
+
+def figure(text: str = PRIMARY) -> Figure:
+    """The figure that `metric=` means: `top1` and `last.top1` are the last epoch's, `ema.top1` is `ema.last.top1`.
 
     Raises ConfigError for an unknown metric or selection.
     """
@@ -81,12 +134,12 @@ def column(text: str) -> str:
     selection = {"": "last", "ema": "ema.last"}.get(selection, selection)
     if name not in METRICS or selection not in SELECTIONS:
         raise ConfigError(
-            "metric", f"got {text!r}, allowed: one of {', '.join(METRICS)}, alone or after one of last., best., ema., "
+            "metric", f"got {text!r}, allowed: {', '.join(METRICS)}, alone for the last epoch, or after best., ema. or "
             "ema.best. (for instance metric=ema.top1)"
         )  # fmt: skip
-    return f"{selection}.{name}"
+    return Figure(selection, METRICS[name])
 
 
-def metric_of(column: str) -> Metric:
-    """The metric of a column such as `ema.last.top1`."""
-    return METRICS[column.rpartition(".")[2]]
+def figures() -> list[Figure]:
+    """Every metric of every evaluation."""
+    return [Figure(selection, metric) for selection in SELECTIONS for metric in METRICS.values()]

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from vitlab.config import CellConfig, ModelConfig, options
+from vitlab.core.metrics import PRIMARY
 from vitlab.models.size import count_parameters
 from vitlab.study.cell import cell_of
 from vitlab.study.cost import Price, kind_here, measuring_command, price, throughputs, wall_seconds
@@ -189,7 +190,7 @@ def _scatter(plan: Plan) -> float | None:
         usable = cell.state == "finished" and cell.config.study.part == "cell"
         result = plan.record(cell).read_intact("result.json") if usable else None
         if result and result.get("last"):
-            groups.setdefault(dataclasses.replace(cell.config.cell, seed=0), []).append(result["last"]["top1"])
+            groups.setdefault(dataclasses.replace(cell.config.cell, seed=0), []).append(result["last"][PRIMARY])
     several = [values for values in groups.values() if len(values) > 1]
     freedom = sum(len(v) - 1 for v in several)
     if not freedom:

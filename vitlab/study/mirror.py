@@ -15,6 +15,7 @@ import numpy as np
 
 from vitlab.config import WandbConfig
 from vitlab.core.integrity import DIGEST, digest_of
+from vitlab.core.metrics import PRIMARY, row_key
 from vitlab.study.record_schema import summary_figures
 
 
@@ -99,8 +100,9 @@ def packed_hits(folder: Path) -> str | None:
 
 
 def packed_curve(rows: list[dict[str, Any]]) -> str:
-    """Top-1 over the epochs as JSON, `[[epoch, top1], …]`: a table's learning curves without a query per run."""
-    return json.dumps([[row["epoch"], row["eval/top1"]] for row in rows if "eval/top1" in row])
+    """The primary metric over the epochs as JSON, `[[epoch, top1], …]`: learning curves without a query per run."""
+    key = row_key(PRIMARY)
+    return json.dumps([[row["epoch"], row[key]] for row in rows if key in row])
 
 
 def flat_summary(result: dict[str, Any]) -> dict[str, Any]:

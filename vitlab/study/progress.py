@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vitlab.core.metrics import figure
 from vitlab.study.plan import Plan, PlannedCell, planned_steps
 from vitlab.train.events import EpochEnded, Event, Progressed, Started
 
@@ -80,8 +81,9 @@ class Progress:
 
     def metrics(self) -> str:
         parts = [f"loss {self.row['train/loss']:.3f}"] if "train/loss" in self.row else []
-        if "eval/top1" in self.row:
-            parts.append(f"top-1 {self.row['eval/top1']:.2f}")
+        shown = figure()
+        if shown.row_key in self.row:
+            parts.append(f"{shown.title} {shown.shown(self.row[shown.row_key])}")
         return "  ".join(parts)
 
 
@@ -153,7 +155,7 @@ class View:
 
         bar = 24 if width >= 120 else 12
         shown = self._shown()
-        titles = [("epoch", 7), ("loss", 5), ("top-1", 6), ("img/s", 5), ("left", 11)]
+        titles = [("epoch", 7), ("loss", 5), (figure().title, 6), ("img/s", 5), ("left", 11)]
         names = max(12, width - 2 - (bar + 1) - sum(size + 1 for _, size in titles))
         table = Table(box=None, pad_edge=False, expand=False, padding=(0, 1, 0, 0))
         table.add_column("", width=1, no_wrap=True)
@@ -173,7 +175,7 @@ class View:
                 else Text("elsewhere" if status == "running elsewhere" else status, style=style),
                 f"{progress.epoch}/{progress.epochs}" if progress.epoch else "",
                 f"{row['train/loss']:.3f}" if "train/loss" in row else "",
-                f"{row['eval/top1']:.2f}" if "eval/top1" in row else "",
+                figure().shown(row[figure().row_key]) if figure().row_key in row else "",
                 f"{progress.rate:.0f}" if progress.status == "running" and progress.rate else "",
                 duration(left) if left else "",
             )

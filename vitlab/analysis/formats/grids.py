@@ -7,12 +7,16 @@ import dataclasses
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vitlab.analysis.prose import checkpoint_lines, pair_line, seed_lines
 from vitlab.analysis.table_model import Entry, Row, Table
+from vitlab.core.metrics import Figure, figure
 
+FURTHER = ("top1", "top5", "best.top1", "ema.top1")
+"""Figures that are shown beside the one that a table compares."""
 PLUS_MINUS, DELTA, TICK, CROSS, GAP = "±", "Δ", "✓", "✗", "--"
 
 
@@ -59,56 +63,59 @@ def _main(table: Table, several: bool) -> Grid:
     titles = ["", *table.rows[0].ticks]
     for dataset in table.datasets:
         prefix = f"{dataset}: " if several else ""
-        titles += [f"{prefix}top-1", f"{prefix}{DELTA} (95 % CI)", f"{prefix}p", f"{prefix}n"]
-    averaged = _is_averaged(table)
-    titles += [] if several else _detail_titles(averaged)
+        titles += [f"{prefix}{table.figure.title}", f"{prefix}{DELTA} (95 % CI)", f"{prefix}p", f"{prefix}n"]
+    details = _detail_figures(table)
+    titles += [] if several else _detail_titles(details)
     letters, rows = marks(table), []
     for row in table.rows:
         cells = [Cell(row.label, align="left", mark=letters.get(row.label, ""))]
         cells += [Cell(TICK if on else CROSS, changed, "center") for on, changed in row.ticks.values()]
         for dataset in table.datasets:
-            cells += _result_cells(row.entries[dataset])
-        cells += [] if several else _detail_cells(row.entries[table.datasets[0]], averaged)
+            cells += _result_cells(row.entries[dataset], table.figure)
+        cells += [] if several else _detail_cells(row.entries[table.datasets[0]], details)
         rows.append(tuple(cells))
     return Grid("main", table.title, tuple(titles), tuple(rows))
 
 
-def _result_cells(entry: Entry) -> list[Cell]:
+def _result_cells(entry: Entry, shown: Figure) -> list[Cell]:
     c = entry.comparison
     if not c.n:
         return [Cell(GAP), Cell(""), Cell(""), Cell("0")]
-    spread = f" {PLUS_MINUS} {c.sd:.2f}" if c.sd is not None else ""
-    delta = "" if c.delta is None else f"{c.delta:+.2f}"
+    spread = f" {PLUS_MINUS} {shown.shown(c.sd)}" if c.sd is not None else ""
+    delta = "" if c.delta is None else shown.shown(c.delta, sign=True)
     if c.low is not None and c.high is not None:
-        delta += f" ({c.low:+.2f} to {c.high:+.2f})"
+        delta += f" ({shown.shown(c.low, sign=True)} to {shown.shown(c.high, sign=True)})"
     p = "" if c.p is None else "< 0.001" if c.p < 0.001 else f"{c.p:.3f}"
-    return [Cell(f"{c.mean:.2f}{spread}", entry.best), Cell(delta), Cell(p), Cell(str(c.n))]
+    return [Cell(f"{shown.shown(c.mean)}{spread}", entry.best), Cell(delta), Cell(p), Cell(str(c.n))]
 
 
-def _is_averaged(table: Table) -> bool:
-    return any("ema.last.top1" in e.values for row in table.rows for e in row.entries.values())
+def _detail_figures(table: Table) -> list[Figure]:
+    """The further figures of every row: those of FURTHER that any cell has and that the table does not compare."""
+    known = {column for row in table.rows for e in row.entries.values() for column in e.values}
+    always = figure("top5"), figure("best.top1")
+    wanted = [f for f in map(figure, FURTHER) if f != table.figure]
+    return [f for f in wanted if f.column in known or f in always]
 
 
-def _detail_titles(averaged: bool) -> list[str]:
-    return ["top-5", "best top-1", *(["EMA top-1"] if averaged else []), "params", "device-h"]
+def _detail_titles(details: Sequence[Figure]) -> list[str]:
+    return [*(each.title for each in details), "params", "device-h"]
 
 
-def _detail_cells(entry: Entry, averaged: bool) -> list[Cell]:
-    figures = ["last.top5", "best.top1", *(["ema.last.top1"] if averaged else [])]
-    means = [entry.mean(figure) for figure in figures]
-    cells = [Cell(GAP if mean is None else f"{mean:.2f}") for mean in means]
+def _detail_cells(entry: Entry, details: Sequence[Figure]) -> list[Cell]:
+    means = [(each, entry.mean(each.column)) for each in details]
+    cells = [Cell(GAP if mean is None else each.shown(mean)) for each, mean in means]
     cells.append(Cell(f"{entry.parameters / 1e6:.3g} M" if entry.parameters else GAP))
     return [*cells, Cell(GAP if entry.device_hours is None else f"{entry.device_hours:.2g}")]
 
 
 def _details(table: Table) -> Grid:
-    averaged = _is_averaged(table)
+    details = _detail_figures(table)
     rows = [
-        (Cell(row.label, align="left"), Cell(dataset, align="left"), *_detail_cells(entry, averaged))
+        (Cell(row.label, align="left"), Cell(dataset, align="left"), *_detail_cells(entry, details))
         for row in table.rows
         for dataset, entry in row.entries.items()
     ]
-    return Grid("details", "Details", ("", "data set", *_detail_titles(averaged)), tuple(rows))
+    return Grid("details", "Details", ("", "data set", *_detail_titles(details)), tuple(rows))
 
 
 def _reference(table: Table) -> Grid:
@@ -137,15 +144,19 @@ def extras(table: Table) -> list[tuple[str, list[str]]]:
         ("Findings", [*table.findings, *table.detectable]),
         ("These two checkpoints, not their conditions", checkpoint_lines(table)),
         ("Further pairs (scatter as in the caption; p by Holm, intervals hold for all pairs together)",
-         [pair_line(pair, several) for pair in table.pairs]),
+         [pair_line(pair, several, table.figure) for pair in table.pairs]),
         (_ANOVA["pooled" if table.statistics == "pooled" else "auto"], [_effect(e) for e in table.anova]),
         ("Causes that the records can show", [line["causes"] for line in table.reference if line["causes"]]),
-        ("Every seed (top-1, last epoch)", seed_lines(table)),
+        (f"Every seed ({table.figure.metric.title}, {_SEEDS[table.figure.selection]})", seed_lines(table)),
         ("Notes", footnotes(table)),
     ]  # fmt: skip
     return [(title, lines) for title, lines in blocks if lines]
 
 
+_SEEDS = {
+    "last": "last epoch", "best": "best epoch", "ema.last": "averaged weights, last epoch",
+    "ema.best": "averaged weights, best epoch",
+}  # fmt: skip
 _ANOVA = {
     "auto": "Main effects and interaction (Brunner, Dette and Munk's analysis of variance, every row its own scatter)",
     "pooled": "Main effects and interaction (analysis of variance, type II, one variance for all rows)",
@@ -192,27 +203,31 @@ def _marked(cell: Cell) -> str:
 def to_csv(table: Table) -> str:
     """One line per condition and data set, with every seed's value; numbers unrounded."""
     stream = io.StringIO()
-    ticks = list(table.rows[0].ticks)
+    ticks, shown = list(table.rows[0].ticks), table.figure
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([
-        "row", "dataset", *ticks, "n", "seeds", "top1", "sd", "baseline", "delta", "ci_low", "ci_high", "p_adjusted",
-        "same_within_margin", "top5",
-        "best_top1", "ema_top1", "top1_values", "parameters", "device_hours", "missing", "ids",
+        "row", "dataset", *ticks, "n", "seeds", shown.slug, "sd", "baseline", "delta", "ci_low", "ci_high",
+        "p_adjusted", "same_within_margin", *(each.slug for each in _csv_figures(shown)), f"{shown.slug}_values",
+        "parameters", "device_hours", "missing", "ids",
     ])  # fmt: skip
     for row in table.rows:
         for dataset, entry in row.entries.items():
-            writer.writerow(_csv_line(row, dataset, entry))
+            writer.writerow(_csv_line(row, dataset, entry, shown))
     return stream.getvalue()
 
 
-def _csv_line(row: Row, dataset: str, e: Entry) -> list[Any]:
+def _csv_figures(shown: Figure) -> list[Figure]:
+    return [each for each in map(figure, FURTHER) if each != shown]
+
+
+def _csv_line(row: Row, dataset: str, e: Entry, shown: Figure) -> list[Any]:
     c = e.comparison
-    figures = [e.mean(f) for f in ("last.top5", "best.top1", "ema.last.top1")]
+    figures = [e.mean(each.column) for each in _csv_figures(shown)]
     return [
         row.label, dataset, *(int(on) for on, _ in row.ticks.values()), c.n, " ".join(map(str, e.seeds)),
         c.mean if c.n else "", "" if c.sd is None else c.sd, e.versus or "",
         *("" if v is None else v for v in (c.delta, c.low, c.high, c.p)), "" if c.same is None else int(c.same),
-        *("" if v is None else v for v in figures), " ".join(map(repr, e.values.get("last.top1", ()))),
+        *("" if v is None else v for v in figures), " ".join(map(repr, e.scores)),
         e.parameters or "", "" if e.device_hours is None else e.device_hours, "; ".join(e.missing), " ".join(e.ids),
     ]  # fmt: skip
 

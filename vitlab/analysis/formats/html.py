@@ -10,6 +10,7 @@ from vitlab.analysis.formats.grids import Cell, Grid, extras, grids
 from vitlab.analysis.formats.plots import Curves, verdict
 from vitlab.analysis.formats.svg import cost_chart, curves_panel, forest, forest_axis, forest_scale, padded
 from vitlab.analysis.table_model import Row, Table
+from vitlab.core.metrics import Figure
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d8dee4;--paper:#fff;--card:#f6f8fa;--mark:#dcecf9;
@@ -166,38 +167,38 @@ def _findings(table: Table) -> str:
 
 def _curves(curves: Curves, table: Table) -> str:
     """A panel for each condition, before the baseline's curves on the same data set."""
+    key, label = table.figure.row_key, html.escape(table.figure.label)
     points = [
-        (row["epoch"], row["eval/top1"]) for seeds in curves.values() for rows in seeds for row in rows
-        if "eval/top1" in row
+        (row["epoch"], row[key]) for seeds in curves.values() for rows in seeds for row in rows if key in row
     ]  # fmt: skip
     if not points:
         return ""
     x = padded([epoch for epoch, _ in points]) if len({e for e, _ in points}) > 1 else padded([0, points[0][0]])
-    y = padded([top1 for _, top1 in points])
+    y = padded([value for _, value in points])
     count = len(table.datasets)
     panels, bases = "", list(curves.values())[:count]
     for i, (label, seeds) in enumerate(curves.items()):
         base: Sequence[Sequence[Mapping[str, float]]] = [] if i < count else bases[i % count]
-        panels += curves_panel(label, seeds, base, x, y)
+        panels += curves_panel(label, seeds, base, x, y, table.figure)
     return (
-        f'<h2>Learning curves</h2><div class="panels">{panels}</div><p class="legend">Top-1 (%) on the evaluation set '
+        f'<h2>Learning curves</h2><div class="panels">{panels}</div><p class="legend">{label} on the evaluation set '
         f"over the epochs, a line per seed; dashed grey: {html.escape(table.rows[0].label)}.</p>"
     )
 
 
 def _runs(table: Table, links: Mapping[str, str]) -> str:
-    items = "".join(_run_links(row, links) for row in table.rows)
+    items = "".join(_run_links(row, links, table.figure) for row in table.rows)
     return f"<h2>Runs</h2><ul>{items}</ul>" if items else ""
 
 
-def _run_links(row: Row, links: Mapping[str, str]) -> str:
+def _run_links(row: Row, links: Mapping[str, str], shown: Figure) -> str:
     anchors = []
     for entry in row.entries.values():
-        for seed, identity, value in zip(entry.seeds, entry.ids, entry.values.get("last.top1", ()), strict=True):
+        for seed, identity, value in zip(entry.seeds, entry.ids, entry.scores, strict=True):
             name = f"<code>{html.escape(identity)}</code>"
             if link := links.get(identity):
                 name = f'<a href="{html.escape(link)}">{name}</a>'
-            anchors.append(f"{name} (seed {seed}: {value:.2f})")
+            anchors.append(f"{name} (seed {seed}: {shown.shown(value)})")
     return f"<li>{html.escape(row.label)}: {', '.join(anchors)}</li>" if anchors else ""
 
 

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vitlab.analysis.table_model import Entry, Table
 from vitlab.core.comparisons import Comparison
+from vitlab.core.metrics import Figure as Shown
 
 KINDS = {"up": ("#0072B2", "^"), "down": ("#D55E00", "v"), "level": ("#6E7781", "D"), "same": ("#009E73", "s")}
 """Verdict → Okabe and Ito's colour, which the colour-blind can tell apart, and a marker of its own."""
@@ -50,7 +51,7 @@ def draw_differences(table: Table) -> Figure:
                 _draw_row(axis, place, row.entries[dataset], centre)
         axis.axvline(0, color="0.55", lw=1, ls=(0, (2, 2)), zorder=0)
         axis.set_yticks(range(len(table.rows)), [r.label for r in table.rows])
-        axis.set_xlabel(f"top-1 beside {table.against} (points)")
+        axis.set_xlabel(f"{table.figure.title} compared with {table.against} ({table.figure.points})")
         if count > 1:
             axis.set_title(dataset, fontsize=10)
         axis.tick_params(axis="y", length=0)
@@ -62,7 +63,7 @@ def draw_differences(table: Table) -> Figure:
 
 
 def _draw_row(axis: Axes, place: int, entry: Entry, centre: float) -> None:
-    values, c = entry.values.get("last.top1", ()), entry.comparison
+    values, c = entry.scores, entry.comparison
     if not values:
         return
     colour, marker = KINDS[verdict(c)]
@@ -72,8 +73,8 @@ def _draw_row(axis: Axes, place: int, entry: Entry, centre: float) -> None:
     axis.plot([c.mean - centre], [place], marker, color=colour, ms=7.5, mec="white")
 
 
-def draw_curves(curves: Curves, datasets: int = 1) -> Figure:
-    """Top-1 over the epochs: a panel per condition, a line per seed (of the first ten), the baseline's dashed behind.
+def draw_curves(curves: Curves, shown: Shown, datasets: int = 1) -> Figure:
+    """The metric over the epochs: a panel per condition, a line per seed (the first ten), the baseline's dashed.
 
     The first `datasets` conditions are the baseline, on one data set each.
     """
@@ -85,8 +86,8 @@ def draw_curves(curves: Curves, datasets: int = 1) -> Figure:
     places = axes.ravel()
     for place, (axis, (label, seeds)) in enumerate(zip(places, curves.items(), strict=False)):
         if place >= datasets:
-            _draw_lines(axis, bases[place % datasets], color="0.45", lw=0.9, ls=(0, (3, 2)))
-        _draw_lines(axis, seeds, color=KINDS["up"][0], lw=1.2)
+            _draw_lines(axis, bases[place % datasets], shown.row_key, color="0.45", lw=0.9, ls=(0, (3, 2)))
+        _draw_lines(axis, seeds, shown.row_key, color=KINDS["up"][0], lw=1.2)
         axis.set_title(label, fontsize=9)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.tick_params(labelsize=8)
@@ -98,20 +99,20 @@ def draw_curves(curves: Curves, datasets: int = 1) -> Figure:
     for axis in places[max(0, len(curves) - across) : len(curves)]:
         axis.tick_params(labelbottom=True)
     figure.supxlabel("epoch", fontsize=9)
-    figure.supylabel("top-1 (%)", fontsize=9)
+    figure.supylabel(shown.label, fontsize=9)
     figure.tight_layout()
     return figure
 
 
-def _draw_lines(axis: Axes, seeds: Sequence[Sequence[Mapping[str, Any]]], **style: Any) -> None:
+def _draw_lines(axis: Axes, seeds: Sequence[Sequence[Mapping[str, Any]]], key: str, **style: Any) -> None:
     for rows in seeds[:MOST_CURVES]:
-        points = [(r["epoch"], r["eval/top1"]) for r in rows if "eval/top1" in r]
+        points = [(r["epoch"], r[key]) for r in rows if key in r]
         if points:
             axis.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else "", ms=3, **style)
 
 
 def draw_cost(table: Table) -> Figure:
-    """Mean top-1 against device-hours per cell, names at the right edge so that none hides another."""
+    """The metric's mean against device-hours per cell, names at the right edge so that none hides another."""
     several = len(table.datasets) > 1
     points = [
         (entry.comparison.mean, entry.device_hours / entry.comparison.n,
@@ -125,7 +126,7 @@ def draw_cost(table: Table) -> Figure:
     for mean, hours, _ in points:
         axis.plot([hours], [mean], "o", color=KINDS["up"][0], ms=6, mec="white", clip_on=False)
     axis.set_xlabel("device-hours per cell")
-    axis.set_ylabel("top-1 (%)")
+    axis.set_ylabel(table.figure.label)
     axis.margins(x=0.12, y=0.08)
     axis.spines[["top", "right"]].set_visible(False)
     figure.subplots_adjust(left=0.65 / (4.2 + room), right=4.1 / (4.2 + room), bottom=0.15, top=0.96)

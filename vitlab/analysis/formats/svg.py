@@ -13,6 +13,7 @@ from typing import Any
 
 from vitlab.analysis.formats.plots import MOST_CURVES, verdict
 from vitlab.analysis.table_model import Entry, Table
+from vitlab.core.metrics import Figure
 
 FOREST_WIDTH, FOREST_HEIGHT = 230, 30
 
@@ -26,7 +27,7 @@ def forest_scale(table: Table, dataset: str) -> Scale:
     for row in table.rows:
         entry = row.entries[dataset]
         if entry.centre is not None:
-            ends += [value - entry.centre for value in entry.values.get("last.top1", ())]
+            ends += [value - entry.centre for value in entry.scores]
         ends += [end for end in (entry.comparison.low, entry.comparison.high) if end is not None]
     margin = 0.04 * (max(ends) - min(ends)) or 1.0
     return min(ends) - margin, max(ends) + margin
@@ -45,7 +46,7 @@ def forest_axis(scale: Scale) -> str:
 
 def forest(entry: Entry, scale: Scale, margin: float | None = None) -> str:
     """A row's seeds, mean and simultaneous interval beside its baseline's mean, on a band of the margin."""
-    values, c, base = entry.values.get("last.top1", ()), entry.comparison, entry.centre
+    values, c, base = entry.scores, entry.comparison, entry.centre
     middle, zero = FOREST_HEIGHT / 2, _at(0, scale, FOREST_WIDTH)
     marks = [f'<line class="zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{FOREST_HEIGHT}"/>']
     if margin is not None:
@@ -82,13 +83,13 @@ def _shape(kind: str, x: float, y: float) -> str:
     return f"M{x:.1f} {y + tip}l6 {-2 * tip + tip / 6:.1f}h-12z"
 
 
-def curves_panel(label: str, seeds: Sequence[Rows], base: Sequence[Rows], x: Scale, y: Scale) -> str:
-    """One condition's top-1 over the epochs, a line per seed, before the baseline's in grey."""
+def curves_panel(label: str, seeds: Sequence[Rows], base: Sequence[Rows], x: Scale, y: Scale, shown: Figure) -> str:
+    """One condition's metric over the epochs, a line per seed, before the baseline's in grey."""
     width, height, left, bottom, top = 250, 150, 30, 20, 8
     inner, tall = width - left - 8, height - bottom - top
 
     def line(rows: Rows, kind: str) -> str:
-        points = [(r["epoch"], r["eval/top1"]) for r in rows if "eval/top1" in r]
+        points = [(r["epoch"], r[shown.row_key]) for r in rows if shown.row_key in r]
         places = " ".join(f"{left + _at(e, x, inner):.1f},{top + tall - _at(v, y, tall):.1f}" for e, v in points)
         if len(points) == 1:
             cx, cy = places.split(",")
@@ -110,12 +111,12 @@ def curves_panel(label: str, seeds: Sequence[Rows], base: Sequence[Rows], x: Sca
     name = html.escape(label)
     return (
         f'<figure class="panel"><figcaption>{name}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="top-1 of {name} over the epochs">{grid}{epochs}{lines}</svg></figure>'
+        f'aria-label="{html.escape(shown.title)} of {name} over the epochs">{grid}{epochs}{lines}</svg></figure>'
     )
 
 
 def cost_chart(table: Table) -> str:
-    """Mean top-1 against device-hours per cell; names give way to one another."""
+    """The metric's mean against device-hours per cell; names give way to one another."""
     points = [
         (entry.device_hours / entry.comparison.n, entry.comparison.mean, _name(row.label, dataset, table))
         for row in table.rows
@@ -155,7 +156,8 @@ def cost_chart(table: Table) -> str:
     )
     title = f'<text x="{left + inner / 2}" y="{top + tall + 32}" text-anchor="middle">device-hours per cell</text>'
     return (
-        f'<svg class="cost" viewBox="0 0 {width} {height}" role="img" aria-label="top-1 against device-hours per cell">'
+        f'<svg class="cost" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{html.escape(table.figure.title)} against device-hours per cell">'
         f"{grid}{axis}{title}{''.join(marks)}</svg>"
     )
 

@@ -15,12 +15,12 @@ from typing import Any
 import pandas as pd
 
 from vitlab.core.errors import UserError
+from vitlab.core.metrics import METRICS, SELECTIONS
 from vitlab.study.contents import read_contents
 from vitlab.study.mixture import attempts
 from vitlab.study.record import Record, read_study, records
 
-FIGURES = ("top1", "top5", "loss", "epoch")
-PARTS = ("last", "best", "ema.last", "ema.best")
+PARTS = tuple(SELECTIONS)
 
 
 def collect(output_dir: str | Path = "runs", study: str | None = None) -> pd.DataFrame:
@@ -93,9 +93,9 @@ def result_columns(result: Mapping[str, Any]) -> dict[str, Any]:
         node: Any = result
         for key in part.split("."):
             node = (node or {}).get(key)
-        for figure in FIGURES:
-            value = (node or {}).get(figure)
-            row[f"{part}.{figure}"] = value if value is None or math.isfinite(value) else None
+        for name in (*METRICS, "epoch"):
+            value = (node or {}).get(name)
+            row[f"{part}.{name}"] = value if value is None or math.isfinite(value) else None
     row |= {key: result.get(key) for key in ("num_eval", "num_train", "num_parameters", "epochs", "images_per_second")}
     return row | {"device_hours": result["device_seconds"] / 3600, "finished_at": result.get("finished_at")}
 
