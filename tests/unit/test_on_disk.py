@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from vitlab.config import ConfigError, DatasetConfig, choice
+from vitlab.core.fingerprint import Fingerprint, fingerprint_from
 from vitlab.data.sources import file_hashes, listing, on_disk
-from vitlab.data.sources.inventory import Fingerprint, differences, fingerprint_from, load_items, save_items
+from vitlab.data.sources.inventory import differences, load_items, save_items
 from vitlab.data.sources.on_disk import inventories, take_inventory
 
 

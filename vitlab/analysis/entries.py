@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.analysis.conditions import COLUMN, Against, Condition
+from vitlab.analysis.same_data import REFUSED, saw_the_same
 from vitlab.analysis.sources.wandb_runs import unpacked_hits
 from vitlab.analysis.statistics import CheckpointComparison, compare_checkpoints
 from vitlab.analysis.table_model import SETTINGS, Entry, TableSpec
@@ -152,6 +153,8 @@ def in_words(frame: pd.DataFrame, i: int) -> str:
     name, state = (row.get(key) if isinstance(row.get(key), str) else row["id"] for key in ("name", "state"))
     if state == "damaged":
         return f"{name}: {' | '.join(row['faults'].splitlines())}"
+    if isinstance(row.get(REFUSED), str):
+        return f"{name} {row[REFUSED]}"
     reason = f" ({row['failure']})" if isinstance(row.get("failure"), str) else ""
     return f"{name} {'not evaluated' if state == 'finished' else state}{reason}"
 
@@ -162,6 +165,8 @@ def _checkpoints(frame: pd.DataFrame, baseline: Sequence[int], other: Sequence[i
         return None
     first, second = (_hits(frame, i) for i in (baseline[0], other[0]))
     if first is None or second is None or len(first) != len(second):
+        return None
+    if not saw_the_same(frame, baseline[0], other[0]):  # gained and lost images are pairs by position
         return None
     return compare_checkpoints(first, second)
 

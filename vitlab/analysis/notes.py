@@ -14,6 +14,7 @@ import pandas as pd
 
 from vitlab.analysis.conditions import COLUMN, Against, Condition, varying
 from vitlab.analysis.prose import p_in_words
+from vitlab.analysis.same_data import saw_the_same
 from vitlab.analysis.statistics import unequal_spread
 from vitlab.analysis.table_model import Entry, Row, TableSpec
 from vitlab.study.mixture import mixtures
@@ -47,10 +48,23 @@ def row_notes(
             if 0 < entry.comparison.n < most:
                 gaps.append(f"{on}{entry.comparison.n} of {most} seeds")
             base = conditions[k if own is None else own]
+            if own is not None and not _pairable(frame, column[own], entry):
+                gaps.append(
+                    f"{on}not compared image by image with {base.label}: the records do not name the same evaluation "
+                    "images"
+                )
             gaps += [on + line for line in _beyond(frame, condition, base, dataset, confounds)]
         notes.append((*said, *gaps))
         flags += [f"{condition.label}: {gap}" for gap in gaps]
     return notes, flags
+
+
+def _pairable(frame: pd.DataFrame, base: Entry, entry: Entry) -> bool:
+    """False where two single checkpoints could be compared image by image, but for what their records say."""
+    if "data" not in frame or len(base.ids) != 1 or len(entry.ids) != 1 or base.ids == entry.ids:
+        return True
+    first, second = (frame.index[frame["id"] == e.ids[0]][0] for e in (base, entry))
+    return saw_the_same(frame, first, second)
 
 
 def _within(frame: pd.DataFrame, condition: Condition) -> list[str]:
@@ -84,12 +98,17 @@ def _shown(value: Any) -> str:
 
 
 def table_notes(
-    frame: pd.DataFrame, rows: Sequence[Row], left_out: Sequence[str], unreadable: Sequence[str], spec: TableSpec
+    frame: pd.DataFrame,
+    rows: Sequence[Row],
+    left_out: Sequence[str],
+    unreadable: Sequence[str],
+    mixed_data: Sequence[str],
+    spec: TableSpec,
 ) -> tuple[list[str], list[str]]:
     """Notes on the whole table, and those among them that a strict reader refuses (they are in both).
 
     `frame` holds the cells of the rows alone; `left_out` are those in no row, `unreadable` those of which not even the
-    configuration is known, as text.
+    configuration is known, `mixed_data` what `leave_out_other_images` found, all as text.
     """
     finished = frame[frame["state"] == "finished"]
     flags = [f"in no row of this table, by their values: {'; '.join(left_out)}"] if left_out else []
@@ -98,7 +117,7 @@ def table_notes(
         damaged = frame[frame["faults"].notna() & (frame["state"] != "damaged")]  # those are in their rows' notes
         for name, faults in zip(damaged["name"], damaged["faults"], strict=True):
             flags += [f"{name}: {fault}" for fault in faults.splitlines()]
-    flags += _mixtures(finished)
+    flags += [*mixed_data, *_mixtures(finished)]
     notes = [*flags]
     for dataset in rows[0].entries if spec.statistics == "pooled" else ():
         p = unequal_spread([g for row in rows if not _copied(row, rows) for g in [_scores(row, dataset)]])

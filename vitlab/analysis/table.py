@@ -15,6 +15,7 @@ from vitlab.analysis.conditions import COLUMN, Condition, dataset_labels, find_b
 from vitlab.analysis.entries import build_entries, in_words
 from vitlab.analysis.notes import row_notes, table_notes
 from vitlab.analysis.prose import caption, detectable_lines, findings
+from vitlab.analysis.same_data import leave_out_other_images
 from vitlab.analysis.statistics import interaction
 from vitlab.analysis.table_model import Pair, Row, Table, TableSpec
 from vitlab.config import ConfigError, suggest
@@ -36,7 +37,7 @@ def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
     conditions = find_conditions(frame, spec)
     shown = {i for condition in conditions for i in condition.members}
     left_out = [in_words(frame, i) for i in frame.index if i not in shown]
-    frame = frame.loc[[i in shown for i in frame.index]]
+    frame, mixed_data = leave_out_other_images(frame.loc[[i in shown for i in frame.index]], spec.mixed_data)
     datasets = tuple(dict.fromkeys(frame[COLUMN]))
     conditions, against = find_baselines(conditions, spec, len(datasets))
     entries = build_entries(frame, conditions, against, spec, datasets)
@@ -52,7 +53,7 @@ def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
         for i, condition in enumerate(conditions)
     )
     pairs = _pairs(rows, datasets, spec)
-    general, flags = table_notes(frame, rows, left_out, unreadable, spec)
+    general, flags = table_notes(frame, rows, left_out, unreadable, mixed_data, spec)
     return Table(
         name=spec.name,
         title=spec.title,

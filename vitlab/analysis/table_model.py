@@ -40,6 +40,8 @@ class TableSpec:
     """What is compared: a name of METRICS, alone or after best., ema. or ema.best."""
     pairs: tuple[tuple[str, ...], ...] = ()
     """Further pairs of rows to compare, the second with the first; their p-values are adjusted by Holm's method."""
+    mixed_data: bool = False
+    """Whether cells that were evaluated on other images than the rest are shown, with a note, or left out."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class AnalyzeConfig:
     metric: str | None = None
     plugins: tuple[str, ...] = ()
     strict: bool = False
+    mixed_data: bool = False
     diff: tuple[str, ...] | None = None
     entity: str | None = None
     project: str = "vitlab"
@@ -123,7 +124,7 @@ def table_spec(
         assert name is not None
         spec = build(TableSpec, {"name": name, **layout}, "table")
     pairs = spec.pairs if config.pairs is None else config.pairs
-    changes: dict[str, Any] = {"pairs": pairs}
+    changes: dict[str, Any] = {"pairs": pairs, "mixed_data": config.mixed_data or spec.mixed_data}
     if config.baseline in ("block", "one"):
         changes["against"] = config.baseline
     elif config.baseline is not None:

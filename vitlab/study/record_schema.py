@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitlab.config import GROUPS
+from vitlab.core.fingerprint import plain_fingerprints
 from vitlab.core.integrity import Shape, finite, number, percent, texts
-from vitlab.data.sources.known import plain_fingerprints
 
 FIGURES: dict[str, Shape] = {"loss": number, "top1": percent, "top5": percent}
 """An evaluation: mean cross-entropy in nats, accuracies in percent."""

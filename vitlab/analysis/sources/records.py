@@ -28,7 +28,8 @@ def collect(output_dir: str | Path = "runs", study: str | None = None) -> pd.Dat
 
     Columns: id, name, state, seed, the flattened experiment (`augment.mixup`, `recipe.lr`, `pretrain.dataset.name`, …),
     `label.<group>`, `last.top1` … `ema.best.loss` (percent, nats), num_eval, num_parameters, device_hours, commit,
-    device_name, devices, attempts (JSON: the settings of each attempt, see `study.mixture`), failure, faults (damaged
+    device_name, devices, attempts (JSON: the settings of each attempt, see `study.mixture`), data (JSON: the
+    fingerprints of the images trained and evaluated on), failure, faults (damaged
     files, one to a line). Figures of unfinished and of damaged cells are missing. Raises UserError where no such study
     is known, or its list of cells is damaged.
     """
@@ -68,7 +69,7 @@ def read_record(record: Record) -> dict[str, Any]:
     if found.provenance is not None:
         row |= {key: found.provenance.get(key) for key in ("commit", "dirty", "device_name")}
         told = [with_defaults(attempt, started_with) for attempt in attempts(found.provenance)]
-        row["attempts"] = json.dumps(told)
+        row |= {"attempts": json.dumps(told), "data": json.dumps(found.provenance.get("data"))}
     if found.result is not None and found.state == "finished":
         row |= result_columns(found.result)
     if found.failure is not None:

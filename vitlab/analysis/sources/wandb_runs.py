@@ -113,6 +113,7 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
         row |= experiment_columns({key: config[key] for key in ("seed", *GROUPS)}, about["labels"])
         row |= {key: about.get(key) for key in ("devices", "commit", "dirty", "device_name")}
         row["attempts"] = json.dumps(about.get("attempts") or attempts(about))
+        row["data"] = json.dumps(about.get("data"))
     else:  # not even known which cell it is
         row["state"] = "damaged"
     if row["state"] == "finished" and "last/top1" not in summary:  # saved and stopped before its end

@@ -3,58 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vitlab.core.files import save_arrays
-from vitlab.core.integrity import DamagedError, Shape, load_arrays
+from vitlab.core.fingerprint import Fingerprint
+from vitlab.core.integrity import DamagedError, load_arrays
 
 SAMPLE = 64
 """Files, spread evenly over a split, whose ends are read."""
 HASH = 16
 """Bytes of a hash of an image."""
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What tells the images of one split from others, as provenance.json has it."""
-
-    images: int
-    names: str
-    """16 hex digits of all names and sizes; of the pixels' shape for images in memory, of the options for FractalDB."""
-    sample: str | None = None
-    """16 hex digits of the ends of `SAMPLE` files."""
-    contents: str | None = None
-    """16 hex digits of all bytes; null where they were not read."""
-
-    def plain(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def agrees(self, other: Fingerprint) -> bool:
-        """Whether nothing that both know differs."""
-        known = ((self.sample, other.sample), (self.contents, other.contents))
-        return self.names == other.names and all(None in pair or pair[0] == pair[1] for pair in known)
-
-    @property
-    def short(self) -> str:
-        """Equal for fingerprints that hold the same; a name for a file."""
-        return "-".join(part for part in (self.names, self.sample, self.contents) if part)
-
-
-FINGERPRINT: dict[str, Shape] = {"images": int, "names": str, "sample?": str, "contents?": str}
-"""The shape of a plain fingerprint."""
-
-
-def fingerprint_from(plain: Mapping[str, Any]) -> Fingerprint:
-    """The inverse of `Fingerprint.plain`. Raises ValueError for anything else."""
-    try:
-        return Fingerprint(int(plain["images"]), str(plain["names"]), plain.get("sample"), plain.get("contents"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"no fingerprint of a data set: {plain!r}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,25 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import DatasetConfig
+from vitlab.core.fingerprint import Fingerprint, fingerprints_from, plain_fingerprints
 from vitlab.core.integrity import DamagedError, misfit, read_mapping, sealed
-from vitlab.data.sources.inventory import (
-    FINGERPRINT,
-    Fingerprint,
-    Inventory,
-    differences,
-    fingerprint_from,
-    load_items,
-    save_items,
-)
+from vitlab.data.sources.inventory import Inventory, differences, load_items, save_items
 
 SHOWN = 3
 """Images that a message names."""
 _NOUNS = {"train": "training", "eval": "evaluation"}
-
-
-def plain_fingerprints(value: Any) -> bool:
-    """Split → fingerprint in their plain form."""
-    return isinstance(value, Mapping) and not any(misfit(inner, FINGERPRINT) for inner in value.values())
 
 
 _KNOWN = {
@@ -87,12 +75,6 @@ def remember_data(output_dir: str | Path, dataset: DatasetConfig, taken: Mapping
         own = {s: i.fingerprint.plain() for s, i in taken.items() if s == "train" or not dataset.val_fraction}
         kinds = read_known(output_dir, dataset.name).get("data", {})
         write_known(output_dir, dataset.name, data=kinds | {dataset.kind: kinds.get(dataset.kind, {}) | own})
-
-
-def fingerprints_from(plain: Any) -> dict[str, Fingerprint]:
-    """Split → fingerprint, from their plain form; empty for anything that is no mapping, such as the text that older
-    records hold. Raises ValueError for a mapping to anything else."""
-    return {split: fingerprint_from(value) for split, value in plain.items()} if isinstance(plain, Mapping) else {}
 
 
 def describe_changes(

@@ -23,22 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.core.fingerprint import FINGERPRINT, fingerprint_from
 from vitlab.core.integrity import DamagedError, misfit, read_mapping, sealed
 from vitlab.data.sources.arrays import ArraySource, cifar_root, fashion_folder
 from vitlab.data.sources.file_hashes import cache_file, hash_files
 from vitlab.data.sources.folder import class_folders, find_root, train_folder
-from vitlab.data.sources.inventory import (
-    FINGERPRINT,
-    HASH,
-    Inventory,
-    Items,
-    as_hashes,
-    fingerprint_from,
-    of_files,
-    of_images,
-    of_name,
-    sample_rows,
-)
+from vitlab.data.sources.inventory import HASH, Inventory, Items, as_hashes, of_files, of_images, of_name, sample_rows
 from vitlab.data.sources.listing import Listing, list_tree
 from vitlab.data.sources.pack import AGAIN, load_pack, read_manifest
 
