@@ -17,6 +17,7 @@ from vitlab.analysis.formats.html import to_html
 from vitlab.analysis.formats.latex import escape, to_latex
 from vitlab.analysis.formats.svg import nice_ticks
 from vitlab.analysis.table import build_table
+from vitlab.analysis.table_model import Context
 from vitlab.cli.analyze import write_table
 from vitlab.study.record import write_study
 
@@ -78,7 +79,7 @@ def test_a_gap_is_in_its_place_and_marked(tmp_path):
     assert "- ^c jitter: not run" in text and "2 of 3 seeds" in text
     assert r"cutmix\textsuperscript{b}" in to_latex(table) and "cutmix<sup>b</sup>" in to_html(table, {}, {}, "p")
     assert "<b>4</b> gaps or confounds" in to_html(table, {}, {}, "p") and len(table.flags) == 4
-    content = json.loads(to_json(table, "from here"))
+    content = json.loads(to_json(table, Context("from here")))
     assert (
         content["provenance"] == "from here" and content["rows"][4]["entries"]["digits"]["comparison"]["mean"] is None
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -151,3 +151,15 @@ class Table:
     def figure(self) -> Figure:
         """What is compared."""
         return figure(self.metric)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a file says beside the table itself."""
+
+    provenance: str = ""
+    """One line on the cells and the code that the table was made from."""
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
+    """Condition → the rows of metrics.jsonl of each of its seeds."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Identity → where its run can be looked at."""

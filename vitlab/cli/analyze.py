@@ -13,20 +13,19 @@ from typing import Any, Literal
 import pandas as pd
 
 from vitlab.analysis.compare_cells import describe_difference
-from vitlab.analysis.formats.grids import to_csv, to_json, to_markdown
-from vitlab.analysis.formats.latex import to_latex
+from vitlab.analysis.formats.grids import to_markdown
 from vitlab.analysis.reference import beside_reference, read_reference
 from vitlab.analysis.sources.deit_logs import collect_logs
 from vitlab.analysis.sources.records import collect
 from vitlab.analysis.sources.wandb_runs import collect_wandb
 from vitlab.analysis.table import build_table
-from vitlab.analysis.table_model import Table, TableSpec
+from vitlab.analysis.table_model import Context, Table, TableSpec
 from vitlab.config import ConfigError, build
 from vitlab.config.choices import compose_group
 from vitlab.config.files import with_whole_paths
 from vitlab.core.comparisons import Rule
 from vitlab.core.metrics import figure
-from vitlab.core.plugins import import_plugins
+from vitlab.core.plugins import FORMATS, import_plugins
 from vitlab.study.record import Record, read_study
 
 
@@ -147,21 +146,14 @@ DEFAULT_TICKS = {
 
 def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
     """Write all formats and figures; returns the Markdown and a line naming the files."""
-    from vitlab.analysis.formats.html import to_html
     from vitlab.analysis.formats.plots import draw_cost, draw_curves, draw_differences, save
 
     folder.mkdir(parents=True, exist_ok=True)
     provenance = _provenance(frame)
     curves = _curves(table, frame)
     links = {str(row["id"]): _link(row, folder) for row in frame.to_dict("records")}
-    markdown = to_markdown(table)
-    texts = {
-        "md": f"{markdown}\n<!-- {provenance} -->\n",
-        "tex": f"% {provenance}\n{to_latex(table)}",
-        "csv": to_csv(table),
-        "json": to_json(table, provenance),
-        "html": to_html(table, curves, links, provenance),
-    }
+    context = Context(provenance, curves, links)
+    texts = {ending: FORMATS[ending](table, context) for ending in FORMATS.names()}
     for ending, text in texts.items():
         (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8")
     figures = {
@@ -172,7 +164,7 @@ def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
     for name, drawn in figures.items():
         save(drawn, folder / f"{table.name}_{name}")
     return [
-        markdown,
+        to_markdown(table),
         f"wrote {folder / table.name}.{{{','.join(texts)}}} and "
         f"{folder / table.name}_{{{','.join(figures)}}}.{{png,pdf}}; next: look at {folder / table.name}.html",
     ]

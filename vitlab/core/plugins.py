@@ -137,6 +137,25 @@ def register_dataset(kind: str) -> Callable[[T], T]:
     return DATASETS.register(kind)  # pyright: ignore
 
 
+_FORMATS = "vitlab.analysis.formats"
+FORMATS: Registry[Callable[..., str]] = Registry(
+    "output format",
+    {
+        "md": f"{_FORMATS}.grids", "tex": f"{_FORMATS}.latex", "csv": f"{_FORMATS}.grids", "json": f"{_FORMATS}.grids",
+        "html": f"{_FORMATS}.html",
+    },
+)  # fmt: skip
+"""Ending of a file in `tables_dir` → `(table, context) → text`."""
+
+
+def register_format(ending: str) -> Callable[[T], T]:
+    """Register a function of a `Table` and its `Context` (provenance, curves, links) that returns a file's text.
+
+    `analyze.py` writes it as `tables/NAME.ENDING`, with the formats that ship.
+    """
+    return FORMATS.register(ending)  # pyright: ignore
+
+
 def import_plugins(names: Iterable[str]) -> None:
     """Import the user's modules, from the working directory or any installed package.
 

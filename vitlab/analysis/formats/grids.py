@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitlab.analysis.prose import checkpoint_lines, pair_line, seed_lines
-from vitlab.analysis.table_model import Entry, Row, Table
+from vitlab.analysis.table_model import Context, Entry, Row, Table
 from vitlab.core.metrics import Figure, figure
+from vitlab.core.plugins import register_format
 
 FURTHER = ("top1", "top5", "best.top1", "ema.top1")
 """Figures that are shown beside the one that a table compares."""
@@ -170,6 +171,12 @@ def _effect(effect: dict[str, Any]) -> str:
     return f"{effect['effect']}{on}: F({freedom}) = {effect['F']:.2f}, p {p}"
 
 
+@register_format("md")
+def markdown_file(table: Table, context: Context) -> str:
+    """The Markdown, with the provenance in a comment."""
+    return f"{to_markdown(table)}\n<!-- {context.provenance} -->\n"
+
+
 def to_markdown(table: Table) -> str:
     first, *others = grids(table)
     lines = [*_pipes(first), "", table.caption]
@@ -200,7 +207,8 @@ def _marked(cell: Cell) -> str:
     return f"{text} ^{cell.mark}" if cell.mark else text
 
 
-def to_csv(table: Table) -> str:
+@register_format("csv")
+def to_csv(table: Table, context: Context | None = None) -> str:
     """One line per condition and data set, with every seed's value; numbers unrounded."""
     stream = io.StringIO()
     ticks, shown = list(table.rows[0].ticks), table.figure
@@ -232,9 +240,12 @@ def _csv_line(row: Row, dataset: str, e: Entry, shown: Figure) -> list[Any]:
     ]  # fmt: skip
 
 
-def to_json(table: Table, provenance: str | None = None) -> str:
-    """The model itself; what is not known is null."""
-    content = {"schema_version": 1, "provenance": provenance} | _plain(dataclasses.asdict(table))
+@register_format("json")
+def to_json(table: Table, context: Context | None = None) -> str:
+    """The table as JSON; missing values are null."""
+    content = {"schema_version": 1, "provenance": context.provenance if context else None} | _plain(
+        dataclasses.asdict(table)
+    )
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from vitlab.analysis.formats.grids import Cell, Grid, extras, grids
 from vitlab.analysis.formats.plots import Curves, verdict
 from vitlab.analysis.formats.svg import cost_chart, curves_panel, forest, forest_axis, forest_scale, padded
-from vitlab.analysis.table_model import Row, Table
+from vitlab.analysis.table_model import Context, Row, Table
 from vitlab.core.metrics import Figure
+from vitlab.core.plugins import register_format
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d8dee4;--paper:#fff;--card:#f6f8fa;--mark:#dcecf9;
@@ -67,6 +68,12 @@ _LEGEND = (
     "Points: every seed's difference to the baseline's mean. ▲ better, ▼ worse, ◆ no difference shown, ■ same within "
     "the margin (band); lines: simultaneous 95 % intervals. Point at a mark for its value."
 )
+
+
+@register_format("html")
+def html_file(table: Table, context: Context) -> str:
+    """The page."""
+    return to_html(table, context.curves, context.links, context.provenance)
 
 
 def to_html(table: Table, curves: Curves, links: Mapping[str, str], provenance: str) -> str:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from vitlab.analysis.formats.grids import CROSS, DELTA, TICK, Cell, Grid, footnotes, grids
-from vitlab.analysis.table_model import Table
+from vitlab.analysis.table_model import Context, Table
+from vitlab.core.plugins import register_format
 
 _SPECIAL = {
     "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -16,6 +17,12 @@ _SPECIAL = {
 }  # fmt: skip
 _NUMBER = re.compile(r"(-?)(\d+)(?:\.(\d+))?(?: ± (\d+)\.(\d+))?")
 _SIGNED = re.compile(r"[+-]\d+\.\d+")
+
+
+@register_format("tex")
+def latex_file(table: Table, context: Context) -> str:
+    """The fragment, with the provenance in a comment."""
+    return f"% {context.provenance}\n{to_latex(table)}"
 
 
 def to_latex(table: Table) -> str:
