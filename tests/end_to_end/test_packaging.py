@@ -32,7 +32,7 @@ def wheel(tmp_path_factory) -> Path:
         else:
             shutil.copy(ROOT / name, folder / "source" / name)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", ".", "-w", "../built"]
-    done = subprocess.run(command, cwd=folder / "source", capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder / "source", capture_output=True, text=True, timeout=300, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = (folder / "built").iterdir()
     return built
@@ -46,7 +46,9 @@ def test_the_wheel_holds_every_file(wheel):
         (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
         needed = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist") or []
     assert names == expected
-    lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+    lines = (
+        line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    )
     assert needed == [line for line in lines if line]
 
 
@@ -54,7 +56,9 @@ def test_the_library_works_away_from_the_checkout(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n{LIBRARY}"
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     conf, *counts = done.stdout.splitlines()
     assert Path(conf) == tmp_path / "site/vitlab/conf" and all(int(count) >= 5 for count in counts)

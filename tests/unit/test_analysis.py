@@ -234,7 +234,7 @@ def test_a_damaged_cell_is_a_note_and_the_other_rows_stay(tmp_path, sealed):
     file = tmp_path / collect(tmp_path, "s")["id"][4] / "result.json"
     for text in (
         file.read_text(encoding="utf-8")[:40],
-        file.read_text().replace("91.5", "97.5"),
+        file.read_text(encoding="utf-8").replace("91.5", "97.5"),
         "",
         '{"last": 3}',
         "\xff",

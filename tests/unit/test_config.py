@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.config import AugmentConfig, ConfigError, RecipeConfig, build, check_cell, experiment, plain
+from vitlab.config import AugmentConfig, ConfigError, RecipeConfig, WandbConfig, build, check_cell, experiment, plain
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -125,3 +125,12 @@ def test_a_missing_value_is_named():
 
 def test_check_cell_accepts_what_compose_made(compose_config):
     check_cell(compose_config().cell)
+
+
+def test_a_wrong_choice_of_words_prints_its_list_once():
+    with pytest.raises(ConfigError) as raised:
+        build(WandbConfig, {"mode": "cloud"}, "wandb")
+    assert str(raised.value) == "wandb.mode: got 'cloud', allowed: auto, online, offline, disabled"
+    with pytest.raises(ConfigError) as raised:
+        build(WandbConfig, {"mode": "ofline"}, "wandb")
+    assert str(raised.value).endswith("allowed: auto, online, offline, disabled. Did you mean 'offline'?")

@@ -28,7 +28,12 @@ def without_encoding(tree: ast.AST):
         owner = getattr(getattr(function, "value", None), "id", "")
         if "encoding" in keywords or owner in BINARY:
             continue
-        if named in ("read_text", "write_text", "fdopen", "FileHandler", "NamedTemporaryFile", "TemporaryFile"):
+        if (named in ("read_text", "write_text") and isinstance(function, ast.Attribute)) or named in (
+            "fdopen",
+            "FileHandler",
+            "NamedTemporaryFile",
+            "TemporaryFile",
+        ):
             yield node
         elif named == "open":
             position = 0 if isinstance(function, ast.Attribute) and owner != "gzip" else 1
@@ -52,7 +57,7 @@ def test_text_is_opened_as_utf_8(file):
     [("path.read_text()", True), ("path.write_text(x)", True), ("open(f)", True), ("open(f, 'w')", True),
      ("path.open('a')", True), ("subprocess.run(x, text=True)", True), ("path.open('rb')", False),
      ("open(f, mode='wb')", False), ("path.read_text(encoding='utf-8')", False), ("Image.open(f)", False),
-     ("subprocess.run(x)", False), ("open(f, encoding='utf-8')", False)],
+     ("read_text(path)", False), ("subprocess.run(x)", False), ("open(f, encoding='utf-8')", False)],
 )  # fmt: skip
 def test_the_check_sees_what_it_should(code, wrong):
     assert bool(list(without_encoding(ast.parse(code)))) == wrong

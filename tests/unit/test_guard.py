@@ -181,6 +181,6 @@ def test_the_kinds_of_one_name_are_apart_and_damage_is_named(tree, tmp_path):
     assert set(known_data(tmp_path, dataclasses.replace(dataset, val_fraction=0.1))) == {"train"}
     file = tmp_path / "datasets" / "birds.json"
     for text in ("{", json.dumps([1])):
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
         with pytest.raises(Exception, match=r"birds\.json: damaged .*remove it"):
             read_known(tmp_path, "birds")

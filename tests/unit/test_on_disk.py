@@ -72,8 +72,8 @@ def test_one_changed_file_changes_one_split_and_is_named(tree, change, phrase):
 
 def test_what_is_no_image_does_not_count(tree):
     before = inventories(birds(tree))
-    (tree / "train/tern/notes.txt").write_text("hello")
-    (tree / "train/tern/.DS_Store").write_text("")
+    (tree / "train/tern/notes.txt").write_text("hello", encoding="utf-8")
+    (tree / "train/tern/.DS_Store").write_text("", encoding="utf-8")
     settle(tree)
     assert inventories(birds(tree))["train"].fingerprint == before["train"].fingerprint
 

@@ -18,6 +18,7 @@ from vitlab.cli.typos import mistakes_in_words
 from vitlab.cli.values import readable, split_override, typed
 from vitlab.config.files import expanded
 from vitlab.core.errors import UserError
+from vitlab.core.terminal import prepare_output
 
 
 @contextlib.contextmanager
@@ -26,6 +27,7 @@ def command_line(root: str) -> Iterator[None]:
 
     `root` is the command's file under conf/.
     """
+    prepare_output()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors itself, cut short, with the advice to set this
     try:
         sys.argv[1:] = read_command(sys.argv[1:], root)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vitlab.config import AugmentConfig, Config, ConfigError, DatasetConfig, build, choice
+from vitlab.core.files import text_of
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.crop import resize_and_centre, resize_box
@@ -99,7 +100,8 @@ def read_pictures(wanted: str | Sequence[str], dataset: DatasetConfig) -> tuple[
     ]
     if not files:
         raise ConfigError("preview.images", "the list is empty")
-    names = [file.stem if len(file.stem) <= 18 else f"{file.stem[:17]}…" for file in files]
+    stems = [text_of(file.stem) for file in files]
+    names = [stem if len(stem) <= 18 else f"{stem[:17]}…" for stem in stems]
     try:
         return names, [decode(file, reading) for file in files]
     except BadImageError as error:

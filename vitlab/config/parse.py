@@ -138,9 +138,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         raise ConfigError(key, f"got {value!r}, expected {_describe(hint)}")
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
-            raise ConfigError(
-                key, f"got {value!r}, allowed: {', '.join(map(str, arguments))}.{suggest(value, arguments)}"
-            )
+            allowed = ", ".join(map(str, arguments))
+            near = nearest(value, arguments)
+            raise ConfigError(key, f"got {value!r}, allowed: {allowed}" + (f". Did you mean {near!r}?" if near else ""))
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -187,8 +187,13 @@ def _check_range(entry: dataclasses.Field[Any], value: Any, key: str) -> None:
 def suggest(got: Any, allowed: typing.Iterable[Any]) -> str:
     """`" Did you mean 'mixup'?"`, or the allowed names where nothing is near."""
     names = [str(a) for a in allowed]
-    near = difflib.get_close_matches(str(got), names, n=1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(names)}."
+    near = nearest(got, names)
+    return f" Did you mean {near!r}?" if near else f" Known: {', '.join(names)}."
+
+
+def nearest(got: Any, allowed: typing.Iterable[Any]) -> str | None:
+    """The allowed name that `got` may be a misspelling of; None where none is near."""
+    return next(iter(difflib.get_close_matches(str(got), [str(a) for a in allowed], n=1)), None)
 
 
 def _with_digests(cell: CellConfig, output_dir: str) -> CellConfig:

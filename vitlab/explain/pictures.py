@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitlab.config import AugmentConfig, ConfigError, DatasetConfig
+from vitlab.core.files import text_of
 from vitlab.data.augment import Augment
 from vitlab.data.crop import resize_and_centre
 from vitlab.data.decode import BadImageError, decode, reading_of
@@ -110,7 +112,8 @@ def _read(file: Path, dataset: DatasetConfig, image_size: int) -> Picture:
     """A file that the user names, upright whatever the data set does: it is for people to look at."""
     reading = dataclasses.replace(reading_of(dataset), upright=True)
     try:
-        return Picture(file.stem, _cropped(decode(file, reading), dataset, image_size))
+        name = text_of(file.stem, sys.getfilesystemencoding())
+        return Picture(name, _cropped(decode(file, reading), dataset, image_size))
     except BadImageError as error:
         raise ConfigError("explain.images", str(error)) from error
 

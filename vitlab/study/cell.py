@@ -20,6 +20,7 @@ from vitlab.study.data_record import record_data, require_same_data
 from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
 from vitlab.study.mixture import attempts
+from vitlab.study.progress import line_of
 from vitlab.study.provenance import code_patch, settings, whereabouts
 from vitlab.study.record import SCHEMA_VERSION, Record, place
 
@@ -159,11 +160,15 @@ def _record_events(
             elif isinstance(event, EpochEnded):
                 record.append_row(event.row)
                 mirror.log(event.row)
+            if line := line_of(event, cell.recipe.epochs):
+                record.log(f"{name}: {line}")
             report(event)
         assert result is not None
         record.finish(result | {"finished_at": _now()})
+        record.log(f"{name}: finished")
         mirror.finish(flat_summary(result) | {"hits": packed_hits(record.folder), "curve": packed_curve(record.rows())})
     except Interrupted:
+        record.log(f"{name}: interrupted")
         mirror.finish(None)
         raise
     except Exception as error:

@@ -53,7 +53,7 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
     waiting, running, outcomes = list(plan.todo), [], {}
     failures = {cell.id: _failed_at(plan.record(cell)) if cell.state == "failed" else None for cell in waiting}
     stopping = 0
-    with _deferred_interrupt() as interrupted:
+    with _deferred_interrupt() as interrupted, _saving(running):
         while waiting or running:
             if interrupted() > stopping:
                 stopping = interrupted()
@@ -274,6 +274,21 @@ def _stop_with_parent(number: int = signal.SIGTERM) -> None:
         os.kill(os.getpid(), number)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _saving(running: list[_Job]) -> Any:
+    """Where the controller itself ends (whoever read its output has gone, or it has a bug), the cells save and end."""
+    try:
+        yield
+    except BaseException:
+        for job in running:
+            job.process.terminate()
+        end = time.monotonic() + SAVE_SECONDS
+        for job in running:
+            job.process.join(max(0, end - time.monotonic()))
+            job.process.kill()
+        raise
 
 
 @contextlib.contextmanager

@@ -79,12 +79,20 @@ class Progress:
             return None
         return (time.monotonic() - self.started) / done * (self.total_steps - self.step)
 
-    def metrics(self) -> str:
-        parts = [f"loss {self.row['train/loss']:.3f}"] if "train/loss" in self.row else []
-        shown = figure()
-        if shown.row_key in self.row:
-            parts.append(f"{shown.title} {shown.shown(self.row[shown.row_key])}")
-        return "  ".join(parts)
+
+def line_of(event: Event, epochs: int) -> str | None:
+    """What is printed of an event, on the screen and in the cell's log; None for one that is only shown live."""
+    if isinstance(event, Started):
+        return (
+            f"continues after epoch {event.epoch}, step {event.step} of {event.total_steps}" if event.step else "starts"
+        )
+    if not isinstance(event, EpochEnded):
+        return None
+    row = event.row
+    parts = [f"epoch {event.epoch}/{epochs}", f"loss {row['train/loss']:.3f}"]
+    shown = figure()
+    parts += [f"{shown.title} {shown.shown(row[shown.row_key])}"] if shown.row_key in row else []
+    return "  ".join([*parts, f"{row['images_per_second']:.0f} img/s"])
 
 
 class View:
@@ -119,8 +127,7 @@ class View:
         if self._live is None and isinstance(event, EpochEnded):
             left = progress.seconds_left
             until = f"  {duration(left)} left" if left else ""
-            done = f"epoch {event.epoch}/{progress.epochs}"
-            self.say(f"{progress.cell.name}: {done}  {progress.metrics()}  {progress.rate:.0f} img/s{until}")
+            self.say(f"{progress.cell.name}: {line_of(event, progress.epochs)}{until}")
         self.refresh()
 
     def status(self, identity: str, status: str, note: str = "") -> None:

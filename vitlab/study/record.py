@@ -206,6 +206,11 @@ class Record:
                 shutil.move(str(entry), target / entry.name)
         return target
 
+    def log(self, line: str) -> None:
+        """Add a line to the cell's log."""
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
     def log_tail(self, lines: int = 5) -> list[str]:
         """The last lines of the cell's log."""
         path = self.folder / "log.txt"

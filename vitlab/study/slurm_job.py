@@ -49,12 +49,15 @@ class CellJob:
 
     def __call__(self) -> str:
         """Train the cell or continue it, as one rank; returns the outcome, or raises SystemExit with the exit code."""
+        from vitlab.core.terminal import prepare_output
+
+        prepare_output()
         signals = _note_signals()
         is_main = _join_ranks() == 0
         from vitlab.study.cell import cell_of, identity, run_cell
         from vitlab.study.provenance import code_fingerprint
         from vitlab.study.record import Record
-        from vitlab.train.events import EpochEnded, Started
+        from vitlab.train.events import Started
 
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
         record = Record(Path(self.config.output_dir) / identity(cell_of(self.config)))
@@ -72,8 +75,6 @@ class CellJob:
                 record.write("provenance.json", origin | {"slurm": about, "code_changed_since_submission": changed})
                 if early := signals():  # came before the cell could listen
                     signal.raise_signal(max(early))
-            elif isinstance(event, EpochEnded):
-                print(f"{self.name}: epoch {event.epoch} loss {event.row['train/loss']:.4f}", flush=True)
 
         try:
             outcome = run_cell(self.config, study=self.study, name=self.name, report=report)

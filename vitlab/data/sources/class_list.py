@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.core.files import text_of
 from vitlab.core.integrity import DamagedError, misfit, read_mapping
 from vitlab.data.sources.known import describe_changes, known_data, other_name, read_known, write_known
 from vitlab.data.sources.on_disk import inventories
@@ -116,7 +117,7 @@ def _scan(dataset: DatasetConfig) -> dict[str, Any]:
     held = class_folders(val) if val.is_dir() and dataset.num_eval != 0 else []
     classes = class_folders(train)
     return {
-        "classes": classes,
+        "classes": [text_of(name) for name in classes],
         "num_train": len(list_tree(train, classes).files),
         "num_eval": len(list_tree(val, held).files) if held else 0,
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.core.files import text_of
 from vitlab.core.plugins import register_dataset
 from vitlab.data.decode import AS_STORED, Reading, decode, reading_of
 from vitlab.data.sources.listing import EXTENSIONS, is_image, list_tree
@@ -80,7 +81,8 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
             f"say dataset.num_{'train' if split == 'train' else 'eval'}={len(files)} (another data set, another cell)",
         )
     place = np.array([train.index(name) for name in names], dtype=np.int64)  # val/ may lack classes
-    return FileSource(root, files, place[listing.labels], listing.sizes, tuple(train), reading_of(dataset))
+    classes = tuple(map(text_of, train))
+    return FileSource(root, files, place[listing.labels], listing.sizes, classes, reading_of(dataset))
 
 
 def find_root(dataset: DatasetConfig, *, evaluating: bool = False) -> Path:
