@@ -40,7 +40,7 @@ def native_image_size(name: str) -> int:
         return int(named[1])
     import timm  # two seconds, for the few names that do not tell
 
-    known = timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     return known.input_size[-1] if known else 224
 
 
