@@ -14,6 +14,7 @@ from vitlab.cli.tasks import TASKS, load_task
 from vitlab.config import FROM_ROOT, CellConfig, Config, ConfigError, DatasetConfig, check_cell, named_after_folder
 from vitlab.config.effects import idle_among, idle_fields, require_effect, settle
 from vitlab.core.errors import UserError
+from vitlab.data.sources.claims import check_claims
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.survey import describe
 from vitlab.study.guard import check_data
@@ -131,6 +132,7 @@ def _with_class_list(config: Config, resolve: Resolve = resolve_class_list) -> C
             start = dataclasses.replace(start, dataset=resolve(start.dataset, config.output_dir, rerun, "pretrain."))
         except ConfigError as error:
             raise error.under("pretrain") from None
+    _check_claims(config, dataset, start.dataset)
     if dataset is cell.dataset and start.dataset is cell.pretrain.dataset:
         return config
     cell = dataclasses.replace(cell, dataset=dataset, pretrain=start)
@@ -139,3 +141,13 @@ def _with_class_list(config: Config, resolve: Resolve = resolve_class_list) -> C
     now_idle = {key: only for key, only in idle_fields(cell).items() if key not in before}  # as the counts say
     idle = {**config.idle, **idle_among(config.typed, now_idle)}
     return dataclasses.replace(config, cell=settle(cell), idle=idle)
+
+
+def _check_claims(config: Config, dataset: DatasetConfig, before: DatasetConfig | None) -> None:
+    """Refuse counts that the data are known to contradict, for the cell and for its pre-training."""
+    for data, prefix in ((dataset, "dataset."), (before, "pretrain.dataset.")):
+        if data is not None:
+            try:
+                check_claims(data, [key.removeprefix(prefix) for key in config.typed if key.startswith(prefix)])
+            except ConfigError as error:
+                raise error if prefix == "dataset." else error.under("pretrain") from None

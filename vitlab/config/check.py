@@ -44,6 +44,10 @@ def check_cell(cell: CellConfig) -> None:
         raise ConfigError(
             "recipe.warmup_epochs", f"{recipe.warmup_epochs:g} is more than recipe.epochs={recipe.epochs}"
         )
+    if data.train_fraction < 1 and data.train_per_class:
+        raise ConfigError(
+            "dataset.train_fraction", "give it, or dataset.train_per_class, and not both: each says how many images"
+        )
     if data.num_train and data.num_classes and data.train_images < recipe.batch_size:
         raise ConfigError(
             "recipe.batch_size",

@@ -216,7 +216,11 @@ def _with_digests(cell: CellConfig, output_dir: str) -> CellConfig:
             raise ConfigError(
                 "dataset.pack", f"{manifest} is no manifest of a pack; make it anew with task=pack"
             ) from error
-    start = dataclasses.replace(start, dataset=start.dataset and _with_counts(named_after_folder(start.dataset)))
+    if start.dataset is not None:
+        try:
+            start = dataclasses.replace(start, dataset=_with_counts(named_after_folder(start.dataset)))
+        except ConfigError as error:
+            raise error.under("pretrain") from None
     return dataclasses.replace(cell, pretrain=start, dataset=_with_counts(data))
 
 
@@ -241,6 +245,14 @@ def _with_counts(dataset: DatasetConfig) -> DatasetConfig:
     if fractal is None:
         return dataset
     images = fractal.categories * fractal.instances
+    for key, count in (("num_classes", fractal.categories), ("num_train", images), ("num_eval", 0)):
+        if getattr(dataset, key) not in (None, count):
+            raise ConfigError(
+                f"dataset.{key}",
+                f"got {getattr(dataset, key)}, and {fractal.categories:,} categories of {fractal.instances:,} images "
+                f"make it {count:,}; give dataset.fractal.categories and dataset.fractal.instances, or train on a part "
+                "of them with dataset.train_fraction",
+            )
     return dataclasses.replace(dataset, num_classes=fractal.categories, num_train=images, num_eval=0)
 
 

@@ -33,10 +33,10 @@ def _speed(default: Any, *, low: float | None = None) -> Any:
     return field(default=default, metadata={"low": low, "identity": False})
 
 
-def _later(default: Any) -> Any:
+def _later(default: Any, *, low: float | None = None, high: float | None = None) -> Any:
     """A field that came after cells had been trained: it is part of an identity only where it is not `default`, which
     means what was done before there was a choice, and must never change."""
-    return field(default=default, metadata={"neutral": default})
+    return field(default=default, metadata={"neutral": default, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class FractalConfig:
     """Draw new 3x3 masks every epoch instead of one set for good."""
     search_seed: int = _number(1, low=0, high=2**32 - 1)
     mask_seed: int = _number(0, low=0, high=SEEDS)
+
+
+def share(count: int, fraction: float) -> int:
+    """How many images a fraction of `count` is."""
+    return round(count * fraction)
 
 
 FROM_ROOT = "from_root"
@@ -115,6 +120,9 @@ class DatasetConfig:
     """Share of the training images set aside, by class, for evaluating in place of the evaluation split."""
     train_per_class: int | None = _number(None, low=1)
     """Use only so many training images of each class (the same ones for every seed)."""
+    train_fraction: float = _later(1.0, low=1e-6, high=1)
+    """Use only this share of the training images, by class: the same ones for every seed, a smaller share a part of a
+    larger one."""
     bad_images: Literal["error", "skip"] = "error"
     grey16: Literal["range", "minmax"] = _later("range")
     """Grey files of more than 8 bits: scaled by the range of their format, or each by its own extremes."""
@@ -124,9 +132,9 @@ class DatasetConfig:
 
     @property
     def train_images(self) -> int:
-        """Images that an epoch draws from, after `val_fraction` and `train_per_class`."""
+        """Images that an epoch draws from, after `val_fraction`, `train_fraction` and `train_per_class`."""
         assert self.num_train is not None and self.num_classes is not None, "resolve the class list first"
-        kept = self.num_train - round(self.num_train * self.val_fraction)
+        kept = share(self.num_train - share(self.num_train, self.val_fraction), self.train_fraction)
         return min(kept, self.train_per_class * self.num_classes) if self.train_per_class else kept
 
 

@@ -68,6 +68,21 @@ def load_fashion_mnist(dataset: DatasetConfig, split: str) -> ArraySource:
     return ArraySource(_three_channels(images), labels, FASHION_CLASSES)
 
 
+def fashion_counts(dataset: DatasetConfig) -> dict[str, int]:
+    """What the headers of Fashion-MNIST's files say, without reading images; empty where there are no such files."""
+    counts: dict[str, int] = {}
+    try:
+        folder = fashion_folder(dataset)
+        for key, name in (("num_train", "train"), ("num_eval", "t10k")):
+            file = folder / f"{name}-images-idx3-ubyte"
+            with file.open("rb") if file.exists() else gzip.open(folder / f"{file.name}.gz") as stream:
+                header = stream.read(16)
+            counts[key], counts["image_size"], _ = (int(v) for v in np.frombuffer(header, ">u4", count=3, offset=4))
+    except (ConfigError, OSError, EOFError, ValueError):
+        return {}  # who reads the images says what is wrong
+    return counts | {"num_classes": len(FASHION_CLASSES)}
+
+
 def fashion_folder(dataset: DatasetConfig) -> Path:
     """The folder that holds Fashion-MNIST's files. Raises ConfigError with how to get them."""
     wanted = "train-images-idx3-ubyte"

@@ -9,6 +9,7 @@ from typing import Any
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.files import text_of
 from vitlab.core.integrity import DamagedError, misfit, read_mapping
+from vitlab.data.sources.claims import compare
 from vitlab.data.sources.known import describe_changes, known_data, other_name, read_known, write_known
 from vitlab.data.sources.on_disk import inventories
 
@@ -53,18 +54,8 @@ def resolve_class_list(
             f"{dataset.root!r} is no folder, and nothing is recorded of {dataset.name!r} yet; give "
             "dataset.root=FOLDER with train/CLASS/IMAGE and val/CLASS/IMAGE in it, or dataset.class_list=FILE",
         )
-    counts = {
-        "num_classes": len(content["classes"]),
-        "num_train": content["num_train"],
-        "num_eval": content["num_eval"],
-    }
-    for key, value in counts.items():
-        if getattr(dataset, key) not in (None, value):
-            raise ConfigError(
-                f"dataset.{key}",
-                f"{dataset.name} has {getattr(dataset, key)}, and {dataset.root or 'its class list'!r} "
-                f"has {value}; name the whole data set's folder, or take any tree with dataset=folder",
-            )
+    counts = _counts(content)
+    compare(dataset, counts, dataset.pack or dataset.class_list or dataset.root or "the recorded class list")
     if found:  # only now: a refused folder must not stand in the right one's way
         write_known(output_dir, dataset.name, **content)
     return dataclasses.replace(dataset, **counts)
@@ -121,6 +112,15 @@ def _scan(dataset: DatasetConfig) -> dict[str, Any]:
         "num_train": len(list_tree(train, classes).files),
         "num_eval": len(list_tree(val, held).files) if held else 0,
     }
+
+
+def count_folder(dataset: DatasetConfig) -> dict[str, int]:
+    """num_classes, num_train and num_eval of the tree at `dataset.root`. Raises ConfigError where it is none."""
+    return _counts(_scan(dataset))
+
+
+def _counts(content: dict[str, Any]) -> dict[str, int]:
+    return {"num_classes": len(content["classes"]), "num_train": content["num_train"], "num_eval": content["num_eval"]}
 
 
 def _of_pack(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.files import text_of
 from vitlab.core.plugins import register_dataset
 from vitlab.data.decode import AS_STORED, Reading, decode, reading_of
+from vitlab.data.sources.claims import compare
 from vitlab.data.sources.listing import EXTENSIONS, is_image, list_tree
 
 KNOWN_NAMES = {"imagenet1k": "ImageNet", "fractaldb1k": "FractalDB-1k"}
@@ -61,11 +62,7 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
     names = train if split == "train" else class_folders(folder)
     if unknown := sorted(set(names) - set(train)):
         raise ConfigError("dataset.root", f"{folder} has class {unknown[0]!r}, which {trained_on} lacks")
-    if dataset.num_classes is not None and len(train) != dataset.num_classes:
-        raise ConfigError(
-            "dataset.num_classes",
-            f"{dataset.num_classes} expected for {dataset.name}, {trained_on} has {len(train)} class folders",
-        )
+    compare(dataset, {"num_classes": len(train)}, str(trained_on))
     listing = list_tree(folder, names)
     counts = np.bincount(listing.labels, minlength=len(names))
     if split == "train" and not counts.all():
@@ -73,13 +70,7 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
         raise ConfigError("dataset.root", f"class folder {empty} holds no image ({', '.join(EXTENSIONS)})")
     below = folder.relative_to(root)
     files = [f"{below.as_posix()}/{file}" for file in listing.files] if below.parts else listing.files
-    expected = dataset.num_train if split == "train" else dataset.num_eval
-    if expected is not None and len(files) != expected:
-        raise ConfigError(
-            "dataset.root",
-            f"{folder} holds {len(files)} images, {dataset.name} has {expected}; complete the data, or "
-            f"say dataset.num_{'train' if split == 'train' else 'eval'}={len(files)} (another data set, another cell)",
-        )
+    compare(dataset, {f"num_{split}": len(files)}, str(folder))
     place = np.array([train.index(name) for name in names], dtype=np.int64)  # val/ may lack classes
     classes = tuple(map(text_of, train))
     return FileSource(root, files, place[listing.labels], listing.sizes, classes, reading_of(dataset))

@@ -19,6 +19,7 @@ import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.integrity import DamagedError, load_arrays, misfit, read_mapping
+from vitlab.data.sources.claims import compare
 
 SHARD = 1024
 """Images of one file."""
@@ -142,13 +143,7 @@ def load_pack(dataset: DatasetConfig, split: str) -> PackSource:
     except DamagedError as error:
         raise ConfigError("dataset.pack", f"{error.path} cannot be read ({error.problem}); {AGAIN}") from error
     sizes, labels = index["sizes"], index["labels"]
-    expected = dataset.num_train if split == "train" else dataset.num_eval
-    if expected not in (None, len(labels)) or dataset.num_classes not in (None, len(manifest["classes"])):
-        raise ConfigError(
-            "dataset.pack",
-            f"{folder} holds {len(labels)} {split} images of {len(manifest['classes'])} classes, "
-            f"{dataset.name} has {expected} of {dataset.num_classes}",
-        )
+    compare(dataset, {"num_classes": len(manifest["classes"]), f"num_{split}": len(labels)}, str(folder))
     for shard in manifest["splits"][split]:
         file = folder / shard["file"]
         size = file.stat().st_size if file.is_file() else None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Protocol, Self
 
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.config.schema import share
 from vitlab.core.plugins import DATASETS
+from vitlab.core.random import permutation
+from vitlab.data.sources.claims import check_loaded
 from vitlab.data.sources.pack import load_pack
 
 Split = Literal["train", "eval"]
@@ -33,12 +37,18 @@ class Source(Protocol):
 
 
 def load_split(dataset: DatasetConfig, split: Split) -> Source:
-    """A whole split as it was published, from the data set's pack where one is named."""
-    return load_pack(dataset, split) if dataset.pack else DATASETS[dataset.kind](dataset, split)
+    """A whole split as it was published, from the data set's pack where one is named.
+
+    Raises ConfigError where it does not hold what the configuration says, with what it does hold.
+    """
+    source = load_pack(dataset, split) if dataset.pack else DATASETS[dataset.kind](dataset, split)
+    check_loaded(dataset, split, source)
+    return source
 
 
 def build_source(dataset: DatasetConfig, split: Split) -> Source:
-    """The images of one split, after `val_fraction` and `train_per_class`, which choose the same images every time.
+    """The images of one split, after `val_fraction`, `train_fraction` and `train_per_class`, which choose the same
+    images every time.
 
     Raises ConfigError or ValueError naming what was looked for, where, and how to get it.
     """
@@ -49,18 +59,49 @@ def build_source(dataset: DatasetConfig, split: Split) -> Source:
     if split == "eval":
         return source.select(np.flatnonzero(held_out))
     kept = np.flatnonzero(~held_out)
+    if dataset.train_fraction < 1:
+        kept = kept[_fraction_of_each_class(source.labels[kept], dataset)]
     if dataset.train_per_class:
         kept = kept[_first_of_each_class(source.labels[kept], dataset)]
     return source if len(kept) == len(source) else source.select(kept)
 
 
 def held_out_rows(labels: np.ndarray, fraction: float) -> np.ndarray:
-    """A mask (N,) of the images set aside: round(N x fraction) of them, spread evenly over the classes."""
+    """A mask (N,) of the images set aside: `share(N, fraction)` of them, spread evenly over the classes."""
     by_class = np.argsort(labels, kind="stable")
-    places = np.floor((np.arange(round(len(labels) * fraction)) + 0.5) / max(fraction, 1e-12)).astype(np.int64)
+    places = np.floor((np.arange(share(len(labels), fraction)) + 0.5) / max(fraction, 1e-12)).astype(np.int64)
     chosen = np.zeros(len(labels), dtype=bool)
     chosen[by_class[np.minimum(places, len(labels) - 1)]] = True
     return chosen
+
+
+def _fraction_of_each_class(labels: np.ndarray, dataset: DatasetConfig) -> np.ndarray:
+    """Rows of `train_fraction` of the images. Raises ConfigError where a class would keep none."""
+    order = stratified_order(labels)
+    rows = order[: share(len(labels), dataset.train_fraction)]
+    present = np.unique(labels)
+    if len(np.unique(labels[rows])) < len(present):
+        last = max(int(np.argmax(labels[order] == c)) for c in present)  # where the last class to come first appears
+        least = math.ceil((last + 1) / len(labels) * 1e6) / 1e6
+        raise ConfigError(
+            "dataset.train_fraction",
+            f"{dataset.train_fraction:g} of {len(labels):,} images leaves a class of {dataset.name} without any; "
+            f"the least that keeps one of each is {least:g}",
+        )
+    return np.sort(rows)
+
+
+def stratified_order(labels: np.ndarray) -> np.ndarray:
+    """An order (N,) int64 of the images of which every beginning has the classes in their proportions.
+
+    Within a class the images come in a random order that is always the same, so that a smaller fraction is a part of a
+    larger one. Of n images of a class, the first k of N have k n / N, to one image.
+    """
+    shuffled = permutation(0, "train_fraction", 0, len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.bincount(labels)
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return by_class[np.argsort((rank + 0.5) / counts[labels[by_class]], kind="stable")]
 
 
 def _first_of_each_class(labels: np.ndarray, dataset: DatasetConfig) -> np.ndarray:
