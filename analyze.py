@@ -13,15 +13,17 @@ def main(tree: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from vitlab.cli.analyze import analyze
-    from vitlab.core.errors import UserError
+    from vitlab.core.errors import as_user_error
 
     chosen = HydraConfig.get().runtime.choices.get("table")
     composed = OmegaConf.to_container(tree, resolve=True)
     try:
         for line in analyze(composed, chosen):  # pyright: ignore[reportArgumentType]
             print(line)
-    except (UserError, ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"vitlab: {error}")
+    except Exception as error:
+        if (mistake := as_user_error(error)) is None:
+            raise
+        sys.exit(f"vitlab: {mistake}")
 
 
 if __name__ == "__main__":

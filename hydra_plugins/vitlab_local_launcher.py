@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,4 +31,4 @@ class LocalLauncher(Launcher):
         return run_locally(plan, view)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        raise ValueError("hydra/launcher=local runs studies of hydra/sweeper=study; with another sweeper use basic")
+        sys.exit("vitlab: hydra/launcher=local runs studies of hydra/sweeper=study; with another sweeper use basic")

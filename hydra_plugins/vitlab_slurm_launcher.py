@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,4 +23,4 @@ class SlurmLauncher(SubmititSlurmLauncher):
         return run_on_slurm(plan, view, SlurmOptions.of(self.params))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        raise ValueError("hydra/launcher=slurm runs studies of hydra/sweeper=study; with another sweeper use basic")
+        sys.exit("vitlab: hydra/launcher=slurm runs studies of hydra/sweeper=study; with another sweeper use basic")

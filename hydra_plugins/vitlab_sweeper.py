@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import traceback
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -21,7 +22,7 @@ from vitlab.cli.typed import typed_keys
 from vitlab.cli.typos import mistakes_in_words
 from vitlab.cli.values import readable
 from vitlab.config import GROUPS, Config, ConfigError, parse
-from vitlab.core.errors import UserError
+from vitlab.core.errors import UserError, as_user_error
 from vitlab.study.plan import Request
 
 # A plain mapping: Hydra loads plugins in a way that dataclasses with postponed annotations do not survive.
@@ -33,15 +34,20 @@ class StudySweeper(BasicSweeper):
     """Hydra's basic sweeper, with a plan between the product of overrides and the launcher."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Plan and run; raises SystemExit with the study's exit code, or with the words of a user's mistake."""
+        """Plan and run; raises SystemExit with the study's exit code, or with the line of a user's mistake."""
         try:
-            requests = self.requests(arguments)
-            code = self.carry_out(requests)
-        except (HydraException, OmegaConfBaseException) as error:
-            sys.exit(f"vitlab: {explain(error)}")
-        except (UserError, OSError, ValueError, FloatingPointError) as error:
-            sys.exit(f"vitlab: {error}")
+            code = self.carry_out(self._requests(arguments))
+        except Exception as error:
+            if (mistake := as_user_error(error)) is None:
+                raise
+            sys.exit(f"vitlab: {mistake}")
         sys.exit(code)
+
+    def _requests(self, arguments: list[str]) -> list[Request]:
+        try:
+            return self.requests(arguments)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(explain(error)) from error
 
     def requests(self, arguments: list[str]) -> list[Request]:
         """Every cell that the command means, parsed and checked."""
@@ -100,7 +106,7 @@ class StudySweeper(BasicSweeper):
                 try:
                     _ = job.return_value
                 except Exception as error:
-                    view.say(f"{type(error).__name__}: {error}")
+                    view.say(str(as_user_error(error) or "".join(traceback.format_exception(error))))
         return {cell.id: plan.record(cell).state() for cell in plan.todo} | outcomes
 
 

@@ -165,7 +165,7 @@ def test_analyze_end_to_end_and_strict(tmp_path):
     write_study(
         tmp_path, "s", {"table": None, "cells": [*cells, write_cell(tmp_path, "cutmix", 0, None, state="failed")]}
     )
-    with pytest.raises(RuntimeError, match=r"strict: .*cutmix"):
+    with pytest.raises(ConfigError, match=r"strict: .*cutmix"):
         analyze(composed(tmp_path, strict=True), None)
     with pytest.raises(ConfigError, match="baseline: 'nothing' is no row"):
         analyze(composed(tmp_path, baseline="nothing"), None)

@@ -10,6 +10,7 @@ from vitlab.analysis.formats.grids import to_markdown
 from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import TableSpec
 from vitlab.config import ConfigError
+from vitlab.core.errors import UserError
 
 
 def test_deits_logs_become_a_table(tmp_path):
@@ -25,7 +26,7 @@ def test_deits_logs_become_a_table(tmp_path):
         "finetuned": 69.4,
     }
     (tmp_path / "scratch" / "log.txt").write_text("epoch 1: fine\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"log\.txt, line 1: not a line of DeiT's"):
+    with pytest.raises(UserError, match=r"log\.txt, line 1: not a line of DeiT's"):
         collect_logs([tmp_path])
     with pytest.raises(ConfigError, match=r"no log\.txt"):
         collect_logs([tmp_path / "nowhere"])
@@ -60,12 +61,12 @@ def test_a_pre_training_was_not_evaluated(tmp_path):
 
 def test_broken_logs_are_refused(tmp_path):
     write_log(tmp_path / "a" / "scratch", 60.0, math.nan)
-    with pytest.raises(ValueError, match=r"log\.txt, line 2: eval/top1 is nan, not a number"):
+    with pytest.raises(UserError, match=r"log\.txt, line 2: eval/top1 is nan, not a number"):
         collect_logs([tmp_path])
     write_log(tmp_path / "b" / "scratch", 60.0, 70.0)
     write_log(tmp_path / "c" / "scratch", 60.0, 71.0)
-    with pytest.raises(ValueError, match="two different logs are called scratch/s0; rename a folder"):
+    with pytest.raises(UserError, match="two different logs are called scratch/s0; rename a folder"):
         collect_logs([tmp_path / "b", tmp_path / "c"])
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"empty\.txt: empty"):
+    with pytest.raises(UserError, match=r"empty\.txt: empty"):
         collect_logs([tmp_path / "empty.txt"])

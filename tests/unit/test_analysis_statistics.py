@@ -10,6 +10,7 @@ from written_records import write_all, write_cell
 
 from vitlab.analysis import collect, compare_to_baseline
 from vitlab.analysis.statistics import compare_checkpoints, interaction, unequal_spread
+from vitlab.core.errors import UserError
 
 
 def test_compare_to_baseline(tmp_path):
@@ -21,9 +22,9 @@ def test_compare_to_baseline(tmp_path):
         compared.loc[1, "p_adjusted"]
         == compare_to_baseline(collect(tmp_path, "s"), "none", "label.augment").loc[1, "p_adjusted"]
     ), "the same to the last bit, every time"
-    with pytest.raises(ValueError, match="no column 'colour'"):
+    with pytest.raises(UserError, match="no column 'colour'"):
         compare_to_baseline(collect(tmp_path, "s"), "none", "colour")
-    with pytest.raises(ValueError, match="baseline 'all'"):
+    with pytest.raises(UserError, match="baseline 'all'"):
         compare_to_baseline(collect(tmp_path, "s"), "all", "label.augment")
 
 
@@ -80,7 +81,7 @@ def test_levels_of_several_data_sets_are_not_one_group(tmp_path):
         write_cell(tmp_path, "none", seed, 70.0 + seed, dataset="fashion_mnist")
     frame = collect(tmp_path)
     with pytest.raises(
-        ValueError, match=r"label.augment=none has several cells of one seed; they differ in .*dataset.name"
+        UserError, match=r"label.augment=none has several cells of one seed; they differ in .*dataset.name"
     ):
         compare_to_baseline(frame, "none", "label.augment")
     alone = compare_to_baseline(frame[frame["dataset.name"] == "digits"], "none", "label.augment")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vitlab.config import ModelConfig
+from vitlab.core.errors import UserError
 from vitlab.core.random import Draws
 from vitlab.models.build import build_model
 from vitlab.models.drop_path import install_drop_path
@@ -108,6 +109,6 @@ def test_new_masks_compile_nothing_anew():
 
 
 def test_a_model_without_such_branches_is_refused():
-    with pytest.raises(ValueError, match=r"recipe\.drop_path: Linear"):
+    with pytest.raises(UserError, match=r"recipe\.drop_path: Linear"):
         install_drop_path(nn.Linear(2, 2), 0.1)
     install_drop_path(nn.Linear(2, 2), 0.0).draw(Draws(0, 0, np.arange(2)), CPU)

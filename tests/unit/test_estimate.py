@@ -118,7 +118,7 @@ def test_every_cell_says_where_it_stands(requests_for, tmp_path):
 def test_the_plan_says_which_cells_wait_for_a_failed_pretraining(requests_for):
     (request,) = requests_for(["pretrain=fractaldb"])
     plan = build_plan([request], "s")
-    plan.record(plan.todo[0]).write("failure.json", {"type": "ValueError", "message": "no luck"})
+    plan.record(plan.todo[0]).write("failure.json", {"type": "ValueError", "message": "no luck", "traceback": "…"})
     words = f"after {plan.todo[0].id}, which failed: study.retry_failed=true"
     assert words in " ".join(describe(build_plan([request], "s")))
     again = dataclasses.replace(request, config=with_study(request.config, retry_failed=True))

@@ -7,6 +7,7 @@ import pytest
 from planned import finish, with_study
 
 from vitlab.cli.execute import command, execute
+from vitlab.core.errors import ConfigError
 from vitlab.study.plan import build_plan
 
 
@@ -23,21 +24,27 @@ def test_a_dry_run_trains_nothing(requests_for, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("error", "tail"), [("KeyError", True), ("ConfigError", False)])
-def test_a_summary_shows_the_error_and_fails(requests_for, capsys, tmp_path, error, tail):
-    requests = requests_for(["seed=0"], ["seed=1"])
+@pytest.mark.parametrize("error", [ConfigError("device", "no such luck"), KeyError("no such key")])
+def test_a_summary_shows_the_error_and_fails(requests_for, capsys, tmp_path, error):
+    requests = requests_for(["seed=0"], ["seed=1"], ["seed=2"])
 
     def run(plan, view):
         finish(tmp_path, plan.cells[0].config)
-        record = plan.record(plan.cells[1])
-        record.write("failure.json", {"type": error, "message": "no such luck", "traceback": "…"})
-        (record.folder / "log.txt").write_text("first\nlast words\n", encoding="utf-8")
-        return {plan.cells[0].id: "finished", plan.cells[1].id: "failed"}
+        for cell in plan.cells[1:]:
+            try:
+                raise type(error)(*error.args)
+            except Exception as caught:
+                plan.record(cell).fail_by(caught)
+        return {cell.id: outcome for cell, outcome in zip(plan.cells, ("finished", "failed", "failed"), strict=True)}
 
     assert execute(build_plan(requests, "s"), requests[0].config, run) == 1
     out = capsys.readouterr().out
-    assert f"{error}: no such luck" in out and "log.txt" in out and "retry_failed" in out
-    assert ("| last words" in out) == tail, "the log's end is shown where the message alone does not explain"
+    assert "log.txt" in out and "retry_failed" in out and "2 of 3 cells did not finish" in out
+    if isinstance(error, ConfigError):
+        assert out.count("\n    device: no such luck\n") == 2 and "Traceback" not in out, "the user's: one line"
+    else:
+        assert out.count("    KeyError: 'no such key'\n") == 2 and "test_execute.py" in out, "a bug: its traceback"
+        assert out.count("| Traceback (most recent call last)") == 1 and "| the traceback is the one above" in out
     assert json.loads((tmp_path / "studies/s.json").read_text(encoding="utf-8"))["cells"][1]["name"] == "none/s1"
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from vitlab.config import ConfigError, FractalConfig
-from vitlab.data.formula import cache as cache_module
-from vitlab.data.formula import sealed
+from vitlab.core import files
+from vitlab.core.files import DiskError
 from vitlab.data.formula.cache import GeometryCache, fingerprint, geometry_key
 from vitlab.data.formula.geometry import build_geometry
 from vitlab.data.formula.render import unpack
@@ -28,7 +28,7 @@ SPEC = FractalConfig(categories=4, instances=3, image_size=33, num_points=2000)
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Relative name → bytes of every file below a folder, but the lock."""
-    files = (file for file in folder.rglob("*") if file.is_file() and file.name != "lock")
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
@@ -162,7 +162,7 @@ def test_a_cache_cut_after_it_was_opened_says_so(copy):
 
 
 def test_left_overs_of_a_killed_writer_go(copy):
-    left_over = geometry_file(copy).with_name(".00001.geometry.0123.tmp")
+    left_over = geometry_file(copy).with_name(".00001.geometry.4711.0123abcd.part")
     left_over.write_bytes(b"half")
     geometry_file(copy).unlink()
     prepared(copy)
@@ -170,18 +170,18 @@ def test_left_overs_of_a_killed_writer_go(copy):
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
-    def refuse(*_args):
+    def refuse(_descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache_module, "write_sealed", refuse)
-    with pytest.raises(ValueError, match=r"no space left on its disk; what was finished is kept.*VITLAB_CACHE"):
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    with pytest.raises(DiskError, match=r"could not write .*fractal/.*: No space left .*make room.*VITLAB_CACHE"):
         prepared(tmp_path)
 
 
 def test_a_disk_that_will_be_too_small_is_told_before(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
-    monkeypatch.setattr(sealed.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match=r"0\.1 MB are needed and 0\.0 MB are free"):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DiskError, match=r"0\.1 MB are needed and 0\.0 MB are free"):
         prepared(tmp_path)
 
 
@@ -189,15 +189,15 @@ def test_half_a_write_leaves_nothing(tmp_path, monkeypatch):
     def refuse(*_args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sealed.os, "replace", refuse)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(DiskError, match="No space"):
         write_sealed(tmp_path / "x", {}, np.zeros(9, np.uint8))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path):
     (tmp_path / "fractal").write_text("in the way", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"fractal: cannot be used .*VITLAB_CACHE"):
+    with pytest.raises(DiskError, match=r"fractal: no folder can be made there .*VITLAB_CACHE"):
         prepared(tmp_path)
 
 

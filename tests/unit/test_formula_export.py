@@ -10,7 +10,8 @@ from PIL import Image
 
 from vitlab.cli.fractal_task import run_fractaldb_task
 from vitlab.config import ConfigError, FractalConfig
-from vitlab.data.formula import sealed
+from vitlab.core import files
+from vitlab.core.errors import UserError
 from vitlab.data.formula.export import contact_sheet, encode_png, export, published_name
 from vitlab.data.formula.render import instance
 from vitlab.data.formula.source import FractalSource
@@ -110,22 +111,22 @@ def test_what_is_in_the_way_is_left_alone(source, cache, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match="not empty, and no export of FractalDB"):
+    with pytest.raises(UserError, match="not empty, and no export of FractalDB"):
         export(source, other)
     export(source, tmp_path / "first")
-    with pytest.raises(ValueError, match=r"another export \(layout='train', not 'published'\)"):
+    with pytest.raises(UserError, match=r"another export \(layout='train', not 'published'\)"):
         export(source, tmp_path / "first", layout="published")
-    with pytest.raises(ValueError, match=r"another export \(mask_seed=0, not 5\)"):
+    with pytest.raises(UserError, match=r"another export \(mask_seed=0, not 5\)"):
         export(FractalSource(replace(SPEC, mask_seed=5), cache), tmp_path / "first")
     (tmp_path / "first" / "fractaldb.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         export(source, tmp_path / "first")
 
 
 def test_a_disk_too_small(source, tmp_path, monkeypatch):
-    usage = sealed.shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr(sealed.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match="MB are needed"):
+    usage = files.shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match="MB are needed"):
         export(source, tmp_path / "x")
 
 

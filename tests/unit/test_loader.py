@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from vitlab.config import ConfigError, RecipeConfig, choice
+from vitlab.core.errors import UserError
 from vitlab.data.loader import EvalLoader, TrainLoader
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.registry import build_source
@@ -147,9 +148,9 @@ def damaged(tree, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_image_is_named(tree, tmp_path, workers):
     dataset = dataset_of(damaged(tree, tmp_path))
-    with pytest.raises(ValueError, match=r"(03|05)\.jpg.*dataset\.bad_images=skip"):
+    with pytest.raises(UserError, match=r"(03|05)\.jpg.*dataset\.bad_images=skip"):
         list(train_loader(dataset, workers=workers).epoch(0))
-    with pytest.raises(ValueError, match=r"val/a/03\.jpg"):
+    with pytest.raises(UserError, match=r"val/a/03\.jpg"):
         list(eval_loader(dataset, workers=workers))
 
 
@@ -165,7 +166,7 @@ def test_bad_images_can_be_left_out_and_are_counted(tree, tmp_path, workers):
 
 def test_a_batch_that_no_epoch_fills_is_refused(tree):
     recipe = dataclasses.replace(RECIPE, batch_size=64)
-    with pytest.raises(ValueError, match=r"recipe\.batch_size: 64"):
+    with pytest.raises(UserError, match=r"recipe\.batch_size: 64"):
         train_loader(dataset_of(tree), recipe)
 
 

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from vitlab.config import ConfigError
+from vitlab.core.errors import UserError
+from vitlab.core.files import DiskError
 from vitlab.core.integrity import NewerError
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
-from vitlab.train.events import EpochEnded, Interrupted
+from vitlab.train.events import DivergedError, EpochEnded, Interrupted
 from vitlab.train.loop import fit
 
 TINY = ("recipe.epochs=3", "recipe.warmup_epochs=1", "dataset.train_per_class=16", "recipe.ema_decay=0.9")
@@ -82,7 +84,7 @@ def test_accumulation_and_workers_change_nothing_but_rounding(compose_config, tm
 
 def test_a_diverging_run_names_the_step(compose_config, tmp_path):
     config = compose_config(*TINY, "recipe.lr=1e18", "recipe.optimizer=sgd")
-    with pytest.raises(FloatingPointError, match=r"not finite since step \d+ \(epoch 1\).*learning rate.*recipe\.lr"):
+    with pytest.raises(DivergedError, match=r"not finite since step \d+ \(epoch 1\).*learning rate.*recipe\.lr"):
         list(fit(config, config.cell, tmp_path))
 
 
@@ -90,7 +92,7 @@ def test_other_data_are_refused(compose_config, tmp_path, monkeypatch):
     config = compose_config(*TINY)
     drain(fit(config, config.cell, tmp_path, stop=lambda: True))
     monkeypatch.setattr("vitlab.data.sources.arrays.ArraySource.fingerprint", lambda self: "other")
-    with pytest.raises(ValueError, match=r"data have changed.*other"):
+    with pytest.raises(UserError, match=r"data have changed.*other"):
         list(fit(config, config.cell, tmp_path))
 
 
@@ -106,7 +108,7 @@ def test_files_that_changed_are_refused_and_restored_ones_continue(compose_confi
     (tmp_path / "cell").mkdir()
     assert drain(fit(config, config.cell, tmp_path / "cell", stop=lambda: True))[1] is None
     (tree / "train/a/0.png").rename(tree / "train/a/new.png")
-    with pytest.raises(ValueError, match=r"data have changed.*dataset\.root now holds.*study\.rerun=all"):
+    with pytest.raises(UserError, match=r"data have changed.*dataset\.root now holds.*study\.rerun=all"):
         list(fit(config, config.cell, tmp_path / "cell"))
     (tree / "train/a/new.png").rename(tree / "train/a/0.png")
     events, result = drain(fit(config, config.cell, tmp_path / "cell"))
@@ -119,8 +121,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("vitlab.train.checkpoint.os.fsync", full)
-    with pytest.raises(OSError, match=r"could not save .*last\.pt.*No space left.*intact"):
+    monkeypatch.setattr("vitlab.core.files.os.fsync", full)
+    with pytest.raises(DiskError, match=r"could not write .*last\.pt.*No space left.*intact"):
         save_checkpoint({"epoch": 2}, tmp_path / "last.pt")
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
@@ -132,7 +134,7 @@ def test_a_disk_that_fills_while_tensors_are_written_is_named(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
     try:
-        with pytest.raises(OSError, match=r"could not save .*last\.pt: .*File too large.*saved before is intact"):
+        with pytest.raises(DiskError, match=r"could not write .*last\.pt: .*File too large.*there before is intact"):
             save_checkpoint({"epoch": 2, "model": torch.zeros(10**6)}, tmp_path / "last.pt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -174,7 +176,7 @@ def test_bad_images_stop_a_run_or_are_left_out_and_counted(compose_config, tmp_p
     assert resumed["bad_images"] == one["bad_images"] and resumed["last"] == one["last"]
     strict = dataclasses.replace(cell, dataset=dataclasses.replace(dataset, bad_images="error"))
     (tmp_path / "strict").mkdir()
-    with pytest.raises(ValueError, match=r"a/2\.jpg.*dataset\.bad_images=skip"):
+    with pytest.raises(UserError, match=r"a/2\.jpg.*dataset\.bad_images=skip"):
         list(fit(config, strict, tmp_path / "strict"))
 
 

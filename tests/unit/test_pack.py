@@ -12,6 +12,8 @@ from PIL import Image
 
 from vitlab.cli import pack_task
 from vitlab.config import ConfigError, choice, named_after_folder
+from vitlab.core import files
+from vitlab.core.errors import UserError
 from vitlab.data.decode import BadImageError
 from vitlab.data.loader import EvalLoader, TrainLoader
 from vitlab.data.sources import pack
@@ -185,8 +187,10 @@ def test_a_full_disk_is_said(tree, packed, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pack_task.os, "fsync", full)
-    with pytest.raises(ValueError, match=r"pack\.path: .*No space left.*free some space and run the same command"):
+    packed()
+    (tree.parent / "pack" / "train-00000.json").unlink()
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match=r"pack\.path: .*No space left.*make room and run the same command"):
         packed()
     monkeypatch.undo()
 

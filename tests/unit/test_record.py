@@ -11,6 +11,7 @@ import pytest
 
 from vitlab.config import experiment
 from vitlab.core.errors import UserError
+from vitlab.core.files import DiskError
 from vitlab.core.integrity import DamagedError
 from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.record import Record, read_study, records, write_study
@@ -83,7 +84,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"could not write .*result\.json.*No space left"):
+    with pytest.raises(DiskError, match=r"could not write .*result\.json.*No space left"):
         record.write("result.json", {"a": 2})
     assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["a"] == 1
     assert len(list(tmp_path.iterdir())) == 1
@@ -121,7 +122,7 @@ def test_asking_for_a_state_does_not_keep_a_cell_from_being_trained(tmp_path):
 def test_a_cell_in_training_is_not_archived(tmp_path):
     record = Record(tmp_path / "c1")
     record.write("result.json", {})
-    with record.locked(), pytest.raises(ValueError, match="another process is training this cell"):
+    with record.locked(), pytest.raises(UserError, match="another process is training this cell"):
         record.archive()
     first, second = record.archive(), record.archive()
     assert first != second and (first / "result.json").exists()
@@ -130,7 +131,7 @@ def test_a_cell_in_training_is_not_archived(tmp_path):
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     record = Record(tmp_path / "c1")
     record.write("config.yaml", {"a": 1})
-    for name in (".last.pt.4711", ".config.yaml.12"):
+    for name in (".last.pt.4711.0123abcd.part", ".config.yaml.12.89abcdef.part"):
         (record.folder / name).write_text("half", encoding="utf-8")
     (record.folder / ".keep").write_text("somebody's", encoding="utf-8")
     record.remove_temporaries()

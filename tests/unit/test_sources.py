@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vitlab.config import ConfigError, choice, named_after_folder
+from vitlab.core.errors import UserError
 from vitlab.data.order import epoch_length, epoch_order
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.known import remember_data
@@ -64,7 +65,7 @@ def test_fashion_mnist_is_whole_where_it_is_installed():
 
 def test_a_damaged_fashion_mnist_is_named(tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x03" + bytes(12))[:-9])
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz: cannot be read"):
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: cannot be read"):
         build_source(with_(choice("dataset", "fashion_mnist"), root=str(tmp_path)), "train")
     with pytest.raises(ConfigError, match="no Fashion-MNIST in /nowhere"):
         build_source(with_(choice("dataset", "fashion_mnist"), root="/nowhere"), "train")

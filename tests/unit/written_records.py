@@ -64,7 +64,7 @@ def write_cell(
                      config=experiment(cell) | {"vitlab": about})  # fmt: skip
     if state != "finished":
         if state == "failed":
-            record.fail("ValueError", "no luck")
+            record.fail("ValueError", "no luck", "…")
         if run is not None:
             run.finish({"failure": "ValueError: no luck"} if state == "failed" else None, int(state == "failed"))
             _wait_until_written(record.folder)

@@ -18,6 +18,7 @@ from scipy import special, stats
 
 from vitlab.core.comparisons import Group, Rule, compare, detectable, difference, pooled_variance
 from vitlab.core.dunnett import minimum_detectable_difference
+from vitlab.core.errors import UserError
 from vitlab.core.metrics import figure
 
 
@@ -37,17 +38,17 @@ def compare_to_baseline(
 
     Returns columns level, n, mean, sd, delta, ci_low, ci_high (simultaneous, 95 %), p_adjusted, mde (the smallest
     difference that so many seeds, scattering as they do, find with 80 % power; none where a level has one seed).
-    Raises ValueError for an unknown factor, level or metric, and where a level has two cells of one seed: they differ
+    Raises UserError for an unknown factor, level or metric, and where a level has two cells of one seed: they differ
     in something else.
     """
     for column in (factor, metric):
         if column not in frame:
-            raise ValueError(f"no column {column!r}; columns: {', '.join(map(str, frame.columns))}")
+            raise UserError(f"no column {column!r}; columns: {', '.join(map(str, frame.columns))}")
     data = frame[frame[metric].notna()]
     _require_one_cell_per_seed(data, factor)
     levels = list(dict.fromkeys(data[factor]))
     if baseline not in levels:
-        raise ValueError(
+        raise UserError(
             f"{factor} has no finished cell at the baseline {baseline!r}; it has: {', '.join(map(str, levels))}"
         )
     levels.sort(key=lambda level: level != baseline)
@@ -105,7 +106,7 @@ def _require_one_cell_per_seed(data: pd.DataFrame, factor: str) -> None:
     tree = [c for c in alike if c.split(".")[0] in ("model", "dataset", "augment", "pretrain", "recipe")]
     others = [c for c in tree if c != factor and alike[c].map(repr).nunique() > 1]
     what = f"; they differ in {', '.join(others)}: select one value of each, or take one of them as factor"
-    raise ValueError(f"{factor}={level} has several cells of one seed{what if others else ''}")
+    raise UserError(f"{factor}={level} has several cells of one seed{what if others else ''}")
 
 
 @dataclass(frozen=True)

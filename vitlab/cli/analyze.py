@@ -24,6 +24,7 @@ from vitlab.config import ConfigError, build
 from vitlab.config.choices import compose_group
 from vitlab.config.files import with_whole_paths
 from vitlab.core.comparisons import Rule
+from vitlab.core.files import make_folder, write_text
 from vitlab.core.metrics import figure
 from vitlab.core.plugins import FORMATS, import_plugins
 from vitlab.study.record import Record, read_study
@@ -57,7 +58,7 @@ class AnalyzeConfig:
 def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
     """Do what the composed configuration asks; returns the lines to print.
 
-    Raises ConfigError or ValueError with one clear message; RuntimeError where `strict=true` found gaps.
+    Raises UserError, also where `strict=true` found gaps.
     """
     values = with_whole_paths(composed)
     layout = values.pop("table", None)
@@ -77,7 +78,7 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
         table = beside_reference(table, read_reference(file), asked=config.reference is not None)
     lines = write_table(table, frame, Path(config.tables_dir))
     if config.strict and table.flags:
-        raise RuntimeError("strict: the table has gaps or confounds: " + "; ".join(table.flags))
+        raise ConfigError("strict", "the table has gaps or confounds: " + "; ".join(table.flags))
     return lines
 
 
@@ -148,14 +149,14 @@ def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
     """Write all formats and figures; returns the Markdown and a line naming the files."""
     from vitlab.analysis.formats.plots import draw_cost, draw_curves, draw_differences, save
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     provenance = _provenance(frame)
     curves = _curves(table, frame)
     links = {str(row["id"]): _link(row, folder) for row in frame.to_dict("records")}
     context = Context(provenance, curves, links)
     texts = {ending: FORMATS[ending](table, context) for ending in FORMATS.names()}
     for ending, text in texts.items():
-        (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8")
+        write_text(folder / f"{table.name}.{ending}", text)
     figures = {
         "differences": draw_differences(table),
         "curves": draw_curves(curves, table.figure, len(table.datasets)),

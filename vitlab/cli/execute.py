@@ -13,19 +13,8 @@ from vitlab.study.contents import Contents, read_contents
 from vitlab.study.estimate import counted, describe
 from vitlab.study.plan import Plan, PlannedCell, study_content
 from vitlab.study.progress import MARKS, View
-from vitlab.study.record import write_study
+from vitlab.study.record import failure_line, write_study
 
-EXPLAINED = (
-    "ConfigError",
-    "UserError",
-    "DamagedError",
-    "NewerError",
-    "BadImageError",
-    "ValueError",
-    "OSError",
-    "FloatingPointError",
-)
-"""Errors whose message is complete: the log's last lines would add a traceback."""
 RunCells = Callable[[Plan, View], dict[str, str]]
 """Runs a plan's cells somewhere; returns identity → outcome."""
 
@@ -62,7 +51,7 @@ def execute(plan: Plan, config: Config, run: RunCells, prove: Prove | None = Non
 
 def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
     """Print what became of every cell and the likely next command; returns the exit code."""
-    bad, damaged = 0, []
+    bad, damaged, shown = 0, [], set()
     for cell in plan.cells:
         found = read_contents(plan.record(cell), thorough=False)
         outcome = found.state if found.state in ("finished", "damaged") else outcomes.get(cell.id, found.state)
@@ -70,7 +59,7 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
         print(f"{MARKS.get(outcome, '·')} {cell.name}  {cell.id}  {outcome}{about}")
         if outcome in ("failed", "killed", "blocked"):
             bad += 1
-            _show_failure(plan, cell, outcome)
+            _show_failure(plan, cell, outcome, shown)
         elif outcome == "damaged":
             damaged.append(cell.id)
             for fault in found.faults if cell.state != "damaged" else ():  # else the plan has named them
@@ -117,16 +106,19 @@ def _changed(found: Contents) -> str:
     return "  (code changed since it was submitted)" if origin.get("code_changed_since_submission") else ""
 
 
-def _show_failure(plan: Plan, cell: PlannedCell, outcome: str) -> None:
+def _show_failure(plan: Plan, cell: PlannedCell, outcome: str, shown: set[str]) -> None:
+    """Print why a cell did not finish; of a bug the traceback, unless it is among those that are `shown` already."""
     record = plan.record(cell)
     failure = record.read_intact("failure.json")
     if outcome == "blocked":
         damaged = plan.state_of(cell.needs or "") == "damaged"
         print(f"    its pre-training {cell.needs} {'is damaged' if damaged else 'did not finish'}")
     elif failure:
-        print(f"    {failure['type']}: {failure['message']}")
-        for line in record.log_tail(3) if failure["type"] not in EXPLAINED else ():
+        print(f"    {failure_line(failure)}")
+        frames = failure.get("traceback", "").strip()
+        for line in ["the traceback is the one above"] if frames in shown else frames.splitlines():
             print(f"    | {line}")
+        shown |= {frames} - {""}
         print(f"    log: {record.folder / 'log.txt'}")
 
 

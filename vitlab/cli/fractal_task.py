@@ -56,7 +56,7 @@ def run_fractaldb_task(
 ) -> list[str]:
     """Make the geometry, and what else was asked for: an export, a contact sheet. Returns the lines to print.
 
-    Raises ConfigError for options that no FractalDB can be made of, ValueError where something cannot be written.
+    Raises ConfigError for options that no FractalDB can be made of, DiskError where something cannot be written.
     """
     source = FractalSource(spec, cache_dir, threads=threads)
     lines = [f"geometry of {spec.categories} categories in {source.folder}"]

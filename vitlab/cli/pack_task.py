@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 
 from vitlab.config import Config, ConfigError, DatasetConfig, build
+from vitlab.core.files import DiskError, locked, make_folder, remove_parts, save_arrays, write_text, written_whole
 from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, sealed
 from vitlab.data.crop import resize_box
 from vitlab.data.decode import BadImageError
@@ -55,7 +54,7 @@ def run_pack(config: Config) -> list[str]:
     """Write the pack that `config.options` ask for, of the run's data set; returns the lines to print.
 
     Shards that are there and whole by their digest are kept, so a second run completes or verifies. Raises
-    ConfigError for options that cannot be carried out, ValueError for a bad image or a full disk.
+    ConfigError for options that cannot be carried out, UserError for a bad image.
     """
     options: PackConfig = build(PackConfig, config.options, "pack")
     dataset = resolve_class_list(config.cell.dataset, config.output_dir)
@@ -85,27 +84,32 @@ def write_pack(
 ) -> dict[str, list[dict[str, Any]]]:
     """Write or complete the pack of these splits; returns what its manifest says of each split's shards.
 
-    Raises ValueError for a bad image (unless `dataset.bad_images` says skip) or a disk that cannot be written.
+    Raises UserError for a bad image (unless `dataset.bad_images` says skip), a disk that cannot be written, or another
+    process that packs into `folder`.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").unlink(missing_ok=True)
-        pixels, skip = pixel_choices(dataset), dataset.bad_images == "skip"
-        shards = {
-            split: _write_split(source, folder, split, options, workers, skip, pixels)
-            for split, source in splits.items()
-        }
-        about: dict[str, Any] = {"format": FORMAT, "dataset": dataset.name, "shorter_side": options.shorter_side}
-        about |= {"classes": splits["train"].classes, "splits": shards} | ({"pixels": pixels} if pixels else {})
-        about["fingerprint"] = fingerprint_of(about)
-        _write_text(folder / "manifest.json", json.dumps(about, indent=1))
-        return shards
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise ValueError(
-            f"pack.path: {folder}: {error.strerror}; "
-            + ("free some space and run the same command again, which goes on" if full else "nothing was spoilt")
-        ) from error
+        with locked(make_folder(folder) / ".lock") as alone:
+            if not alone:
+                raise ConfigError("pack.path", f"another process packs into {folder}; wait for its end")
+            return _write_alone(splits, dataset, folder, options, workers)
+    except DiskError as error:
+        raise ConfigError("pack.path", str(error)) from error
+
+
+def _write_alone(
+    splits: Mapping[str, Source], dataset: DatasetConfig, folder: Path, options: PackConfig, workers: int
+) -> dict[str, list[dict[str, Any]]]:
+    remove_parts(folder)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    pixels, skip = pixel_choices(dataset), dataset.bad_images == "skip"
+    shards = {
+        split: _write_split(source, folder, split, options, workers, skip, pixels) for split, source in splits.items()
+    }
+    about: dict[str, Any] = {"format": FORMAT, "dataset": dataset.name, "shorter_side": options.shorter_side}
+    about |= {"classes": splits["train"].classes, "splits": shards} | ({"pixels": pixels} if pixels else {})
+    about["fingerprint"] = fingerprint_of(about)
+    write_text(folder / "manifest.json", json.dumps(about, indent=1))
+    return shards
 
 
 def _write_split(
@@ -129,9 +133,7 @@ def _write_split(
     else:
         shards = [_write_shard(job) for job in jobs]
     sizes = np.array([size for shard in shards for size in shard.pop("sizes")], dtype=np.int32).reshape(-1, 2)
-    part = folder / f"{split}.part.npz"
-    np.savez(part, sizes=sizes, labels=source.labels)
-    os.replace(part, folder / f"{split}.npz")
+    save_arrays(folder / f"{split}.npz", compressed=False, sizes=sizes, labels=source.labels)
     return shards
 
 
@@ -153,8 +155,7 @@ def _write_shard(job: _Job) -> dict[str, Any]:
         if file.is_file() and file_digest(file) == known["sha256"]:
             return _summary(file, known)
     sizes, bad, digest = [], {}, hashlib.sha256()
-    part = file.with_suffix(".part")
-    with part.open("wb") as stream:
+    with written_whole(file) as stream:
         for index in range(len(job.source)):
             try:
                 pixels = shrink(job.source.image(index), job.shorter_side)
@@ -168,11 +169,8 @@ def _write_shard(job: _Job) -> dict[str, Any]:
             stream.write(content := pixels.tobytes())
             digest.update(content)
             sizes.append(pixels.shape[:2])
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
     known = {"origin": origin, "sha256": digest.hexdigest(), "sizes": sizes, "bad": bad}
-    _write_text(beside, json.dumps(sealed(known)))
+    write_text(beside, json.dumps(sealed(known)))
     return _summary(file, known)
 
 
@@ -192,9 +190,3 @@ def shrink(image: np.ndarray, shorter_side: int) -> np.ndarray:
     size = (max(1, round(height * shorter_side / shorter)), max(1, round(width * shorter_side / shorter)))
     resized = resize_box(image, np.array([0, 0, height, width]), size, "bicubic")
     return resized.permute(1, 2, 0).contiguous().numpy()
-
-
-def _write_text(file: Path, text: str) -> None:
-    part = file.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import copy
+import errno
 from typing import Self
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a disk without room."""
+REFUSED = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)
+"""What the system says of a disk that is full, closed to this user, read-only or failing: never a bug of ours."""
 
 
 class UserError(Exception):
@@ -42,3 +48,27 @@ class ConfigError(UserError):
         other.key = f"{prefix}.{self.key}"
         other.args = (other.key, other.text)
         return other
+
+
+def reason(error: OSError) -> str:
+    """Why the system refused, without the number and the path: "No space left on device"."""
+    return error.strerror or str(error)
+
+
+def one_line(error: BaseException) -> str:
+    """What to say of `error` in a line: the message, with the kind of error where it is a bug."""
+    mistake = as_user_error(error)
+    return str(mistake) if mistake else f"{type(error).__name__}: {error}"
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """`error` where it is the user's, None for a bug.
+
+    Where a path is known, reading and writing raise UserErrors themselves; this also takes what the system refuses to
+    libraries (a figure on a full disk).
+    """
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        return UserError(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
+    return None

@@ -1,11 +1,27 @@
-"""Where files that can be made again are kept, and arrays written whole or not at all."""
+"""Files: written whole or not at all, locked while in use, and named in every error."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
+from vitlab.core.errors import FULL, UserError, reason
+
+if TYPE_CHECKING:  # torch and numpy take their time, and most commands need neither
+    import numpy as np
+    from filelock import BaseFileLock
+
+_PART = ".part"
+
+
+class DiskError(UserError):
+    """The system refuses to write: the disk is full, read-only or not this user's, or the place is no folder."""
 
 
 def default_cache_dir() -> Path:
@@ -23,12 +39,140 @@ def text_of(name: str, encoding: str = "utf-8") -> str:
     return os.fsencode(name).decode(encoding, "backslashreplace")
 
 
-def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write named arrays to an .npz file, atomically. Raises OSError that names the file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+def free_space(folder: Path) -> int:
+    """Free bytes on the disk of `folder`, which need not exist yet."""
+    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise DiskError where the disk of `folder` has less than `needed` bytes free."""
+    free = free_space(folder)
+    if needed > free:
+        raise DiskError(f"{folder}: {needed / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free; make room")
+
+
+def make_folder(folder: Path) -> Path:
+    """Make `folder` and its parents where they are missing. Raises DiskError that names it."""
     try:
-        np.savez_compressed(temporary, **arrays)  # pyright: ignore[reportArgumentType]
-        temporary.replace(path)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"could not save {path}: {error}") from error
+        raise DiskError(f"{folder}: no folder can be made there ({reason(error)})") from error
+    return folder
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A binary stream whose content becomes `path`, on the disk, when the block ends; readers see old or new.
+
+    Raises DiskError naming `path` where the disk refuses; what was there before is then untouched.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}{_PART}")
+    try:
+        with part.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise unwritten(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def unwritten(path: Path, error: OSError) -> DiskError:
+    """The system's refusal to write `path`."""
+    then = "; make room and run the same command again" if error.errno in FULL else ""
+    return DiskError(f"could not write {path}: {reason(error)}; what was there before is intact{then}")
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes left half written. Only for the process that holds the folder's lock."""
+    for entry in folder.glob(f".*{_PART}"):
+        entry.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises DiskError."""
+    with written_whole(path) as stream:
+        stream.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all. Raises DiskError."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line; it is on the disk when this returns. Raises DiskError."""
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def save_arrays(path: Path, *, compressed: bool = True, **arrays: np.ndarray) -> None:
+    """Write named arrays to an .npz file, whole or not at all. Raises DiskError."""
+    import numpy as np
+
+    with written_whole(path) as stream:
+        (np.savez_compressed if compressed else np.savez)(stream, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values as `torch.save` does, whole or not at all. Raises DiskError."""
+    import torch
+
+    with written_whole(path) as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # how torch reports a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+@contextlib.contextmanager
+def locked(file: Path, *, wait: float = 0.5, say: Callable[[], None] = lambda: None) -> Iterator[bool]:
+    """Hold the lock `file`; yields False where another process still holds it after `wait` seconds.
+
+    The lock ends with its holder, however that dies. `say` is called once where there is somebody to wait for. Raises
+    DiskError where `file` cannot be written.
+    """
+    from filelock import FileLock
+
+    lock = FileLock(file)
+    try:
+        held = _acquired(lock, 0) or (say(), _acquired(lock, wait))[1]
+    except OSError as error:
+        raise DiskError(f"{file}: cannot be locked ({reason(error)})") from error
+    try:
+        yield held
+    finally:
+        if held:
+            lock.release()
+
+
+def _acquired(lock: BaseFileLock, wait: float) -> bool:
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout:
+        return False
+    return True
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a living process holds the lock `file`; asking takes nothing away from others."""
+    try:
+        with file.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who ask do not see one another
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -17,6 +17,7 @@ import simplejpeg
 from PIL import Image
 
 from vitlab.config import DatasetConfig
+from vitlab.core.errors import UserError
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how a picture is to be turned; 1: not at all."""
@@ -33,7 +34,7 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 """Tags of TIFF."""
 
 
-class BadImageError(ValueError):
+class BadImageError(UserError):
     """A file that is no whole image; the message names it."""
 
 

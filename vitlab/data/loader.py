@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitlab.config import AugmentConfig, DatasetConfig, RecipeConfig
+from vitlab.core.errors import ConfigError
 from vitlab.core.random import Draws
 from vitlab.data.crop import (
     central_square_boxes,
@@ -214,9 +215,9 @@ class TrainLoader:
         self.labels = torch.from_numpy(source.labels)
         self.steps_per_epoch = epoch_length(self.num_images, recipe.repeated_augmentation) // recipe.batch_size
         if not self.steps_per_epoch:
-            raise ValueError(
-                f"recipe.batch_size: {recipe.batch_size} is more than an epoch of {dataset.name} has "
-                f"({self.num_images} images); lower it"
+            raise ConfigError(
+                "recipe.batch_size",
+                f"{recipe.batch_size} is more than an epoch of {dataset.name} has ({self.num_images} images); lower it",
             )
         self.reader = build_reader(source, Cropping(dataset, image_size, augment.interpolation, seed), device, workers)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vitlab.core.errors import ConfigError
 from vitlab.core.random import Draws
 
 
@@ -46,13 +47,13 @@ class DropPathMasks:
 def install_drop_path(model: nn.Module, rate: float) -> DropPathMasks:
     """Put stochastic depth on both residual branches of every block, with rates rising linearly from 0 to `rate`.
 
-    The rates are timm's: block i of L has i / (L - 1) of `rate`. Raises ValueError for a model without such blocks.
+    The rates are timm's: block i of L has i / (L - 1) of `rate`. Raises ConfigError for a model without such blocks.
     """
     if rate == 0:
         return DropPathMasks([])
     blocks = list(getattr(model, "blocks", []))
     if not blocks or not all(hasattr(b, "drop_path1") and hasattr(b, "drop_path2") for b in blocks):
-        raise ValueError(f"recipe.drop_path: {type(model).__name__} has no residual branches to drop; set it to 0")
+        raise ConfigError("recipe.drop_path", f"{type(model).__name__} has no residual branches to drop; set it to 0")
     rates = torch.linspace(0, rate, len(blocks)).tolist()
     masks = DropPathMasks([r for r in rates for _ in range(2)])
     for i, block in enumerate(blocks):

@@ -6,13 +6,14 @@ import contextlib
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.config import CellConfig, Config, ConfigError, experiment, plain
+from vitlab.core.errors import UserError
+from vitlab.core.files import write_text
 from vitlab.core.plugins import import_plugins
 from vitlab.data.sources.survey import survey
 from vitlab.study.contents import read_contents
@@ -69,8 +70,8 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
     """Train the cell that `config` means, or continue it; every process of its world calls this.
 
     Rank 0 holds the lock, decides whether there is anything to do, and records. `report` gets fit's events. A failure
-    is written to failure.json and raised again. Raises ConfigError where the record was made with other data than those
-    on the disk.
+    is written to failure.json, unless another process trains the cell, and raised again. Raises ConfigError where the
+    record was made with other data than those on the disk.
     """
     from vitlab.train.distributed import broadcast, pick_device, process_group, world_from_environment
     from vitlab.train.events import Interrupted
@@ -80,29 +81,35 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
     cell = cell_of(config)
     world = world_from_environment()
     record = Record(Path(config.output_dir) / identity(cell))
-    device = pick_device(config.device, world.local_rank)
+    decision: Outcome | None = None
+    held, refused = False, None
+
+    def ours() -> bool:
+        return world.is_main and record.state() != "finished" and (held or not record.is_locked())
+
     with _stop_on_signals() as stop, contextlib.ExitStack() as stack:
-        stack.enter_context(process_group(world, device))
-        decision: Outcome | None = None
-        refused: ConfigError | None = None
-        if world.is_main:
-            if record.state() == "finished":
-                decision = _finished(record)
-            elif not stack.enter_context(record.locked()):
-                decision = "running elsewhere"
-            elif record.state() == "finished":  # by whoever held the lock a moment ago
-                decision = _finished(record)
-            if decision in (None, "already finished"):
-                try:
-                    require_same_data(record, cell.dataset, config.output_dir)
-                except ConfigError as error:
-                    decision, refused = "refused", error
-        decision = broadcast(decision)
-        if refused is not None:
-            raise refused
-        if decision is not None:
-            return decision
-        events = fit(config, cell, record.folder, start=start_of(cell, config.output_dir), stop=stop)
+        with _failure_recorded(record, ours):
+            device = pick_device(config.device, world.local_rank)
+            stack.enter_context(process_group(world, device))
+            if world.is_main:
+                if record.state() == "finished":
+                    decision = _finished(record)
+                elif not (held := stack.enter_context(record.locked())):
+                    decision = "running elsewhere"
+                elif record.state() == "finished":  # by whoever held the lock a moment ago
+                    decision = _finished(record)
+                if decision in (None, "already finished"):
+                    try:
+                        require_same_data(record, cell.dataset, config.output_dir)
+                    except ConfigError as error:
+                        decision, refused = "refused", error
+            decision = broadcast(decision)
+            if refused is not None:
+                raise refused
+            if decision is not None:
+                return decision
+            start = start_of(cell, config.output_dir)
+        events = fit(config, cell, record.folder, start=start, stop=stop)
         try:
             if world.is_main:
                 _record_events(events, config, cell, record, study=study, name=name, report=report)
@@ -110,6 +117,8 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
                 for _ in events:
                     pass
         except Interrupted:
+            if world.is_main:
+                record.log(f"{name}: interrupted")
             return "interrupted"
         return "finished"
 
@@ -123,7 +132,7 @@ def _record_events(
 ) -> None:
     """Write what a training reports to the cell's folder and to W&B; a failure too, which is then raised again."""
     from vitlab.train.distributed import device_name
-    from vitlab.train.events import EpochEnded, Interrupted, Started
+    from vitlab.train.events import EpochEnded, Started
 
     record.remove("failure.json")
     record.remove_temporaries()
@@ -136,7 +145,7 @@ def _record_events(
     about |= origin
     shown = experiment(cell) | {"vitlab": about}
     mirror = Mirror(config.wandb, identity=record.id, name=name, study=study, folder=record.folder, config=shown)
-    try:
+    with mirror, _failure_recorded(record):
         result: dict[str, Any] | None = None
         while result is None:
             try:
@@ -156,7 +165,7 @@ def _record_events(
                 about |= origin | {"attempts": attempts(attempted), "data": data}
                 mirror.describe({"vitlab": about})
                 if patch:
-                    (record.folder / "code.patch").write_text(patch, encoding="utf-8")
+                    write_text(record.folder / "code.patch", patch)
             elif isinstance(event, EpochEnded):
                 record.append_row(event.row)
                 mirror.log(event.row)
@@ -167,14 +176,21 @@ def _record_events(
         record.finish(result | {"finished_at": _now()})
         record.log(f"{name}: finished")
         mirror.finish(flat_summary(result) | {"hits": packed_hits(record.folder), "curve": packed_curve(record.rows())})
+
+
+@contextlib.contextmanager
+def _failure_recorded(record: Record, ours: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Inside, an exception is written to failure.json where the cell is `ours`, and raised again."""
+    from vitlab.train.events import Interrupted
+
+    try:
+        yield
     except Interrupted:
-        record.log(f"{name}: interrupted")
-        mirror.finish(None)
         raise
     except Exception as error:
-        with contextlib.suppress(OSError):  # a full disk: the message below still reaches the user
-            record.fail(type(error).__name__, str(error), traceback.format_exc())
-        mirror.finish({"failure": f"{type(error).__name__}: {error}"}, exit_code=1)
+        if ours():
+            with contextlib.suppress(UserError):  # a full disk: the message still reaches the user
+                record.fail_by(error)
         raise
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections import Counter
-from pathlib import Path
 
 from vitlab.config import CellConfig, ModelConfig, options
+from vitlab.core.files import free_space
 from vitlab.core.metrics import PRIMARY
 from vitlab.models.size import count_parameters
 from vitlab.study.cell import cell_of
@@ -110,7 +109,7 @@ def _price(plan: Plan, prices: dict[str, Price], here: str | None) -> list[str]:
         )
     disk = sum(prices[c.id].disk_bytes or 0 for c in todo)
     if disk:
-        free = _free_bytes(plan.output_dir)
+        free = free_space(plan.output_dir)
         short = "" if disk < free else ": NOT ENOUGH"
         lines.append(f"disk: about {_bytes(disk)} of {_bytes(free)} that are free{short}")
     return lines + _unmeasured(todo, prices, here)
@@ -135,10 +134,6 @@ def _unmeasured(todo: list[PlannedCell], prices: dict[str, Price], here: str | N
 
 def _unit(cost: Price) -> str:
     return "device-hours" if cost.source and "CPU" in cost.source.device_name else "GPU-hours"
-
-
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
 
 
 def _bytes(number: int) -> str:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import Config
-from vitlab.core.errors import UserError
+from vitlab.core.errors import as_user_error
+from vitlab.core.files import make_folder
 from vitlab.core.plugins import import_plugins
 from vitlab.study.capacity import require_devices
 from vitlab.study.fork_server import fork_server
@@ -68,7 +70,11 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
                 waiting.remove(cell)
                 if _failed_at(plan.record(cell)) != failures[cell.id] and plan.record(cell).state() == "failed":
                     outcomes[cell.id] = "failed"
-                    view.status(cell.id, "failed", f"by another process: {_reason(plan.record(cell))}")
+                    view.status(
+                        cell.id,
+                        "failed",
+                        f"by another process: {plan.record(cell).why_failed()}",
+                    )
                     continue
                 running.append(_begin(cell, plan, context, free, gpus))
                 view.status(cell.id, "running")
@@ -79,7 +85,7 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
 
 
 def prove_locally(plan: Plan) -> None:
-    """See that every cell to train can start on this machine. Raises ConfigError, before anything is recorded."""
+    """See that every cell to train can start on this machine. Raises UserError, before anything is recorded."""
     config = plan.cells[0].config
     require_devices(config, plan.capacity)
     reader, writer = mp.Pipe(duplex=False)
@@ -100,7 +106,9 @@ def _prove_in_process(named: list[tuple[str, Config]], pipe: Connection) -> None
     try:
         import_plugins(named[0][1].plugins)
         prove(named)
-    except UserError as error:
+    except Exception as error:
+        if as_user_error(error) is None:
+            error.add_note(f"in the process that checks whether cells can start:\n{traceback.format_exc()}")
         pipe.send(error)
     else:
         pipe.send(None)
@@ -149,8 +157,7 @@ def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, gpus: Sequenc
     config = cell.config
     share = gpus[slot * config.devices : (slot + 1) * config.devices]
     reader, writer = context.Pipe(duplex=False)
-    folder = plan.output_dir / cell.id
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(plan.output_dir / cell.id)
     process = context.Process(
         target=_cell_process, args=(config, plan.study, cell.name, folder / "log.txt", writer, share), name=cell.name
     )
@@ -203,9 +210,9 @@ def _conclude(job: _Job, plan: Plan, view: View) -> str:
         note = job.stopping or f"{ended_by}{', out of memory?' if ended_by == 'SIGKILL' else ''}"
         record.fail("Killed", note)
     elif outcome == "failed":
-        if _failed_at(record) is None:
-            _record_failure(record, code)
-        note = _reason(record)
+        if _failed_at(record) is None:  # it could not do so itself: its log's last line says why
+            record.fail("Failed", (record.log_tail(1) or [f"exit code {code}"])[0], record.log_traceback())
+        note = record.why_failed()
     view.status(job.cell.id, outcome, note)
     return outcome
 
@@ -214,17 +221,6 @@ def _failed_at(record: Record) -> int | None:
     """What tells one failure of a cell from the next: when it was recorded; None for none."""
     file = record.folder / "failure.json"
     return file.stat().st_mtime_ns if file.exists() else None
-
-
-def _reason(record: Record) -> str:
-    failure = record.read_intact("failure.json") or {}
-    return f"{failure.get('type', 'error')}: {failure.get('message', '')}"
-
-
-def _record_failure(record: Record, code: int | None) -> None:
-    """Record the end of a cell that failed before it could do so itself: its log's last line says why."""
-    words = (record.log_tail(1) or [f"exit code {code}"])[0]
-    record.fail("Failed", words)
 
 
 def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connection, gpus: Sequence[str]) -> None:

@@ -9,14 +9,18 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from vitlab.config import WandbConfig
+from vitlab.core.errors import one_line
 from vitlab.core.integrity import DIGEST, digest_of
 from vitlab.core.metrics import PRIMARY, row_key
+from vitlab.study.contents import load_predictions
+from vitlab.study.record import Record
 from vitlab.study.record_schema import summary_figures
+from vitlab.train.events import Interrupted
 
 
 class Mirror:
@@ -44,6 +48,16 @@ class Mirror:
         except Exception as error:
             self._give_up(error)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """End the run where `finish` has not: as failed for an error, as it is for `Interrupted`."""
+        if isinstance(error, Interrupted) or error is None:
+            self.finish(None)
+        elif isinstance(error, Exception):
+            self.finish({"failure": one_line(error)}, exit_code=1)
+
     def describe(self, config: dict[str, Any]) -> None:
         """Set further keys of the run's configuration, or other values."""
         if self._run is not None:
@@ -66,6 +80,7 @@ class Mirror:
                 figures = summary_figures(summary or {})
                 self._run.summary.update((summary or {}) | ({DIGEST: digest_of(figures)} if figures else {}))
                 self._run.finish(exit_code=exit_code)
+                self._run = None
             except Exception as error:
                 self._give_up(error)
 
@@ -91,11 +106,10 @@ def packed_hits(folder: Path) -> str | None:
 
     1 kB for ImageNet's 50,000, so that checkpoints can be compared from W&B alone.
     """
-    file = folder / "predictions.npz"
-    if not file.is_file():
+    arrays = load_predictions(Record(folder))
+    if arrays is None:
         return None
-    with np.load(file) as content:
-        hits = content["label"] == content["top5"][:, 0]
+    hits = arrays["label"] == arrays["top5"][:, 0]
     return f"{len(hits)}:{base64.b64encode(zlib.compress(np.packbits(hits).tobytes())).decode()}"
 
 

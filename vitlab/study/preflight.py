@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitlab.config import CellConfig, Config, ConfigError
-from vitlab.core.errors import UserError
+from vitlab.core.errors import as_user_error
 from vitlab.study.cell import cell_of
 
 
@@ -30,8 +30,9 @@ def prove(named: Sequence[tuple[str, Config]]) -> None:
             if (model := (cell.model, cell.dataset.num_classes, label)) not in seen:
                 _model(cell, label)
             seen |= {cell.dataset, model}
-        except (UserError, ValueError, OSError) as error:
-            wrong = error if isinstance(error, UserError) else UserError(str(error))
+        except Exception as error:
+            if (wrong := as_user_error(error)) is None:
+                raise
             if isinstance(wrong, ConfigError) and config.study.part == "pretraining":
                 wrong = wrong.under("pretrain")
             wrong = wrong if len(named) == 1 else wrong.in_cell(name)

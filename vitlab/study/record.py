@@ -6,18 +6,20 @@ A finished cell is one that has a `result.json`, and it is written last.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import socket
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from vitlab.core.errors import UserError, as_user_error
+from vitlab.core.files import append_line, is_locked, locked, make_folder, remove_parts, write_text
 from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, read_text, sealed, train_again
 from vitlab.study.identity import recorded_identity
 from vitlab.study.record_schema import FILES, ROW, STUDY
@@ -55,27 +57,17 @@ class Record:
 
     def is_locked(self) -> bool:
         """Whether a living process holds this cell. A dead holder cannot: its lock ends with it."""
-        try:
-            with (self.folder / "lock").open("r+", encoding="utf-8") as stream:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who ask do not see one another
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_locked(self.folder / "lock")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
-        """Hold the cell; yields False where another process holds it. Raises OSError for a read-only folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+", encoding="utf-8") as stream:
-            if not _acquire(stream):
-                yield False
-                return
-            stream.truncate(0)
-            stream.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-            stream.flush()
-            yield True
+        """Hold the cell; yields False where another process holds it. Raises DiskError for a read-only folder."""
+        file = make_folder(self.folder) / "lock"
+        with locked(file) as held:
+            if held:  # who, for people
+                holder = {"host": socket.gethostname(), "pid": os.getpid()}
+                file.write_text(json.dumps(holder), encoding="utf-8")
+            yield held
 
     @property
     def remedy(self) -> str:
@@ -83,31 +75,27 @@ class Record:
         return train_again(self.id)
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON or YAML file with its digest, atomically."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / name
-        temporary = path.with_name(f".{name}.{os.getpid()}")
+        """Write a JSON or YAML file with its digest, whole or not at all. Raises DiskError that names it."""
+        path = make_folder(self.folder) / name
         whole = sealed(content)
         text = yaml.safe_dump(whole, sort_keys=False) if path.suffix == ".yaml" else json.dumps(whole, indent=1) + "\n"
-        try:
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise OSError(f"could not write {path}: {error}") from error
+        write_text(path, text)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, which ends the cell: `result`, and the digests of the files that it sums up."""
         files = {name: file_digest(self.folder / name) for name in DIGESTED if (self.folder / name).is_file()}
         self.write("result.json", {"schema_version": SCHEMA_VERSION, "id": self.id} | result | {"files": files})
 
-    def fail(self, kind: str, message: str, traceback: str = "") -> None:
-        """Write failure.json: what ended an attempt at this cell."""
+    def fail_by(self, error: BaseException) -> None:
+        """Write failure.json for `error`, with the traceback of a bug. Called while it is handled."""
+        mistake = as_user_error(error)
+        shown = "" if mistake else traceback.format_exc()
+        self.fail(type(mistake or error).__name__, str(mistake or error), shown)
+
+    def fail(self, kind: str, message: str, shown: str = "") -> None:
+        """Write failure.json: what ended an attempt at this cell; `shown` is the traceback of a bug."""
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        content = {"id": self.id, "type": kind, "message": message, "traceback": traceback, "at": at}
+        content = {"id": self.id, "type": kind, "message": message, "traceback": shown, "at": at}
         self.write("failure.json", content)
 
     def read(self, name: str) -> dict[str, Any] | None:
@@ -129,16 +117,13 @@ class Record:
         except DamagedError:
             return None
 
+    def why_failed(self) -> str:
+        """failure.json in a line."""
+        return failure_line(self.read_intact("failure.json") or {})
+
     def append_row(self, row: Mapping[str, Any]) -> None:
-        """Add a row to metrics.jsonl; it is on the disk when this returns. Raises OSError that names the file."""
-        path = self.folder / "metrics.jsonl"
-        try:
-            with path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(dict(row)) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise OSError(f"could not write {path}: {error}") from error
+        """Add a row to metrics.jsonl; it is on the disk when this returns. Raises DiskError that names the file."""
+        append_line(self.folder / "metrics.jsonl", json.dumps(dict(row)))
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, one of each epoch from the first; a last line that a dying process left
@@ -170,30 +155,26 @@ class Record:
             raise DamagedError(path, f"damaged (it has {len(rows)} of {epochs} epochs)", self.remedy)
         text = "".join(json.dumps(row) + "\n" for row in rows[:epochs])
         if path.exists() and path.read_text(encoding="utf-8") != text:
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
+            write_text(path, text)
 
     def remove(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
 
     def remove_temporaries(self) -> None:
         """Remove what killed processes left half written. Only for the process that holds the cell."""
-        for entry in self.folder.glob(".*"):
-            if entry.name.rpartition(".")[2].isdigit():
-                entry.unlink(missing_ok=True)
+        remove_parts(self.folder)
 
     def archive(self) -> Path:
         """Move everything but the archive itself into `archive/<time>`, so that the cell can be trained anew.
 
-        Raises ValueError where a process is training the cell.
+        Raises UserError where a process is training the cell.
         """
         if (self.folder / "lock").is_dir():  # damage; no process can hold it
             shutil.rmtree(self.folder / "lock")
         with self.locked() as held:
             if not held:
-                raise ValueError(f"{self.folder}: another process is training this cell; end it before study.rerun")
-            (self.folder / "archive").mkdir(exist_ok=True)
+                raise UserError(f"{self.folder}: another process is training this cell; end it before study.rerun")
+            make_folder(self.folder / "archive")
             target = self.folder / "archive" / time.strftime("%Y%m%d-%H%M%S")
             number = 1
             while target.exists():
@@ -216,6 +197,12 @@ class Record:
         path = self.folder / "log.txt"
         return path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:] if path.is_file() else []
 
+    def log_traceback(self) -> str:
+        """The last traceback in the end of the cell's log; empty where there is none."""
+        lines = self.log_tail(400)
+        starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+        return "\n".join(lines[starts[-1] :]) if starts else ""
+
 
 def _check_owner(path: Path, content: dict[str, Any], remedy: str) -> None:
     """Raise DamagedError where a file has not its kind's shape, or is not of the cell whose folder it lies in.
@@ -235,16 +222,10 @@ def _check_owner(path: Path, content: dict[str, Any], remedy: str) -> None:
             )
 
 
-def _acquire(stream: Any, tries: int = 5) -> bool:
-    """Take the lock; tried for half a second, since whoever only asks for a state holds it for an instant."""
-    for attempt in range(tries):
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1 * (attempt + 1 < tries))
-        else:
-            return True
-    return False
+def failure_line(failure: Mapping[str, Any]) -> str:
+    """Why a cell failed, in a line: the message, with the kind of error where it is a bug."""
+    message = str(failure.get("message", ""))
+    return f"{failure.get('type', 'error')}: {message}" if failure.get("traceback") else message
 
 
 def records(output_dir: Path) -> list[Record]:

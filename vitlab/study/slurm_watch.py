@@ -97,8 +97,7 @@ def _conclude(cell: PlannedCell, job: str, plan: Plan, view: View) -> str:
     if state == "running":
         outcome = "running elsewhere"
     elif state == "failed":
-        failure = record.read_intact("failure.json") or {}
-        note = f"{failure.get('type', 'error')}: {failure.get('message', '')}"
+        note = record.why_failed()
     elif cell.needs is not None and plan.state_of(cell.needs) != "finished":
         outcome, note = "blocked", f"its pre-training {cell.needs} is {plan.state_of(cell.needs)}"
     elif state != "finished":

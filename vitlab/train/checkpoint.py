@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,27 +11,15 @@ from typing import Any
 import torch
 
 from vitlab.core.errors import UserError
+from vitlab.core.files import save_tensors
 from vitlab.core.integrity import DamagedError, NewerError, is_archive, require_whole_archive, train_again
 
 SCHEMA_VERSION = 1
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write `state` beside `path`, flush it to the disk, then rename: readers see the old file or the new one.
-
-    Raises OSError naming the file where the disk is full or read-only; the old checkpoint is then untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            torch.save(state | {"schema_version": SCHEMA_VERSION}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error  # torch buries a full disk
-        raise OSError(f"could not save {path}: {reason}; what was saved before is intact") from error
+    """Write `state` to `path`, whole or not at all. Raises DiskError where the disk is full or read-only."""
+    save_tensors(path, state | {"schema_version": SCHEMA_VERSION})
 
 
 @contextlib.contextmanager

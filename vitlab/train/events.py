@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vitlab.core.errors import UserError
+
 
 @dataclass(frozen=True)
 class Started:
@@ -47,3 +49,7 @@ Event = Started | Progressed | EpochEnded
 
 class Interrupted(Exception):
     """Training was asked to stop and has saved its state; starting it again continues exactly there."""
+
+
+class DivergedError(UserError):
+    """The loss is not finite: the recipe does not train this model."""

@@ -28,7 +28,7 @@ from vitlab.train.checkpoint import fitting, load_checkpoint, save_checkpoint
 from vitlab.train.device_batch import choose_device_batch
 from vitlab.train.distributed import World, pick_device, process_group, sum_over_ranks, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, evaluate
-from vitlab.train.events import EpochEnded, Event, Interrupted, Progressed, Started
+from vitlab.train.events import DivergedError, EpochEnded, Event, Interrupted, Progressed, Started
 from vitlab.train.optim import MovingAverage, build_optimizer, learning_rate
 from vitlab.train.step import compile_and_replicate, train_step, why_not_compiled
 from vitlab.train.training_state import Progress, save_predictions
@@ -50,8 +50,8 @@ def fit(
     `start` is the checkpoint that the weights come from (pre-training), or None. Yields `Started` once, `Progressed`
     about twice a second and `EpochEnded` after each epoch. Returns the content of `result.json`.
 
-    Raises `Interrupted` after saving, at the next step boundary once `stop()` is true; FloatingPointError for a
-    non-finite loss, naming the step and the learning rate; ValueError where the data are not those of the record.
+    Raises `Interrupted` after saving, at the next step boundary once `stop()` is true; DivergedError for a
+    non-finite loss, naming the step and the learning rate; UserError where the data are not those of the record.
     """
     world = world_from_environment()
     device = pick_device(config.device, world.local_rank)
@@ -208,7 +208,7 @@ def _require_finite(first_bad: Tensor, recipe: Any, steps_per_epoch: int) -> Non
     step = int(first_bad)
     if step >= 0:
         rate = learning_rate(recipe, step, steps_per_epoch)
-        raise FloatingPointError(
+        raise DivergedError(
             f"the loss is not finite since step {step} (epoch {step // steps_per_epoch + 1}), where the learning rate "
             f"was {rate:.3g}; lower recipe.lr, set recipe.clip_grad=1.0 or recipe.precision=fp32"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vitlab.core.errors import UserError
 from vitlab.core.files import save_arrays
 from vitlab.core.integrity import DamagedError, train_again
 from vitlab.core.metrics import PRIMARY
@@ -56,7 +57,7 @@ class Progress:
         if state["config"] != expected:
             raise DamagedError(path, "belongs to another cell", train_again(path.parent.name))
         if state["fingerprint"] != self.fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"the data have changed: this record was begun on files with fingerprint {state['fingerprint']}, "
                 f"dataset.root now holds {self.fingerprint}; restore the data, or train anew with study.rerun=all"
             )

@@ -13,13 +13,14 @@ import pandas as pd
 
 from vitlab.analysis.sources.records import frame
 from vitlab.config import ConfigError
+from vitlab.core.errors import UserError
 
 
 def collect_logs(places: Sequence[Path]) -> pd.DataFrame:
     """The runs of log files, or of every log.txt below a folder; a run is named after its folder.
 
     Folders (or files) `NAME_seed1` or `NAME/s1` are seeds of one condition NAME. Raises ConfigError where there is no
-    log, ValueError for a line that is not DeiT's, a figure that is not a number, or two logs of one condition and seed.
+    log, UserError for a line that is not DeiT's, a figure that is not a number, or two logs of one condition and seed.
     """
     files = [f for place in places for f in (sorted(place.rglob("log.txt")) if place.is_dir() else [place])]
     if not files or not all(f.is_file() for f in files):
@@ -34,7 +35,7 @@ def collect_logs(places: Sequence[Path]) -> pd.DataFrame:
             if line.strip()
         ]
         if not epochs:
-            raise ValueError(f"{file}: empty")
+            raise UserError(f"{file}: empty")
         if file.read_bytes() in seen:  # a copy of a log is the same run
             continue
         seen.add(file.read_bytes())
@@ -64,8 +65,8 @@ def collect_logs(places: Sequence[Path]) -> pd.DataFrame:
         rows.append(row)
     names = [row["name"] for row in rows]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(
-            f"logs: two different logs are called {twice[0]}; rename a folder, or name its seed: NAME_seed1"
+        raise ConfigError(
+            "logs", f"two different logs are called {twice[0]}; rename a folder, or name its seed: NAME_seed1"
         )
     return frame(rows)
 
@@ -86,10 +87,10 @@ def _epoch(file: Path, number: int, line: str) -> dict[str, float]:
         row = {"epoch": content["epoch"] + 1, "train/loss": content["train_loss"], "train/lr": content["train_lr"],
                "n_parameters": content["n_parameters"]}  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}, line {number}: not a line of DeiT's log.txt ({error!r})") from error
+        raise UserError(f"{file}, line {number}: not a line of DeiT's log.txt ({error!r})") from error
     if "test_acc1" in content:
         row |= {"eval/top1": content["test_acc1"], "eval/top5": content["test_acc5"], "eval/loss": content["test_loss"]}
     for key, value in row.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{file}, line {number}: {key} is {value!r}, not a number; the run is damaged")
+            raise UserError(f"{file}, line {number}: {key} is {value!r}, not a number; the run is damaged")
     return row

@@ -18,7 +18,7 @@ from vitlab.core.errors import UserError
 from vitlab.core.metrics import METRICS, SELECTIONS
 from vitlab.study.contents import read_contents
 from vitlab.study.mixture import attempts
-from vitlab.study.record import Record, read_study, records
+from vitlab.study.record import Record, failure_line, read_study, records
 
 PARTS = tuple(SELECTIONS)
 
@@ -73,7 +73,7 @@ def read_record(record: Record) -> dict[str, Any]:
     if found.result is not None and found.state == "finished":
         row |= result_columns(found.result)
     if found.failure is not None:
-        row["failure"] = f"{found.failure['type']}: {found.failure['message']}"
+        row["failure"] = failure_line(found.failure)
     return row
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import shutil
 import time
 import urllib.error
@@ -21,6 +20,7 @@ import pandas as pd
 from vitlab.analysis.sources.records import experiment_columns, frame, result_columns
 from vitlab.analysis.sources.wandb_files import merge_runs, offline_runs
 from vitlab.config import GROUPS, ConfigError
+from vitlab.core.files import make_folder, write_text
 from vitlab.core.integrity import DIGEST, DamagedError, Shape, digest_of, misfit, read_mapping, sealed, texts
 from vitlab.study.mixture import attempts
 from vitlab.study.record import SCHEMA_VERSION
@@ -196,10 +196,8 @@ def _from_server(
     runs = _ask(entity, project, ({"group": study} if study else {}) | dict(filters))
     if cache.is_dir():  # damage
         shutil.rmtree(cache)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(sealed({"asked": asked, "runs": runs})), encoding="utf-8")
-    temporary.replace(cache)
+    make_folder(cache.parent)
+    write_text(cache, json.dumps(sealed({"asked": asked, "runs": runs})))
     return runs
 
 

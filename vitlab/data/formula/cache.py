@@ -20,9 +20,10 @@ import numpy as np
 
 from vitlab.config import FractalConfig, build
 from vitlab.core.cores import usable_cores
+from vitlab.core.files import make_folder, remove_parts, require_space
 from vitlab.data.formula.geometry import NUM_VARIANTS, build_geometry, resampled_geometry
 from vitlab.data.formula.render import pack
-from vitlab.data.formula.sealed import StaleError, locked, progress, read_sealed, require_space, write_sealed, writing
+from vitlab.data.formula.sealed import StaleError, alone, progress, read_sealed, write_sealed
 from vitlab.data.formula.search import Search
 
 VERSION = 1
@@ -72,22 +73,20 @@ class GeometryCache:
     def prepare(self, threads: int | None = None) -> None:
         """Search and compute what is missing, truncated or damaged; one process at a time, the others wait.
 
-        Raises ConfigError where the categories cannot be found, ValueError where the cache cannot be written.
+        Raises ConfigError where the categories cannot be found, DiskError where the cache cannot be written.
         """
         threads = threads or usable_cores()
-        with writing(self.folder):
-            missing = self._missing(range(self.spec.categories), threads)
-            if not missing:
-                return
-            (self.folder / self._key).mkdir(parents=True, exist_ok=True)
-            with locked(self.folder / "lock") as alone:
-                missing = self._missing(missing, threads, say=True)
-                if alone:
-                    for left_over in (*self.folder.glob(".*.tmp"), *self.folder.glob(f"{self._key}/.*.tmp")):
-                        left_over.unlink(missing_ok=True)
-                if missing:
-                    require_space(self.folder, len(missing) * int(np.prod(self._shape)))
-                    self._compute(missing, find_categories(self.spec, self.folder, threads), threads)
+        missing = self._missing(range(self.spec.categories), threads)
+        if not missing:
+            return
+        with alone(self.folder):
+            make_folder(self.folder / self._key)
+            missing = self._missing(missing, threads, say=True)
+            for folder in (self.folder, self.folder / self._key):
+                remove_parts(folder)
+            if missing:
+                require_space(self.folder, len(missing) * int(np.prod(self._shape)))
+                self._compute(missing, find_categories(self.spec, self.folder, threads), threads)
 
     def _compute(self, missing: list[int], categories: list[np.ndarray], threads: int) -> None:
         spec = self.spec
@@ -117,7 +116,7 @@ class GeometryCache:
         def is_whole(category: int) -> bool:
             try:
                 read_sealed(self._file(category), self._about(category), verify=True)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return False
             except StaleError as error:
                 if say:

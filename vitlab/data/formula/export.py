@@ -15,10 +15,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vitlab.config import ConfigError
+from vitlab.core.errors import UserError
+from vitlab.core.files import make_folder, require_space, unwritten, write_text, written_whole
 from vitlab.data.formula.cache import VERSION
 from vitlab.data.formula.geometry import GREY
 from vitlab.data.formula.render import instance
-from vitlab.data.formula.sealed import locked, progress, require_space, writing
+from vitlab.data.formula.sealed import alone, progress
 from vitlab.data.formula.source import FractalSource
 
 Layout = Literal["published", "train"]
@@ -37,28 +39,27 @@ def export(
     the same names. PNGs have one bit per pixel and decode to 0 and 127 as the published ones. `npy` is one array
     (instances, S, S) uint8 per class, 00000.npy, in the order of the source.
 
-    A class appears whole or not at all, so a killed export goes on where it stopped. Raises ValueError where `root`
+    A class appears whole or not at all, so a killed export goes on where it stopped. Raises UserError where `root`
     holds something else, or cannot be written.
     """
     root = Path(root)
     tree = root / (f"FractalDB-{source.spec.categories}" if layout == "published" else "train")
     manifest = {"version": VERSION, "layout": layout, "format": format, **asdict(source.spec)}
-    with writing(root):
-        _claim(root, manifest)
-        tree.mkdir(exist_ok=True)
-        with locked(root / MANIFEST):
-            _export_classes(source, tree, format, threads)
+    _claim(root, manifest)
+    with alone(root):
+        make_folder(tree)
+        _export_classes(source, tree, format, threads)
     return tree
 
 
 def _claim(root: Path, manifest: dict) -> None:
-    """Make `root` this export's folder, or raise ValueError where it is something else's."""
-    root.mkdir(parents=True, exist_ok=True)
+    """Make `root` this export's folder, or raise UserError where it is something else's."""
+    make_folder(root)
     file = root / MANIFEST
     if not file.exists():
         if any(root.iterdir()):
-            raise ValueError(f"{root}: not empty, and no export of FractalDB; give a new folder")
-        file.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            raise UserError(f"{root}: not empty, and no export of FractalDB; give a new folder")
+        write_text(file, json.dumps(manifest, indent=1) + "\n")
         return
     try:
         there = json.loads(file.read_text(encoding="utf-8"))
@@ -66,7 +67,7 @@ def _claim(root: Path, manifest: dict) -> None:
     except (ValueError, AttributeError):
         different = ["it cannot be read"]
     if different:
-        raise ValueError(f"{file}: this folder holds another export ({', '.join(different)}); give a new folder")
+        raise UserError(f"{file}: this folder holds another export ({', '.join(different)}); give a new folder")
 
 
 def _export_classes(source: FractalSource, tree: Path, format: Format, threads: int) -> None:
@@ -93,17 +94,19 @@ def _export_class(source: FractalSource, name: str, tree: Path, format: Format) 
     category, count = source.classes.index(name), source.spec.instances
     rows = range(category * count, (category + 1) * count)
     place = _place(tree, name, format)
-    partial = tree / f".{place.name}.partial"
     if format == "npy":
-        pixels = np.stack([source.crop(row, None) for row in rows])
-        with open(partial, "wb") as stream:
-            np.save(stream, pixels)
-    else:
+        with written_whole(place) as stream:
+            np.save(stream, np.stack([source.crop(row, None) for row in rows]))
+        return
+    partial = tree / f".{place.name}.partial"
+    try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for number, row in enumerate(rows):
             (partial / published_name(category, number)).write_bytes(encode_png(source.crop(row, None)))
-    partial.rename(place)
+        partial.rename(place)
+    except OSError as error:
+        raise unwritten(place, error) from error
 
 
 def published_name(category: int, number: int) -> str:
@@ -133,7 +136,7 @@ def contact_sheet(
 ) -> None:
     """A picture for people: a row per category, spread over all of them, a column per instance.
 
-    The grey is doubled to white. Raises ValueError where `file` cannot be written.
+    The grey is doubled to white. Raises UserError where `file` cannot be written.
     """
     spec = source.spec
     file = Path(file)
@@ -149,6 +152,8 @@ def contact_sheet(
         for c in range(columns):
             picture = Image.fromarray(source.crop(category * spec.instances + c, None) * 2)
             sheet.paste(picture.resize((side, side), Image.Resampling.BOX), (margin + c * (side + gap), top))
-    with writing(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
+    try:
         sheet.save(file)
+    except OSError as error:
+        raise unwritten(file, error) from error

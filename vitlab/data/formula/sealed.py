@@ -1,16 +1,12 @@
-"""Files that are whole or not there: sealed with a checksum, guarded by a lock, honest about a full disk."""
+"""Files that are sealed with a checksum, in a folder that one process at a time writes to."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
+import math
 import mmap
-import os
-import shutil
 import sys
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from vitlab.core.errors import UserError
+from vitlab.core.files import DiskError, locked, make_folder, written_whole
+
 _MAGIC = b"vitlab fractal\n"
 
 
-class StaleError(ValueError):
+ELSEWHERE = ", or choose another place (for the cache: the environment variable VITLAB_CACHE)"
+
+
+class StaleError(UserError):
     """A file that is not whole, or not of what it should be."""
 
 
@@ -29,14 +31,9 @@ def write_sealed(file: Path, header: dict[str, Any], payload: np.ndarray) -> Non
     """Write `payload` (uint8) with `header` and a checksum, at once or not at all."""
     content = np.ascontiguousarray(payload).data
     line = json.dumps(header | {"bytes": content.nbytes, "crc32": zlib.crc32(content)}, sort_keys=True)
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(_MAGIC + line.encode() + b"\n")
-            stream.write(content)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(file) as stream:
+        stream.write(_MAGIC + line.encode() + b"\n")
+        stream.write(content)
 
 
 def read_sealed(file: Path, expected: dict[str, Any], *, verify: bool = False) -> tuple[dict[str, Any], memoryview]:
@@ -65,46 +62,22 @@ def read_sealed(file: Path, expected: dict[str, Any], *, verify: bool = False) -
     return header, payload
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Raise ValueError where the disk of `folder` has less than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"{folder}: {needed / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free; make room, or choose "
-            "another disk (for the cache: the environment variable VITLAB_CACHE)"
-        )
-
-
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn the system's refusal to write below `folder` into one clear ValueError."""
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`, waiting for whoever holds it. Inside, a refusal to write says what else to do.
+
+    Raises DiskError.
+    """
     try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ValueError(
-                f"{folder}: no space left on its disk; what was finished is kept. Make room and run again, or choose "
-                "another disk (for the cache: the environment variable VITLAB_CACHE)"
-            ) from error
-        raise ValueError(
-            f"{folder}: cannot be used ({error.strerror}); choose another place (for the cache: the environment "
-            "variable VITLAB_CACHE)"
-        ) from error
+        make_folder(folder)
+        with locked(folder / ".lock", wait=math.inf, say=lambda: _waiting(folder)):
+            yield
+    except DiskError as error:
+        raise error.extended(ELSEWHERE) from error
 
 
-@contextlib.contextmanager
-def locked(file: Path) -> Iterator[bool]:
-    """Hold `file`'s lock, waiting for it; a dead holder cannot keep it. False where the file system has no locks."""
-    with open(file, "a", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that writes in {file.parent}", file=sys.stderr)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-            return
-        yield True
+def _waiting(folder: Path) -> None:
+    print(f"waiting for another process that writes in {folder}", file=sys.stderr)
 
 
 @contextlib.contextmanager

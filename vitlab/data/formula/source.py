@@ -18,7 +18,7 @@ class FractalSource:
     """`categories` x `instances` images, category by category; an instance's number says which picture it is.
 
     Making one computes the geometry that `cache_dir` lacks, with a progress bar. Raises ConfigError for options that
-    no FractalDB can be made of, ValueError where the cache cannot be written.
+    no FractalDB can be made of, DiskError where the cache cannot be written.
     """
 
     def __init__(self, spec: FractalConfig, cache_dir: Path, *, threads: int | None = None) -> None:

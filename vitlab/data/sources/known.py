@@ -7,12 +7,12 @@ datasets/files/FINGERPRINT.npz the list of those files, so that a difference can
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vitlab.config import DatasetConfig
+from vitlab.core.files import make_folder, write_text
 from vitlab.core.fingerprint import Fingerprint, fingerprints_from, plain_fingerprints
 from vitlab.core.integrity import DamagedError, misfit, read_mapping, sealed
 from vitlab.data.sources.inventory import Inventory, differences, load_items, save_items
@@ -46,14 +46,12 @@ def read_known(output_dir: str | Path, name: str) -> dict[str, Any]:
 
 
 def write_known(output_dir: str | Path, name: str, **content: Any) -> None:
-    """Set keys of `datasets/NAME.json`, atomically; a file that holds them already is left alone."""
+    """Set keys of `datasets/NAME.json`, whole or not at all; a file that holds them already is left alone."""
     file = known_file(output_dir, name)
     before = read_known(output_dir, name)
     if (after := before | content) != before:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name}.{os.getpid()}")
-        part.write_text(json.dumps(sealed({"name": name} | after)), encoding="utf-8")
-        part.replace(file)
+        make_folder(file.parent)
+        write_text(file, json.dumps(sealed({"name": name} | after)))
 
 
 def known_data(output_dir: str | Path, dataset: DatasetConfig) -> dict[str, Fingerprint]:

@@ -50,7 +50,7 @@ def build_source(dataset: DatasetConfig, split: Split) -> Source:
     """The images of one split, after `val_fraction`, `train_fraction` and `train_per_class`, which choose the same
     images every time.
 
-    Raises ConfigError or ValueError naming what was looked for, where, and how to get it.
+    Raises UserError naming what was looked for, where, and how to get it.
     """
     if split == "eval" and dataset.val_fraction == 0:
         return load_split(dataset, "eval")
