@@ -169,7 +169,7 @@ def test_a_configuration_folder_behind_an_equals_sign_is_expanded(monkeypatch, t
 def test_paths_are_expanded_wherever_they_are_written(compose_config, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     config = compose_config(
-        "dataset.root='~/digits'", "output_dir='$HOME/runs'", "task=preview", "preview.file='~/x.png'"
+        "dataset=folder", "dataset.root='~/digits'", "output_dir='$HOME/runs'", "task=preview", "preview.file='~/x.png'"
     )
     assert config.cell.dataset.root == f"{tmp_path}/digits" and config.output_dir == f"{tmp_path}/runs"
     assert config.options["file"] == f"{tmp_path}/x.png"
