@@ -7,7 +7,7 @@ several threads, gives the clock's too.
 
 `--reference` is a checkout of github.com/hirokatsukataoka16/FractalDB-Pretrained-ResNet-PyTorch, whose own class is run
 unchanged but for its saving of files. Its pictures must equal ours when both use its masks, else the benchmark fails.
-`--all` also makes the whole FractalDB-1k anew, in a temporary folder of 1.7 GB.
+`--all` also makes the whole FractalDB-1k again, in a temporary folder of 1.7 GB.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def loading(source: FractalSource, images: int = 2000) -> float:
 
 
 def make_everything(threads: int) -> None:
-    """All of FractalDB-1k anew: its search, whose digest is the published one's or this fails, and its geometry."""
+    """All of FractalDB-1k again: its search, whose digest is the published one's or this fails, and its geometry."""
     with tempfile.TemporaryDirectory() as folder:
         spec, place = FractalConfig(), Path(folder)
         (place / "fractal").mkdir()

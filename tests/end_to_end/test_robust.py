@@ -162,7 +162,7 @@ def test_failed_cells_wait_to_be_retried_and_rerun_archives(mixed):
     redone = run(*words, f"study.rerun=[{good}]", cwd=folder)
     assert f"archived runs/{good}/archive/" in redone.stdout
     assert len(list((folder / "runs" / good / "archive").glob("*/result.json"))) == 1
-    assert outcomes(folder / "runs")[good] == before[good], "trained anew to the same numbers"
+    assert outcomes(folder / "runs")[good] == before[good], "trained again to the same numbers"
 
 
 def test_a_hung_cell_is_ended(tmp_path):

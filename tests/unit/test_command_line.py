@@ -51,7 +51,7 @@ def refused(*words, root="config"):
         ("recipe.lr=interval(1e-4,1e-2)", "'recipe.lr=interval(1e-4,1e-2)': a study has a list of "
                                           "cells, not an interval; type recipe.lr=0.0001,0.01"),
         ("seed=range(5,0)", "'seed=range(5,0)': the range is empty; "),
-        ("seed=0,", "seed=0,: a value is missing beside a comma; type seed=0"),
+        ("seed=0,", "seed=0,: a value is missing next to a comma; type seed=0"),
         ("seed==3", "seed==3: one = is enough; type seed=3"),
         ("seed=(0,1)", "'seed=(0,1)': a sweep needs no brackets; type seed=0,1"),
         ("seed={0,1}", "'seed={0,1}': a sweep needs no brackets; type seed=0,1"),

@@ -150,7 +150,7 @@ def test_a_file_that_is_not_whole_is_made_anew(copy, made, capsys, harm, word, k
     harm(file)
     prepared(copy)
     said = capsys.readouterr().err
-    assert said.count(f"{file}: {word}") == 1 and "anew" in said
+    assert said.count(f"{file}: {word}") == 1 and "again" in said
     assert contents(copy) == contents(made)
 
 

@@ -76,7 +76,7 @@ def test_values_cost_no_composition(hydra, monkeypatch):
 
 
 def sweeper_of(hydra, launcher=None):
-    sweeper = object.__new__(StudySweeper)  # Hydra loads its plugins anew, after which super() in them fails here
+    sweeper = object.__new__(StudySweeper)  # Hydra loads its plugins again, after which super() in them fails here
     sweeper.params, sweeper.overrides = {}, None
     sweeper.config, sweeper.hydra_context = hydra[1], SimpleNamespace(config_loader=hydra[0])  # pyright: ignore
     sweeper.launcher = launcher

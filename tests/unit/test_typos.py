@@ -148,8 +148,8 @@ def test_a_list_in_a_group_is_refused(group):
     ("word", "answer"),
     [
         ("augment=", "augment: a choice is missing; type augment=none, or another of "),
-        ("augment=none,", "augment=none,: a choice is missing beside a comma; type augment=none"),
-        ("augment=none,,mixup", "augment=none,,mixup: a choice is missing beside a comma; type augment=none,mixup"),
+        ("augment=none,", "augment=none,: a choice is missing next to a comma; type augment=none"),
+        ("augment=none,,mixup", "augment=none,,mixup: a choice is missing next to a comma; type augment=none,mixup"),
         ("augment=cutmix+mixup", "augment=cutmix+mixup: one choice; all of them in one cell are "
                                  "augment=mixup augment.cutmix=1.0; a sweep is augment=cutmix,mixup"),
         ("augment=erase|deit_no_erase", "'augment=erase|deit_no_erase': one choice; a sweep is "

@@ -54,7 +54,7 @@ def find_conditions(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
     for title, key in spec.ticks.items():
         if spec.factor and key not in frame:
             raise ConfigError(
-                "table", f"the column {title!r} shows {key!r}, which no cell has; mend ticks in the layout"
+                "table", f"the column {title!r} shows {key!r}, which no cell has; fix `ticks` in the layout"
             )
     conditions = _declared(frame, spec) if spec.factor and spec.rows else _found(frame, spec)
     baseline = _baseline(conditions, spec)

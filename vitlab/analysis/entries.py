@@ -160,7 +160,7 @@ def in_words(frame: pd.DataFrame, i: int) -> str:
 
 
 def _checkpoints(frame: pd.DataFrame, baseline: Sequence[int], other: Sequence[int]) -> CheckpointComparison | None:
-    """For single seeds with stored predictions: these two checkpoints beside one another."""
+    """For single seeds with stored predictions: a comparison of these two checkpoints."""
     if len(baseline) != 1 or len(other) != 1:
         return None
     first, second = (_hits(frame, i) for i in (baseline[0], other[0]))

@@ -1,4 +1,4 @@
-"""Honest gaps: what is missing, fewer, or differs in more than the ablated factor, in words."""
+"""Footnotes: missing cells, unequal numbers of seeds, confounds."""
 
 # The types that pandas declares say too little of what a frame holds.
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOptionalIterable=false

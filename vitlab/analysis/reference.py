@@ -1,4 +1,4 @@
-"""Published values beside ours: a CSV of row, dataset, figure, value, sd, source, and what is known of the recipe."""
+"""Published values compared with ours: a CSV of row, dataset, figure, value, sd, source, and facts on the recipe."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _number(text: str | None, where: str) -> float | None:
 
 
 def beside_reference(table: Table, lines: list[dict[str, Any]], *, asked: bool = True) -> Table:
-    """The table with each published value beside ours, a verdict, and the causes that the records can show.
+    """The table with each published value compared with ours, a verdict, and the causes that the records can show.
 
     Raises ConfigError where no line is about a row and data set of the table, unless the layout brings the file and
     nobody `asked` for it.

@@ -53,7 +53,7 @@ class Entry:
     seeds: tuple[int, ...]
     comparison: Comparison
     best: bool
-    """Not to be told from the best of its data set."""
+    """Not significantly different from the best of its data set."""
     checkpoint: CheckpointComparison | None
     missing: tuple[str, ...]
     """Cells without a result, in words."""
@@ -108,7 +108,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows beside one another on one data set; None where n cannot support a figure."""
+    """A comparison of two rows on one data set; None where n cannot support a figure."""
 
     first: str
     second: str
@@ -130,7 +130,7 @@ class Table:
     rows: tuple[Row, ...]
     """Block by block, each block's baseline first."""
     findings: tuple[str, ...]
-    """A sentence per data set and row beside the baseline, in their order."""
+    """A sentence per data set and row other than the baseline, in their order."""
     detectable: tuple[str, ...]
     """What the seeds could have found."""
     notes: tuple[str, ...]
@@ -155,7 +155,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Context:
-    """What a file says beside the table itself."""
+    """What a file says in addition to the table."""
 
     provenance: str = ""
     """One line on the cells and the code that the table was made from."""

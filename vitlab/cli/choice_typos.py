@@ -39,7 +39,7 @@ def mistakes_in_choice(group: str, package: str, value: str, keys: Keys) -> list
         return [f"{key}: a choice is missing; type {typed(key, usual)}, or another of {', '.join(known)}"]
     if not all(names):
         left = ",".join(name for name in names if name)
-        return [f"{typed(key, value)}: a choice is missing beside a comma; type {typed(key, left)}"]
+        return [f"{typed(key, value)}: a choice is missing next to a comma; type {typed(key, left)}"]
     override = parsed(f"{key}={value}")
     if override is not None and override.is_interval_sweep():
         return [

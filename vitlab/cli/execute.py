@@ -101,7 +101,7 @@ def _figure(found: Contents) -> str:
 
 
 def _changed(found: Contents) -> str:
-    """Said of cells that waited in a queue while the code went on."""
+    """A remark if the code changed after submission."""
     origin = found.provenance or {}
     return "  (code changed since it was submitted)" if origin.get("code_changed_since_submission") else ""
 

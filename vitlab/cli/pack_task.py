@@ -161,9 +161,7 @@ def _write_shard(job: _Job) -> dict[str, Any]:
                 pixels = shrink(job.source.image(index), job.shorter_side)
             except BadImageError as error:
                 if not job.skip_bad:
-                    raise BadImageError(
-                        f"{error}; mend it, or leave such images out: dataset.bad_images=skip"
-                    ) from None
+                    raise BadImageError(f"{error}; fix it, or leave such images out: dataset.bad_images=skip") from None
                 bad[str(index)] = str(error)
                 pixels = np.zeros((0, 0, 3), np.uint8)
             stream.write(content := pixels.tobytes())

@@ -114,7 +114,7 @@ def mistake_in_value(key: str, value: str, keys: Keys) -> str | None:
     if any(not part for part in parts):
         kept = ",".join(part for part in parts if part)
         if len(parts) > 1 and kept:
-            return f"{typed(key, value)}: a value is missing beside a comma; type {typed(key, kept)}"
+            return f"{typed(key, value)}: a value is missing next to a comma; type {typed(key, kept)}"
         return None if len(parts) == 1 and key in keys.types else f"{key}: a value is needed, and {value!r} holds none"
     if value.startswith("="):
         return f"{typed(key, value)}: one = is enough; type {typed(key, value.lstrip('= '))}"

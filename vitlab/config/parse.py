@@ -214,7 +214,7 @@ def _with_digests(cell: CellConfig, output_dir: str) -> CellConfig:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                "dataset.pack", f"{manifest} is no manifest of a pack; make it anew with task=pack"
+                "dataset.pack", f"{manifest} is no manifest of a pack; make it again with task=pack"
             ) from error
     if start.dataset is not None:
         try:

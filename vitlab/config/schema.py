@@ -261,13 +261,13 @@ class StudyConfig:
     """Null: the experiment's name, or one made from the sweep."""
     table: str | None = None
     cells: tuple[str, ...] = ()
-    """An explicit list of cells, each a string of overrides, in place of or beside the sweep's product."""
+    """An explicit list of cells, each a string of overrides, in place of the sweep's product or in addition to it."""
     part: Literal["cell", "pretraining"] = "cell"
     """Train the cell itself, or the pre-training that it starts from (set by the plan)."""
     dry_run: bool = False
     retry_failed: bool = False
     rerun: str | tuple[str, ...] | None = None
-    """`all`, or a list of identities: archive their records and train anew."""
+    """`all`, or a list of identities: archive their records and train again."""
     detach: bool = False
     cells_at_once: int | Literal["auto"] = _number("auto", low=1)
     """Cells that train at once on this machine (hydra/launcher=local); auto: one per idle GPU, or per `threads` CPU

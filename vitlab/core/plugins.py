@@ -108,7 +108,7 @@ OPERATIONS: Registry[Callable[..., Any]] = Registry(
         ),
     },
 )
-"""Name in a `Plan` → `(images (n, 3, H, W) uint8, values (n,)) → images`, beside those of AutoAugment."""
+"""Name in a `Plan` → `(images (n, 3, H, W) uint8, values (n,)) → images`, in addition to those of AutoAugment."""
 
 
 def register_operation(name: str) -> Callable[[T], T]:

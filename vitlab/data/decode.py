@@ -1,4 +1,4 @@
-"""Image files to pixels, as Pillow's `convert("RGB")` gives them, by a faster road where there is one.
+"""Image files to pixels, as Pillow's `convert("RGB")` gives them, by a faster decoder where it gives the same.
 
 Grey images of more than 8 bits are scaled to 8: Pillow's own conversion clips them to white.
 """

@@ -154,7 +154,7 @@ class _Chunks(Dataset):
             try:
                 image, at = self._good_image(int(i), bad)
             except BadImageError as error:
-                return f"{error}; mend the file, or leave such images out with dataset.bad_images=skip", index, bad
+                return f"{error}; fix the file, or leave such images out with dataset.bad_images=skip", index, bad
             if image is not None:
                 pixels.append(image)
                 kept.append(at)
@@ -243,7 +243,7 @@ class TrainLoader:
 class EvalLoader:
     """The evaluation batches of this process: every `world`-th from `rank` on, no image twice, none padded.
 
-    Whole batches are shared out, so that an image is computed beside the same others, to the same bits, on any number
+    Whole batches are shared out, so that an image is computed with the same others, to the same bits, on any number
     of processes.
     """
 
@@ -264,7 +264,7 @@ class EvalLoader:
 
 
 def build_reader(source: Source, cropping: Cropping, device: torch.device, workers: int) -> MemoryReader | FileReader:
-    """The fast road for the source's kind."""
+    """The fast path for this kind of source."""
     if isinstance(source, ArraySource):
         return MemoryReader(source, cropping, device)
     return FileReader(source, cropping, device, workers)

@@ -38,7 +38,7 @@ class Call:
         self._version = self._result._version
 
     def _fresh(self) -> Tensor:
-        """The result; computed anew where the model has written over it since (x += …)."""
+        """The result; computed again where the model has written over it since (x += …)."""
         if self._result._version != self._version:
             self._apply()
         return self._result

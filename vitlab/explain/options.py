@@ -22,7 +22,7 @@ _USED = {
     "faithfulness": ("images", "labels", "methods", "num_images", "target", "synthetic", *_ROLLOUT),
     "faithfulness explain.synthetic=true": ("methods", "synthetic", "synthetic_steps"),
 }  # fmt: skip
-"""What each kind reads beside `batch` and `output`."""
+"""What each kind reads in addition to `batch` and `output`."""
 
 
 def _number(default: Any, low: float | None = None, high: float | None = None) -> Any:

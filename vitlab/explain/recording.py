@@ -45,7 +45,7 @@ class Recording:
         return self.tape.attention
 
     def pull(self, meaning: Meaning, outputs: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
-        """What `outputs` (B, C), one-hot rows say of each of `inputs`, in the given meaning; None: nothing."""
+        """Backpropagate one-hot rows (B, C) to each input under the given rule set; None if unreached."""
         self.tape.meaning = meaning
         return list(torch.autograd.grad(self.logits, inputs, outputs, retain_graph=True, allow_unused=True))
 

@@ -122,7 +122,7 @@ def _three(values: Any) -> tuple[float, float, float]:
 
 
 def read_model_card(path: Path) -> dict[str, Any]:
-    """timm's config.json beside a weights file: `architecture`, and `pretrained_cfg` with the statistics.
+    """timm's config.json next to a weights file: `architecture`, and `pretrained_cfg` with the statistics.
 
     An empty dictionary where there is none. Raises ConfigError for one that is damaged.
     """
@@ -132,5 +132,5 @@ def read_model_card(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(card.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{card}: damaged ({error}); mend it, or move the weights elsewhere") from error
+        raise UserError(f"{card}: damaged ({error}); fix it, or move the weights elsewhere") from error
     return content if isinstance(content, dict) and "architecture" in content else {}

@@ -39,7 +39,7 @@ _OURS = {
     "config": {"model": dict, "dataset": dict, "recipe": {"epochs": int, "precision": str}}, "epoch": int,
     "classes?": [str],
 }  # fmt: skip
-"""What is read of our own checkpoints beside the tensors."""
+"""What is read of our own checkpoints in addition to the tensors."""
 HEADS = ("head.", "head_dist.")
 CLASSIFIERS = ("head.weight", "head.fc.weight")
 """A classifier's weight in timm's Vision Transformers, and in Swin and its like."""
@@ -121,7 +121,7 @@ def read_checkpoint(path: Path, *, weights: str = "raw") -> Weights:
 
 
 def _describe(path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor], wrapped: bool) -> dict[str, Any]:
-    """Everything that a checkpoint's content tells beside its tensors, as fields of `Weights`."""
+    """Everything that a checkpoint's content says apart from its tensors, as fields of `Weights`."""
     config, arguments, name = content.get("config"), content.get("args"), content.get("arch")
     width = next((state[key].shape[0] for key in CLASSIFIERS if key in state), None)
     if isinstance(config, Mapping) and "schema_version" in content:
@@ -202,7 +202,7 @@ def load_weights(model: nn.Module, weights: Weights, *, keep_head: bool = False)
 
     Position embeddings of another grid are resized. The classifier is left as initialised unless `keep_head` and its
     shape is the model's. Raises ConfigError where a tensor has another shape for a reason that resizing does not
-    mend, or where less than half of the parameters outside the head would be loaded.
+    fix, or where less than half of the parameters outside the head would be loaded.
     """
     wanted = model.state_dict()
     taken: dict[str, Tensor] = {}

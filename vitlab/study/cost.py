@@ -69,7 +69,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Price:
-    """Of one cell, from where it stands to its end. None where nothing of the same model tells."""
+    """Estimated remaining cost of a cell; None without a measured cell of that model."""
 
     steps: int
     device_seconds: float | None

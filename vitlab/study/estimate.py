@@ -1,4 +1,4 @@
-"""The plan as people read it before they pay: every cell and where it stands, the price, what the seeds can detect."""
+"""Text of the study plan: cells, their states, the estimated cost, and what the seeds can detect."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def _prove_in_process(named: list[tuple[str, Config]], pipe: Connection) -> None
 def _ready(waiting: list[PlannedCell], plan: Plan, outcomes: dict[str, str], view: View) -> Sequence[PlannedCell]:
     """The waiting cells that can start. Those whose pre-training has ended badly are taken out as blocked.
 
-    A pre-training in the hands of another process is waited for; where that process died, it is taken over.
+    Wait if another process trains the pre-training; take over if that process died.
     """
     ready = []
     for cell in list(waiting):
@@ -251,7 +251,7 @@ def run_on_this_machine(config: Config, study: str, name: str, report: Any) -> s
 
 
 def _other_rank(config: Config, study: str, name: str) -> None:
-    """A rank beside 0: it stops when rank 0 says so, and ends when rank 0 is gone."""
+    """A rank other than 0: it stops when rank 0 says so, and ends when rank 0 is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     _stop_with_parent(signal.SIGKILL)

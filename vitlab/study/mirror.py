@@ -85,7 +85,7 @@ class Mirror:
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        print(f"W&B: {error} (the record on disk is complete; `wandb sync` or a later run mends the mirror)")
+        print(f"W&B: {error} (the record on disk is complete; `wandb sync` or a later run uploads what is missing)")
         self._run = None
 
 

@@ -45,7 +45,7 @@ class PlannedCell:
     selected: bool = False
     """Whether this command trains it."""
     again: bool = False
-    """Whether it is to be trained anew whatever its record holds (study.rerun)."""
+    """Whether it is to be trained again whatever its record holds (study.rerun)."""
     faults: tuple[UserError, ...] = ()
     """What is damaged of its record."""
 

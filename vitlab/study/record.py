@@ -165,7 +165,7 @@ class Record:
         remove_parts(self.folder)
 
     def archive(self) -> Path:
-        """Move everything but the archive itself into `archive/<time>`, so that the cell can be trained anew.
+        """Move everything but the archive itself into `archive/<time>`, so that the cell can be trained again.
 
         Raises UserError where a process is training the cell.
         """

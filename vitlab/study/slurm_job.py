@@ -35,7 +35,7 @@ WAIT_FOR_PREDECESSOR = 120
 LINGER = 10
 """Seconds that a failed rank leaves to rank 0."""
 REQUEUE_SECONDS = 60
-"""How long Slurm may take to end a job that it begins anew."""
+"""How long Slurm may take to end a job that it begins again."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def exit_code(outcome: str, signals: set[int]) -> int:
 
 
 def _requeue() -> None:
-    """Have Slurm end every rank of this job and begin it anew.
+    """Have Slurm end every rank of this job and begin it again.
 
     Asked from here, since srun's exit code is another one where it has to end ranks that are slower than rank 0. Where
     Slurm does not answer, the batch script asks again.

@@ -1,4 +1,4 @@
-"""The options of conf/hydra/launcher/slurm.yaml, checked, and in submitit's words."""
+"""The options of conf/hydra/launcher/slurm.yaml, validated, and converted to submitit's parameters."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def save_predictions(folder: Path, name: str, evaluation: Evaluation) -> None:
 
 
 class Progress:
-    """What is known of a training beside its tensors: where it is, and its figures so far."""
+    """What is known of a training apart from its tensors: where it is, and its figures so far."""
 
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
@@ -59,7 +59,7 @@ class Progress:
         if state["fingerprint"] != self.fingerprint:
             raise UserError(
                 f"the data have changed: this record was begun on files with fingerprint {state['fingerprint']}, "
-                f"dataset.root now holds {self.fingerprint}; restore the data, or train anew with study.rerun=all"
+                f"dataset.root now holds {self.fingerprint}; restore the data, or train again with study.rerun=all"
             )
         for key in vars(self):
             setattr(self, key, state[key])

@@ -1,4 +1,4 @@
-"""The page's figures as SVG that takes its colours from the page, so that it is sharp and dark where the page is.
+"""The page's figures as inline SVG that follows the page's colour scheme.
 
 Classes carry the colours: `up`, `down` and `level` (Okabe and Ito's blue and vermilion, and grey), each with a mark of
 its own shape, so that nothing is told by colour alone.
@@ -45,7 +45,7 @@ def forest_axis(scale: Scale) -> str:
 
 
 def forest(entry: Entry, scale: Scale, margin: float | None = None) -> str:
-    """A row's seeds, mean and simultaneous interval beside its baseline's mean, on a band of the margin."""
+    """A row's seeds, mean and simultaneous interval, relative to its baseline's mean, on a band of the margin."""
     values, c, base = entry.scores, entry.comparison, entry.centre
     middle, zero = FOREST_HEIGHT / 2, _at(0, scale, FOREST_WIDTH)
     marks = [f'<line class="zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{FOREST_HEIGHT}"/>']

@@ -223,7 +223,7 @@ def _ask(entity: str, project: str, filters: dict[str, Any]) -> list[dict[str, A
             return [
                 {"id": run.id, "state": run.state, "config": dict(run.config), "url": run.url,
                  "summary": dict(run.summary_metrics or {})}
-                for run in found  # begins anew after an error, with the pages that are here already
+                for run in found  # begins again after an error, with the pages that are here already
             ]  # fmt: skip
         except Exception as error:
             if attempt == _TRIES - 1 or any(word in str(error).lower() for word in _FINAL):

@@ -2,7 +2,7 @@
 
 One file per category, named after its number, in a folder named after everything that shapes it; a smaller FractalDB
 is the beginning of a larger one and shares its files. A file appears whole or not at all, carries a checksum, and is
-computed anew where it does not hold what it should.
+computed again where it does not hold what it should.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class GeometryCache:
                 return False
             except StaleError as error:
                 if say:
-                    print(f"{error}; computing it anew", file=sys.stderr)
+                    print(f"{error}; computing it again", file=sys.stderr)
                 return False
             return True
 
@@ -172,7 +172,7 @@ def _load_search(file: Path, about: dict[str, Any]) -> Search:
     except FileNotFoundError:
         return search
     except StaleError as error:
-        print(f"{error}; searching anew", file=sys.stderr)
+        print(f"{error}; searching again", file=sys.stderr)
         return search
     rows = np.frombuffer(payload[: 56 * sum(header["sizes"])], "<f8").reshape(-1, 7)
     search.categories = np.split(rows, np.cumsum(header["sizes"])[:-1])

@@ -194,7 +194,7 @@ def _visit(choices, maps, extents, finite, image_size, visits):
 
 
 def _visit_diverging(choices: np.ndarray, maps: np.ndarray, image_size: int, visited: np.ndarray) -> None:
-    """As `_visit` for one chain that leaves the numbers, as the published renderer happens to treat it.
+    """As `_visit` for one diverging chain (inf or NaN), as the published renderer happens to treat it.
 
     It drops the points that are not numbers and the hundred before the first; quotients that still are none fall on
     row or column 0 (the reference's cast to uint16 on x86).

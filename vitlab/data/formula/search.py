@@ -136,7 +136,7 @@ def _buffers() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fills(category: np.ndarray, numbers: np.ndarray, threshold: float) -> bool:
-    """Whether the walk's points fill at least `threshold` of the image; a walk that leaves the numbers does not."""
+    """Whether the walk's points fill at least `threshold` of the image; a diverging (inf or NaN) walk does not."""
     points, cells = _buffers()
     maps = np.concatenate([category[:, :6], [[1.0, 0, 0, 1, 0, 0]]])
     needed = int(np.ceil(threshold * SEARCH_SIZE**2))

@@ -66,7 +66,7 @@ def load_fashion_mnist(dataset: DatasetConfig, split: str) -> ArraySource:
     images = _read_idx(folder, f"{name}-images-idx3-ubyte")
     labels = _read_idx(folder, f"{name}-labels-idx1-ubyte")
     if len(images) != len(labels):
-        raise UserError(f"{folder}: {len(images)} images and {len(labels)} labels in {name}-*; get the files anew")
+        raise UserError(f"{folder}: {len(images)} images and {len(labels)} labels in {name}-*; get the files again")
     return ArraySource(_three_channels(images), labels, FASHION_CLASSES)
 
 
@@ -107,11 +107,11 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{file}: cannot be read ({error}); get the data set anew") from error
+        raise UserError(f"{file}: cannot be read ({error}); get the data set again") from error
     ndim = content[3] if len(content) > 4 and content[:3] == b"\x00\x00\x08" else 0
     shape = tuple(np.frombuffer(content, ">u4", count=ndim, offset=4)) if 0 < ndim < 5 else ()
     if not shape or len(content) != 4 + 4 * ndim + int(np.prod(shape)):
-        raise UserError(f"{file}: not a whole IDX file of bytes; get the data set anew")
+        raise UserError(f"{file}: not a whole IDX file of bytes; get the data set again")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
 
 
@@ -125,7 +125,7 @@ def load_cifar(dataset: DatasetConfig, split: str) -> ArraySource:
     try:
         data = getattr(datasets, name)(str(root), train=split == "train", download=False)
     except RuntimeError as error:
-        raise UserError(f"{root / folder}: {error} Get the archive anew") from error
+        raise UserError(f"{root / folder}: {error} Get the archive again") from error
     return ArraySource(np.asarray(data.data), np.asarray(data.targets), tuple(data.classes))
 
 

@@ -22,7 +22,7 @@ from vitlab.core.integrity import require_whole_archive
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 """Of files that are taken for images; .avif too where this Pillow reads it."""
 CACHE_FROM = 10_000
-"""Images from which on a walk is worth remembering (a million of them on a network's disk take minutes)."""
+"""Minimum number of images for caching the listing (a million of them on a network's disk take minutes)."""
 GLANCE = 20_000
 """Images from which on a first look at a tree that has not been walked yet is content with some of its classes."""
 _SETTLED = 2.0

@@ -5,7 +5,7 @@ them. A file whose bytes change and whose size does not, outside that sample, is
 alone, which reads every byte once and again where a file's size or modification time is another.
 
 The listing of a large tree is kept in the cache while no class folder changes (`listing`). A file that is overwritten
-in place changes no folder: it is then seen if it is among the `LOOKS` files that are drawn anew for each comparison.
+in place changes no folder: it is then seen if it is among the `LOOKS` files that are drawn again for each comparison.
 """
 
 from __future__ import annotations

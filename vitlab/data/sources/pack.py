@@ -26,7 +26,7 @@ SHARD = 1024
 FORMAT = 1
 _SHARD = {"file": str, "bytes": int, "images": int}
 _MANIFEST = {"format": int, "fingerprint": str, "dataset": str, "classes": [str], "splits": dict, "pixels?": dict}
-AGAIN = "make it anew, or complete it, with task=pack"
+AGAIN = "make it again, or complete it, with task=pack"
 AS_EVER = {"grey16": "range", "exif": "ignore"}
 """The keys of a data set that decide which pixels a file holds, as they are for a pack that says nothing of them."""
 

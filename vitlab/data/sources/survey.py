@@ -1,4 +1,4 @@
-"""What a tree of image files holds beside plain pictures: files that are left out, EXIF rotations, deep grey.
+"""What a tree of image files holds in addition to plain pictures: files that are left out, EXIF rotations, deep grey.
 
 Of each split the headers of at most `SAMPLE` files are read, once: the answer is kept in the cache.
 """
