@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.core.files import text_of
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
@@ -65,8 +63,3 @@ def test_words_that_the_locale_cannot_read_are_named(started):
     out, error = started(1, words=["dataset.name=手"], LC_ALL="C", PYTHONUTF8="0").communicate(timeout=30)
     assert not out and error.decode().startswith("vitlab: in this locale Python reads the command line as ascii")
     assert started(1, words=["dataset.name=手"]).communicate(timeout=30)[1] == b""
-
-
-def test_names_of_files_become_text():
-    assert text_of("手") == "手" and text_of(os.fsdecode(b"h\xe5nd")) == "h\\xe5nd"
-    assert text_of("手", "ascii") == "\\xe6\\x89\\x8b"

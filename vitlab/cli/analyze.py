@@ -26,6 +26,7 @@ from vitlab.config.files import with_whole_paths
 from vitlab.core.comparisons import Rule
 from vitlab.core.files import make_folder, write_text
 from vitlab.core.metrics import figure
+from vitlab.core.names import clean_name, require_name
 from vitlab.core.plugins import FORMATS, import_plugins
 from vitlab.study.record import Record, read_study
 
@@ -64,6 +65,8 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
     layout = values.pop("table", None)
     config: AnalyzeConfig = build(AnalyzeConfig, {k: v for k, v in values.items() if k != "hydra"}, "")
     import_plugins(config.plugins)
+    if config.study is not None and config.source == "runs":
+        require_name("study", config.study, "study")
     if config.diff is not None:
         if len(config.diff) != 2:
             raise ConfigError("diff", f"takes two identities, got {len(config.diff)}; for instance diff='[c1…,c2…]'")
@@ -119,10 +122,11 @@ def table_spec(
     if layout is None:
         factor = "model" if config.source == "deit_logs" else None  # a log tells no more than its name
         ticks = {} if factor else DEFAULT_TICKS
-        spec = TableSpec(study, f"Study {study}", study=study, factor=factor, ticks=ticks)
+        spec = TableSpec(clean_name(study, "table"), f"Study {study}", study=study, factor=factor, ticks=ticks)
     else:
         assert name is not None
         spec = build(TableSpec, {"name": name, **layout}, "table")
+        require_name("table.name", spec.name, "table")
     pairs = spec.pairs if config.pairs is None else config.pairs
     changes: dict[str, Any] = {"pairs": pairs, "mixed_data": config.mixed_data or spec.mixed_data}
     if config.baseline in ("block", "one"):

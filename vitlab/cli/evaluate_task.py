@@ -13,6 +13,7 @@ import torch
 from vitlab.config import AugmentConfig, Config, ConfigError, build, plain
 from vitlab.core.errors import UserError
 from vitlab.core.files import save_arrays
+from vitlab.core.names import clean_name
 from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader
 from vitlab.data.sources.registry import build_source
@@ -104,7 +105,8 @@ def _check_classes(restored: Restored, classes: tuple[str, ...]) -> None:
 def _write(config: Config, restored: Restored, evaluation: Evaluation) -> Path:
     folder = Path(config.output_dir) / "evaluate"
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{short_name(restored.weights.path)}_{restored.dataset.name}_{config.weights}.json"
+    data = clean_name(restored.dataset.name, "data")  # a checkpoint's record may say anything
+    file = folder / f"{short_name(restored.weights.path)}_{data}_{config.weights}.json"
     content = {
         "schema_version": SCHEMA_VERSION, "checkpoint": str(restored.weights.path), "kind": restored.weights.kind,
         "weights": config.weights, "epoch": restored.weights.epoch, **evaluation.row(), "n": len(evaluation.label),

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vitlab.config import AugmentConfig, Config, ConfigError, DatasetConfig, build, choice
-from vitlab.core.files import text_of
+from vitlab.core.names import clean_name, text_of
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.crop import resize_and_centre, resize_box
@@ -68,7 +68,7 @@ def run_preview(config: Config) -> list[str]:
         if len(pictures) % 2 and config.cell.augment.mixes:
             raise ConfigError("preview.images", f"got {len(pictures)}; mixing pairs pictures, so it must be even")
         sheet = draw_condition(config.cell.augment, dataset, names, pictures, options, config.cell.seed)
-        stem = config.labels.get("augment", "augment")
+        stem = clean_name(config.labels.get("augment", ""), "augment")
     file = Path(options.file or Path(config.output_dir) / "preview" / f"{stem}.png")
     file.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(file, quality=90)

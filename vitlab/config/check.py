@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 
 from vitlab.config.files import find_checkpoint
-from vitlab.config.schema import CellConfig, Config
+from vitlab.config.schema import CellConfig, Config, WandbConfig
 from vitlab.core.errors import ConfigError
+from vitlab.core.names import require_name
 from vitlab.core.plugins import DATASETS, POLICIES
 
 
 def check_cell(cell: CellConfig) -> None:
     """Raise `ConfigError` where fields contradict one another; no data or device is looked at."""
     model, data, augment, recipe, start = cell.model, cell.dataset, cell.augment, cell.recipe, cell.pretrain
+    require_name("dataset.name", data.name, "data")
     if model.patch_size and model.image_size % model.patch_size:
         raise ConfigError("model.patch_size", f"{model.patch_size} does not divide model.image_size={model.image_size}")
     if model.embed_dim and model.num_heads and model.embed_dim % model.num_heads:
@@ -89,9 +91,23 @@ def parse_policies(text: str | None) -> list[tuple[str, dict[str, float]]]:
     return found
 
 
+def _check_project(wandb: WandbConfig) -> None:
+    """Raise `ConfigError` for names that W&B's server refuses, where a run's end would be the first to hear of it."""
+    for key, name in (("project", wandb.project), ("entity", wandb.entity)):
+        if name is not None and (not 0 < len(name) <= 128 or set(name) & set("/\\#?%:")):
+            raise ConfigError(
+                f"wandb.{key}",
+                f"got {name!r}; W&B takes 1 to 128 characters without / \\ # ? % :, for instance wandb.{key}=vitlab",
+            )
+
+
 def check_run(config: Config) -> None:
     """Raise `ConfigError` where the cell cannot run on the devices that were asked for."""
     batch, devices = config.cell.recipe.batch_size, config.devices
+    for key, name in (("name", config.study.name), ("table", config.study.table)):
+        if name is not None:
+            require_name(f"study.{key}", name, "study")
+    _check_project(config.wandb)
     if config.task == "evaluate":
         if not config.checkpoint:
             raise ConfigError("checkpoint", "task=evaluate reads one; give a file, a cell's folder or its identity")

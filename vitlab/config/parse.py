@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import math
-import re
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -34,6 +33,7 @@ from vitlab.config.schema import (
     WandbConfig,
 )
 from vitlab.core.errors import ConfigError
+from vitlab.core.names import clean_name, text_of
 from vitlab.core.plugins import import_plugins
 
 
@@ -235,8 +235,8 @@ def named_after_folder(dataset: DatasetConfig) -> DatasetConfig:
             name = json.loads((Path(dataset.pack) / "manifest.json").read_text(encoding="utf-8"))["dataset"]
     elif where := dataset.root or dataset.class_list:
         path = Path(where).absolute()
-        name = re.sub(r"[^\w .-]", "_", path.name if dataset.root else path.stem) or name
-    return dataclasses.replace(dataset, name=name.encode()[:100].decode(errors="ignore"))
+        name = clean_name(text_of(path.name if dataset.root else path.stem), name)
+    return dataclasses.replace(dataset, name=name)
 
 
 def _with_counts(dataset: DatasetConfig) -> DatasetConfig:

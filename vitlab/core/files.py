@@ -31,14 +31,6 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitlab"
 
 
-def text_of(name: str, encoding: str = "utf-8") -> str:
-    """A file's name as text that can be printed and written: bytes that are no text in `encoding` become `\\xe9`.
-
-    The same in every locale, and for names in other encodings than the machine's (an archive from elsewhere).
-    """
-    return os.fsencode(name).decode(encoding, "backslashreplace")
-
-
 def free_space(folder: Path) -> int:
     """Free bytes on the disk of `folder`, which need not exist yet."""
     return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free

@@ -12,6 +12,7 @@ from typing import Any
 from vitlab.config import GROUPS, CellConfig, Config, ConfigError, experiment
 from vitlab.core.errors import UserError
 from vitlab.core.integrity import DamagedError, NewerError
+from vitlab.core.names import clean_name
 from vitlab.data.order import epoch_length
 from vitlab.study.capacity import Capacity, capacity
 from vitlab.study.contents import read_contents
@@ -210,12 +211,13 @@ def _traits(request: Request) -> dict[str, Any]:
 
 def study_name(config: Config, requests: Sequence[Request]) -> str:
     """The study's name: given, or the experiment's, or made of the data set and of what varies."""
-    if config.study.name:
+    if config.study.name is not None:
         return config.study.name
     rows = [_traits(request) for request in requests]
     varying = [key for key in rows[0] if len({row.get(key) for row in rows}) > 1]
     data, label = config.cell.dataset.name, config.labels.get("dataset", "")
-    return "_".join([label if label.startswith(data) else data, *(key.split(".")[-1] for key in varying)])
+    parts = [label if label.startswith(data) else data, *(key.split(".")[-1] for key in varying)]
+    return clean_name("_".join(parts), "study")
 
 
 def study_content(plan: Plan, config: Config) -> dict[str, Any]:
