@@ -160,11 +160,12 @@ def test_evaluating_a_cell_on_other_images_needs_another_name(requested, tree, t
     record = trained(tmp_path, config)
     dataset = config.cell.dataset
     (tree / "train/tern/2.png").write_bytes(b"other")
-    require_evaluated_data(record, dataset, tmp_path)
+    require_evaluated_data(record.folder / "last.pt", dataset)
     (tree / "val/tern/1.png").write_bytes(b"other")
     with pytest.raises(ConfigError, match=rf"'birds' holds other images than those that {record.id}.*\n.*tern/1\.png"):
-        require_evaluated_data(record, dataset, tmp_path)
-    require_evaluated_data(record, dataclasses.replace(dataset, name="birds_2"), tmp_path)
+        require_evaluated_data(record.folder / "last.pt", dataset)
+    require_evaluated_data(record.folder / "last.pt", dataclasses.replace(dataset, name="birds_2"))
+    require_evaluated_data(tmp_path / "anybodys.pth", dataset)
 
 
 def test_contents_that_were_not_recorded_are_said_not_to_be_compared(requested, tmp_path):

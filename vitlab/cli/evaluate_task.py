@@ -20,6 +20,7 @@ from vitlab.data.sources.registry import build_source
 from vitlab.data.sources.survey import describe
 from vitlab.models.last_block import shorten_last_block
 from vitlab.models.restore import Restored, restore, short_name
+from vitlab.study.data_record import evaluated_data, require_evaluated_data
 from vitlab.train.distributed import pick_device, process_group, spawn_ranks, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, Evaluation, evaluate
 
@@ -55,6 +56,7 @@ def _evaluate_all(config: Config) -> list[str]:
     with process_group(world, device):
         for name in config.checkpoints:
             restored = restore(config, name, statistics=options.statistics)
+            require_evaluated_data(restored.weights.path, restored.dataset)
             evaluation = evaluate_restored(config, restored, device)
             if evaluation is not None:
                 written = _write(config, restored, evaluation)
@@ -111,6 +113,7 @@ def _write(config: Config, restored: Restored, evaluation: Evaluation) -> Path:
         "schema_version": SCHEMA_VERSION, "checkpoint": str(restored.weights.path), "kind": restored.weights.kind,
         "weights": config.weights, "epoch": restored.weights.epoch, **evaluation.row(), "n": len(evaluation.label),
         "model": plain(restored.model), "dataset": plain(restored.dataset),
+        "data": {"eval": evaluated_data(restored.dataset).fingerprint.plain()},
     }  # fmt: skip
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     save_arrays(

@@ -20,6 +20,7 @@ def run_explain(config: Config) -> list[str]:
     from vitlab.explain.mirror import mirror_figures
     from vitlab.explain.position_report import draw_place
     from vitlab.explain.reports import draw_panels
+    from vitlab.study.data_record import require_evaluated_data
 
     torch.set_num_threads(config.threads)
     folder = Path(options.output) if options.output else Path(config.output_dir) / "explain"
@@ -34,6 +35,8 @@ def run_explain(config: Config) -> list[str]:
         options = parse_options(config.options, len(names))
         subjects = load_subjects(config, options, names)
         lines += [line for subject in subjects for line in subject.restored.describe()]
+        for subject in subjects if options.reads_evaluation_images else ():
+            require_evaluated_data(subject.restored.weights.path, subject.restored.dataset)
         if options.kind == "position":
             files = draw_place(subjects, options, folder, config.output_dir)
         elif options.kind == "faithfulness":

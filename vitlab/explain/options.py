@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,8 @@ from typing import Any, Literal
 from vitlab.config import ConfigError, build
 
 MethodName = Literal["rollout", "generic", "lrp", "attnlrp"]
+OF_EVALUATION = re.compile(r"eval(?::(\d+)(?:-(\d+))?)?")
+"""`explain.images` that are of the evaluation set: `eval`, `eval:N`, `eval:N-M`."""
 
 
 _ROLLOUT = ("head_fusion", "discard_ratio", "start_layer")
@@ -62,6 +65,14 @@ class ExplainConfig:
     """Images at a time; a matter of memory, never of results."""
     output: str | None = None
     """Folder for the figures; null: output_dir/explain."""
+
+    @property
+    def reads_evaluation_images(self) -> bool:
+        """Whether images of the checkpoint's evaluation set are asked for."""
+        if self.images is None:
+            return self.kind == "faithfulness" and not self.synthetic
+        names = (self.images,) if isinstance(self.images, str) else self.images
+        return self.kind != "position" and any(OF_EVALUATION.fullmatch(name) for name in names)
 
     @property
     def chosen_classes(self) -> tuple[int | str, ...]:

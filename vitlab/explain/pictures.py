@@ -21,8 +21,8 @@ from vitlab.data.decode import BadImageError, decode, reading_of
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.listing import find_images
 from vitlab.data.sources.registry import Source, build_source
+from vitlab.explain.options import OF_EVALUATION
 
-_OF_EVALUATION = re.compile(r"eval(?::(\d+)(?:-(\d+))?)?")
 _SHOWN = 4
 """Images of the evaluation set that `eval` alone means: the first of so many classes."""
 
@@ -45,7 +45,7 @@ def load_pictures(
     pictures: list[Picture] = []
     source: Source | None = None
     for name in [wanted] if isinstance(wanted, str) else wanted:
-        if match := _OF_EVALUATION.fullmatch(name):
+        if match := OF_EVALUATION.fullmatch(name):
             source = source or evaluation_source(dataset, output_dir)
             rows = _rows(match, source)
             pictures += [_picture_of(source, row, dataset, image_size) for row in rows]

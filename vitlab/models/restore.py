@@ -108,7 +108,7 @@ def _model(config: Config, weights: Weights) -> ModelConfig:
 
 def _dataset(config: Config, weights: Weights, statistics: str) -> DatasetConfig:
     given, own = config.cell.dataset, weights.dataset
-    if given.name == FROM_CHECKPOINT:
+    if FROM_CHECKPOINT in (given.name, config.labels.get("dataset")):  # it may have been given another name
         if own is None:
             raise ConfigError(
                 "dataset",

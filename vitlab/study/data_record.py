@@ -61,16 +61,21 @@ def require_same_data(record: Record, dataset: DatasetConfig, output_dir: str | 
         )
 
 
-def require_evaluated_data(record: Record, dataset: DatasetConfig, output_dir: str | Path) -> None:
-    """Raise ConfigError where a trained cell is asked about other evaluation images than it was evaluated on, under
-    the name of the same data set."""
+def evaluated_data(dataset: DatasetConfig) -> Inventory:
+    """The images that a data set is evaluated on; with `val_fraction` all those that they are chosen from."""
+    return take_inventory(dataset, "train" if dataset.val_fraction else "eval")
+
+
+def require_evaluated_data(checkpoint: Path, dataset: DatasetConfig) -> None:
+    """Raise ConfigError where a cell's checkpoint is asked about other evaluation images than the cell was evaluated
+    on, under the name of the same data set. Checkpoints that are of no cell pass."""
+    record, output_dir = Record(checkpoint.parent), checkpoint.parent.parent
     provenance, config = record.read_intact("provenance.json"), record.read_intact("config.yaml")
     if not provenance or not config or config["experiment"]["dataset"]["name"] != dataset.name:
         return
     recorded = fingerprints_from(provenance.get("data"))
     if "eval" in recorded:
-        split = "train" if dataset.val_fraction else "eval"
-        now = {"eval": take_inventory(dataset, split)}
+        now = {"eval": evaluated_data(dataset)}
         if changes := describe_changes(output_dir, {"eval": recorded["eval"]}, now):
             raise ConfigError(
                 "dataset.root",
