@@ -1,5 +1,7 @@
 """Mixtures of code, packages, devices, threads and compilation, judged by one function."""
 
+import importlib
+
 import pytest
 
 from vitlab.study import provenance
@@ -75,6 +77,17 @@ def test_the_codes_fingerprint_follows_what_can_change_a_number(tmp_path, monkey
     changed = after("vitlab/train/loop.py", "x = 2\n")
     assert changed != before and after("vitlab/train/loop.py", "x = 1\n") == before
     assert after("vitlab/train/new.py", "") != before
+
+
+def test_the_files_of_plugins_are_part_of_the_code(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "my_plugin_of_the_fingerprint.py"
+    file.write_text("x = 1\n", encoding="utf-8")
+    importlib.import_module(file.stem)
+    before = provenance.code_with([file.stem])
+    assert before != provenance.code_with([]) == provenance.code_fingerprint()
+    file.write_text("x = 2\n", encoding="utf-8")
+    assert provenance.code_with([file.stem]) != before
 
 
 def test_every_room_that_training_may_import_is_in_the_fingerprint():

@@ -137,7 +137,7 @@ def _record_events(
     record.remove("failure.json")
     record.remove_temporaries()
     _write_config(config, cell, record, name)
-    origin = settings(device_name(config.device), config.devices, config.threads)
+    origin = settings(device_name(config.device), config.devices, config.threads, plugins=config.plugins)
     patch = code_patch()
     about = {"id": record.id, "name": name, "study": study, "labels": dict(config.labels)}
     about |= {"part": config.study.part, "table": config.study.table}

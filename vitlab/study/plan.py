@@ -271,7 +271,8 @@ def _mixture(cells: Sequence[PlannedCell], output_dir: Path, trains_here: bool) 
         return []
     device = device_kind(coming[0].device) if trains_here else None
     compiles = {config.cell.recipe.compile and not str(device).endswith("CPU") for config in coming}
-    here = [settings(device, coming[0].devices, coming[0].threads, compiled) for compiled in compiles]
+    first = coming[0]
+    here = [settings(device, first.devices, first.threads, compiled, first.plugins) for compiled in compiles]
     mixed = mixtures([*known, *here])
     if not mixed:
         return []

@@ -11,8 +11,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from vitlab.core.plugins import source_digest
 
 PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "numba", "pillow", "simplejpeg", "scikit-learn", "hydra-core", "wandb",
@@ -110,12 +113,21 @@ def _gpu_folders() -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def settings(device_name: str | None, devices: int, threads: int, compiled: bool | None = None) -> dict[str, Any]:
+def settings(
+    device_name: str | None, devices: int, threads: int, compiled: bool | None = None, plugins: Iterable[str] = ()
+) -> dict[str, Any]:
     """What this process trains with, as `mixture.mixtures` compares it; None: not known."""
     return {
-        "code": code_fingerprint(), **code_version(), "packages": package_versions(), "device_name": device_name,
+        "code": code_with(plugins), **code_version(), "packages": package_versions(), "device_name": device_name,
         "devices": devices, "threads": threads, "compiled": compiled,
     }  # fmt: skip
+
+
+def code_with(plugins: Iterable[str]) -> str:
+    """`code_fingerprint`, and with it the files of the plugins that are imported here."""
+    own = code_fingerprint()
+    files = [f"{name} {source_digest(name)}" for name in sorted(plugins)]
+    return hashlib.sha256("\n".join([own, *files]).encode()).hexdigest()[:16] if files else own
 
 
 def whereabouts() -> dict[str, Any]:
