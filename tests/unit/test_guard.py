@@ -185,3 +185,42 @@ def test_the_kinds_of_one_name_are_apart_and_damage_is_named(tree, tmp_path):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(Exception, match=r"birds\.json: damaged .*remove it"):
             read_known(tmp_path, "birds")
+
+
+def test_a_pretraining_on_changed_images_is_trained_again_with_what_starts_from_it(requests_for, tree, tmp_path):
+    shared = ["pretrain=fractaldb_small", f"pretrain.dataset.root={tree}", "pretrain.recipe.batch_size=8"]
+
+    def requested(rerun=None, words=()):
+        made = requests_for(["seed=0"], shared=[*shared, *words])
+        return [
+            dataclasses.replace(r, config=with_study(train_task._with_class_list(r.config), rerun=rerun)) for r in made
+        ]
+
+    (request,) = requested()
+    before, after = request.config.cell.pretraining, request.config.cell
+    finish(tmp_path, request.config, "pretraining", data=record_data(str(tmp_path), before.dataset))
+    finish(tmp_path, request.config, start={"id": identity(before), "finished_at": None})
+    (tree / "train/tern/2.png").write_bytes(b"other")
+    with pytest.raises(ConfigError) as refused:
+        plan_of(requested())
+    text = str(refused.value)
+    name = before.dataset.name
+    assert text.startswith(f"pretrain.dataset.root: the data of {name!r} have changed since pretrain/")
+    assert "tern/2.png (102 bytes then, 5 now)" in text and f"pretrain.dataset.name={name}_2" in text
+    assert f"study.rerun='[{identity(before)},{identity(after)}]'" in text
+    assert plan_of(requested(words=[f"pretrain.dataset.name={name}_2"])).todo
+    again = plan_of(requested(rerun=(identity(before), identity(after))))
+    assert [c.id for c in again.todo] == [identity(before), identity(after)]
+    (note,) = [n for n in plan_of(requested(rerun=(identity(before),))).notes if "earlier training" in n]
+    assert note.startswith("1 cells start from an earlier training of pretrain/")
+
+
+def test_cells_that_started_from_an_earlier_pretraining_are_noted(requests_for, tmp_path):
+    (request,) = requests = requests_for(["pretrain=fractaldb_small", "seed=0"])
+    before = identity(request.config.cell.pretraining)
+    record = finish(tmp_path, request.config, "pretraining")
+    record.write("result.json", record.read("result.json") | {"finished_at": "2026-01-02"})
+    finish(tmp_path, request.config, start={"id": before, "finished_at": "2026-01-01"})
+    assert "earlier training of pretrain/" in " ".join(plan_of(requests).notes)
+    finish(tmp_path, request.config, start={"id": before, "finished_at": "2026-01-02"})
+    assert "earlier training" not in " ".join(plan_of(requests).notes)

@@ -66,6 +66,14 @@ def start_of(cell: CellConfig, output_dir: str) -> Path | None:
     return before.folder / "last.pt"
 
 
+def _start(cell: CellConfig, output_dir: str) -> dict[str, Any] | None:
+    """Which training of its pre-training a cell starts from; None for one without."""
+    if cell.pretraining is None:
+        return None
+    before = Record(Path(output_dir) / identity(cell.pretraining))
+    return {"id": before.id, "finished_at": (before.read_intact("result.json") or {}).get("finished_at")}
+
+
 def run_cell(config: Config, *, study: str, name: str, report: Report = lambda event: None) -> Outcome:
     """Train the cell that `config` means, or continue it; every process of its world calls this.
 
@@ -159,7 +167,7 @@ def _record_events(
                 origin |= {"compiled": not event.derived["not_compiled"], "from_step": event.step}
                 files = {split: asdict(found) for split, found in survey(cell.dataset).items()}
                 data = record_data(config.output_dir, cell.dataset)
-                about_data = {"id": record.id, "data": data, "files": files}
+                about_data = {"id": record.id, "data": data, "files": files, "start": _start(cell, config.output_dir)}
                 attempted = _attempts(record, origin | whereabouts()) | about_data
                 record.write("provenance.json", attempted)
                 about |= origin | {"attempts": attempts(attempted), "data": data}

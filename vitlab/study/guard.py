@@ -31,7 +31,25 @@ def check_data(plan: Plan) -> Plan:
     for cell in plan.cells:
         groups.setdefault(_files_of(cell_of(cell.config).dataset), []).append(cell)
     notes = [note for cells in groups.values() for note in _check(plan, cells)]
-    return dataclasses.replace(plan, notes=(*plan.notes, *notes))
+    return dataclasses.replace(plan, notes=(*plan.notes, *notes, *_outdated(plan)))
+
+
+def _outdated(plan: Plan) -> list[str]:
+    """A note for each pre-training that was trained again, or is about to be, after cells had started from it."""
+    names = {c.id: c.name for c in plan.cells}
+    again = {c.id for c in plan.cells if c.again}
+    found: dict[str, list[PlannedCell]] = {}
+    for cell in plan.cells:
+        if cell.needs and not cell.again and cell.state in ("finished", "running", "interrupted"):
+            start = (plan.record(cell).read_intact("provenance.json") or {}).get("start") or {}
+            now = (plan.record_of(cell.needs).read_intact("result.json") or {}).get("finished_at")
+            if cell.needs in again or (now and start.get("finished_at") not in (None, now)):
+                found.setdefault(cell.needs, []).append(cell)
+    return [
+        f"{len(cells)} cells start from an earlier training of {names.get(needs, needs)}; study.rerun="
+        f"{_rerun(plan, {c.id for c in cells})} trains them again"
+        for needs, cells in found.items()
+    ]
 
 
 def _files_of(dataset: DatasetConfig) -> Hashable:
