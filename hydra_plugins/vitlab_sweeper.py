@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import traceback
@@ -15,12 +16,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vitlab.cli.execute import program
 from vitlab.cli.flags import split_command
 from vitlab.cli.hydra_errors import explain
-from vitlab.cli.keys import keys_of
+from vitlab.cli.keys import context_of, keys_of
 from vitlab.cli.typed import typed_keys
 from vitlab.cli.typos import mistakes_in_words
 from vitlab.cli.values import readable
+from vitlab.cli.whole_command import with_whole_commands
 from vitlab.config import GROUPS, Config, ConfigError, parse
 from vitlab.core.errors import UserError, as_user_error
 from vitlab.study.plan import Request
@@ -37,6 +40,8 @@ class StudySweeper(BasicSweeper):
         """Plan and run; raises SystemExit with the study's exit code, or with the line of a user's mistake."""
         try:
             code = self.carry_out(self._requests(arguments))
+        except ConfigError as error:
+            sys.exit(f"vitlab: {self._with_whole_commands(error, arguments)}")
         except Exception as error:
             if (mistake := as_user_error(error)) is None:
                 raise
@@ -49,6 +54,17 @@ class StudySweeper(BasicSweeper):
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explain(error)) from error
 
+    def _with_whole_commands(self, error: ConfigError, arguments: list[str]) -> ConfigError:
+        """`error`, naming commands that are accepted in place of what was typed, where there are such."""
+        from vitlab.cli.train_task import resolved
+
+        def accept(words: list[str]) -> None:
+            resolved(self._requests([word for word in words if not word.startswith(("hydra.", "hydra/"))]))
+
+        flags, words = split_command(sys.argv[1:])
+        words = words if set(arguments) <= set(words) else arguments
+        return with_whole_commands(error, [*program(os.environ).split(), sys.argv[0], *flags], words, accept)
+
     def requests(self, arguments: list[str]) -> list[Request]:
         """Every cell that the command means, parsed and checked."""
         assert self.hydra_context is not None and self.config is not None
@@ -57,7 +73,9 @@ class StudySweeper(BasicSweeper):
         product = self.split_arguments(parser.parse_overrides([*params, *arguments]), None)[0]
         extra = [_words_of(cell, parser) for cell in self.config.study.cells] or [[]]
         combinations = [[*base, *cell] for base in product for cell in extra]
-        composer = _Composer(self.hydra_context.config_loader, self.config, parser)
+        self._composer = composer = getattr(self, "_composer", None) or _Composer(
+            self.hydra_context.config_loader, self.config, parser
+        )
         requests = []
         for overrides in combinations:
             try:
@@ -125,8 +143,7 @@ def _words_of(cell: str, parser: OverridesParser) -> list[str]:
 
 def _checked(words: list[str], where: str, entry: str = "") -> list[str]:
     """Overrides that stand in a value, as Hydra can read them. Raises ConfigError, naming `where`, for a mistake."""
-    flags, typed = split_command(sys.argv[1:])
-    context = [*flags, *(word for word in typed if "hydra.searchpath=" in word)]
+    context = context_of(sys.argv[1:])
     if wrong := mistakes_in_words([*context, *words]):
         raise ConfigError(where, f"{wrong[0]}{entry}")
     keys = keys_of("config", context)

@@ -125,10 +125,11 @@ def _show_failure(plan: Plan, cell: PlannedCell, outcome: str, shown: set[str]) 
 def command(without: str | tuple[str, ...] = ()) -> str:
     """The command that the user typed, to be typed again, without the words that begin so."""
     words = [word for word in sys.argv if not (without and word.startswith(without))]
-    return f"{_program(os.environ)} {shlex.join(words)}"
+    return f"{program(os.environ)} {shlex.join(words)}"
 
 
-def _program(known: Mapping[str, str]) -> str:
+def program(known: Mapping[str, str]) -> str:
+    """What stands before run.py in a command, by the environment: `python`, or torchrun with its processes."""
     if "TORCHELASTIC_RUN_ID" not in known:
         return "python"
     one_machine = known["LOCAL_WORLD_SIZE"] == known["WORLD_SIZE"]

@@ -6,7 +6,7 @@ import re
 
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from vitlab.config.parse import suggest
+from vitlab.config.suggestions import suggest
 
 _NOISE = ("See https://", "Set the environment variable", "full_key:", "object_type=", "reference_type=")
 

@@ -85,6 +85,18 @@ def keys_of(root: str, words: Sequence[str] = ()) -> Keys:
     return dataclasses.replace(known, folders=tuple(own_folders(words)), closed=closed)
 
 
+def context_of(words: Sequence[str]) -> list[str]:
+    """Those of a command's words that say where its configuration is: what `keys_of` reads."""
+    found = []
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        flag, equals, _ = word.partition("=")
+        if flag in (*_FOLDER_FLAGS, *_ROOT_FLAGS):
+            found += [word] if equals else [word, following]
+        elif _SEARCHPATH.fullmatch(word):
+            found.append(word)
+    return found
+
+
 def own_folders(words: Sequence[str]) -> Iterator[Path]:
     """The folders that `--config-dir FOLDER` and `hydra.searchpath=[FOLDER,…]` add."""
     for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):

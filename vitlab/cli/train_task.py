@@ -31,9 +31,7 @@ def run_study(requests: Sequence[Request], run: RunCells, prove: Prove | None = 
 
     `prove` sees that the cells can start here; None where `run` gives them to other machines.
     """
-    resolve = functools.cache(resolve_class_list)
-    requests = [dataclasses.replace(r, config=_with_class_list(r.config, resolve)) for r in requests]
-    require_effect([request.config for request in requests])
+    requests = resolved(requests)
     name = study_name(requests[0].config, requests)
     if "RANK" in os.environ and "SLURM_JOB_ID" not in os.environ:
         return _run_rank(requests, name)
@@ -46,6 +44,14 @@ def run_study(requests: Sequence[Request], run: RunCells, prove: Prove | None = 
         print(line)
     plan = check_data(build_plan(requests, name, trains_here=prove is not None))
     return execute(plan, requests[0].config, run, prove)
+
+
+def resolved(requests: Sequence[Request]) -> list[Request]:
+    """The requests with the class lists of their data filled in, checked again. Raises ConfigError for a mistake."""
+    resolve = functools.cache(resolve_class_list)
+    requests = [dataclasses.replace(r, config=_with_class_list(r.config, resolve)) for r in requests]
+    require_effect([request.config for request in requests])
+    return requests
 
 
 def run_task(config: Config) -> int:

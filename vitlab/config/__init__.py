@@ -3,7 +3,7 @@
 from vitlab.config.check import check_cell, check_run, parse_policies
 from vitlab.config.choices import choice, options
 from vitlab.config.files import find_checkpoint
-from vitlab.config.parse import build, named_after_folder, parse, register_schemas, suggest
+from vitlab.config.parse import build, named_after_folder, parse, register_schemas
 from vitlab.config.schema import (
     FROM_ROOT,
     GROUPS,
@@ -22,6 +22,7 @@ from vitlab.config.schema import (
     experiment,
     plain,
 )
+from vitlab.config.suggestions import suggest
 from vitlab.core.errors import ConfigError
 
 __all__ = [

@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vitlab.config.parse import build, register_schemas, suggest
+from vitlab.config.parse import build, register_schemas
 from vitlab.config.schema import GROUPS
+from vitlab.config.suggestions import suggest
 from vitlab.core.errors import ConfigError
 
 _IN_WHEEL = Path(__file__).parents[1] / "conf"

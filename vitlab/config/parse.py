@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -32,6 +31,7 @@ from vitlab.config.schema import (
     StudyConfig,
     WandbConfig,
 )
+from vitlab.config.suggestions import meant, suggest
 from vitlab.core.errors import ConfigError
 from vitlab.core.names import clean_name, text_of
 from vitlab.core.plugins import import_plugins
@@ -107,10 +107,28 @@ def build(cls: type, values: Any, where: str, given: Mapping[str, Any] | None = 
             if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
                 raise ConfigError(f"{prefix}{name}", "a value is needed and none was given")
             continue
-        value = _convert(hints[name], values[name], prefix + name)
-        _check_range(entry, value, prefix + name)
-        given[name] = value
+        given[name] = _field(entry, hints[name], values[name], prefix + name)
     return cls(**given)
+
+
+def _field(entry: dataclasses.Field[Any], hint: Any, value: Any, key: str) -> Any:
+    """A field's value with its type and range checked; an error names the override that may have been meant."""
+
+    def accepts(other: Any) -> bool:
+        try:
+            _check_range(entry, _convert(hint, other, key), key)
+        except ConfigError:
+            return False
+        return True
+
+    try:
+        converted = _convert(hint, value, key)
+        _check_range(entry, converted, key)
+    except ConfigError as error:
+        if error.key != key or error.ways or value == "???":
+            raise
+        raise ConfigError(key, error.text, meant(key, hint, value, accepts)) from None
+    return converted
 
 
 @functools.cache
@@ -138,13 +156,11 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         raise ConfigError(key, f"got {value!r}, expected {_describe(hint)}")
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
-            allowed = ", ".join(map(str, arguments))
-            near = nearest(value, arguments)
-            raise ConfigError(key, f"got {value!r}, allowed: {allowed}" + (f". Did you mean {near!r}?" if near else ""))
+            raise ConfigError(key, f"got {value!r}, allowed: {', '.join(map(str, arguments))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(key, f"got {value!r}, expected a list such as {key}='[…]'")
+            raise ConfigError(key, f"got {value!r}, expected a list")
         inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(value) != len(inner):
             raise ConfigError(key, f"got {len(value)} values {value!r}, expected {len(inner)}")
@@ -182,18 +198,6 @@ def _check_range(entry: dataclasses.Field[Any], value: Any, key: str) -> None:
     if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ConfigError(key, f"got {value}, allowed: {bounds}")
-
-
-def suggest(got: Any, allowed: typing.Iterable[Any]) -> str:
-    """`" Did you mean 'mixup'?"`, or the allowed names where nothing is near."""
-    names = [str(a) for a in allowed]
-    near = nearest(got, names)
-    return f" Did you mean {near!r}?" if near else f" Known: {', '.join(names)}."
-
-
-def nearest(got: Any, allowed: typing.Iterable[Any]) -> str | None:
-    """The allowed name that `got` may be a misspelling of; None where none is near."""
-    return next(iter(difflib.get_close_matches(str(got), [str(a) for a in allowed], n=1)), None)
 
 
 def _with_digests(cell: CellConfig, output_dir: str) -> CellConfig:

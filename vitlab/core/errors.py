@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import errno
+import re
+import shlex
+from collections.abc import Sequence
 from typing import Self
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -32,22 +35,48 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A mistake in the value of one configuration key, which reads `key: text`."""
+    """A mistake in the value of one configuration key, which reads `key: text`.
 
-    def __init__(self, key: str, text: str) -> None:
-        super().__init__(text)
-        self.args = (key, text)
+    `ways` are overrides, each of which ends the mistake by itself (or several, with a space between); the text names
+    them at its end.
+    """
+
+    def __init__(self, key: str, text: str, ways: Sequence[str] = ()) -> None:
+        super().__init__(text + _named(ways))
+        self.args = (key, self.text)
         self.key = key
+        self.ways = tuple(ways)
+
+    def instead(self, commands: Sequence[str]) -> Self:
+        """The same error, whose text names whole commands in place of its ways."""
+        other = copy.copy(self)
+        other.text = f"{self.text.replace(_named(self.ways), '')}; type {', or '.join(commands)}"
+        other.args = (self.key, other.text)
+        return other
 
     def __str__(self) -> str:
         return f"{self.key}: {self.text}"
 
     def under(self, prefix: str) -> Self:
-        """The same error of a key inside the group `prefix`: `recipe.epochs` under `pretrain`."""
+        """The same error of a key inside the group `prefix`: `recipe.epochs` under `pretrain`.
+
+        The keys that its text names are those of the group as well, where the group has them.
+        """
         other = copy.copy(self)
         other.key = f"{prefix}.{self.key}"
+        if prefix == "pretrain":
+            other.text = _OF_A_CELL.sub(r"pretrain.\1", self.text)
+            other.ways = tuple(_OF_A_CELL.sub(r"pretrain.\1", way) for way in self.ways)
         other.args = (other.key, other.text)
         return other
+
+
+_OF_A_CELL = re.compile(r"(?<![\w./-])((?:dataset|augment|recipe)\.[a-z])")
+"""The groups of a cell that a pre-training has of its own."""
+
+
+def _named(ways: Sequence[str]) -> str:
+    return f"; give {' or '.join(shlex.join(way.split()) for way in ways)}" if ways else ""
 
 
 def reason(error: OSError) -> str:
