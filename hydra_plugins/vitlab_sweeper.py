@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -24,7 +25,7 @@ from vitlab.cli.typed import typed_keys
 from vitlab.cli.typos import mistakes_in_words
 from vitlab.cli.values import readable
 from vitlab.cli.whole_command import with_whole_commands
-from vitlab.config import GROUPS, Config, ConfigError, parse
+from vitlab.config import GROUPS, CellConfig, Config, ConfigError, parse
 from vitlab.core.errors import UserError, as_user_error
 from vitlab.study.plan import Request
 
@@ -98,14 +99,24 @@ class StudySweeper(BasicSweeper):
         launcher = self.launcher
         if hasattr(launcher, "run_plan"):
             prove = getattr(launcher, "prove_plan", None)  # absent where other machines train
-            return run_study(requests, launcher.run_plan, prove)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+            return run_study(requests, launcher.run_plan, prove, self.cell_of)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         if "submitit" in type(launcher).__module__:
             raise ConfigError(
                 "hydra/launcher",
                 "submitit's launchers lose results of killed cells and let dependents of failed cells "
                 "run; use hydra/launcher=slurm, which takes the same partition, gpus_per_node and timeout_min",
             )
-        return run_study(requests, self._through_stock_launcher, _prove_here)
+        return run_study(requests, self._through_stock_launcher, _prove_here, self.cell_of)
+
+    def cell_of(self, overrides: Sequence[str]) -> CellConfig:
+        """The cell that overrides mean today. Raises UserError where they mean none."""
+        from vitlab.cli.train_task import resolved
+
+        try:
+            request = Request(tuple(overrides), self._composer.compose(list(overrides)))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(explain(error)) from None
+        return resolved([request])[0].config.cell
 
     def _through_stock_launcher(self, plan: Any, view: Any) -> dict[str, str]:
         """Any other launcher of Hydra's: stage by stage, without isolation; what happened is read from the records."""

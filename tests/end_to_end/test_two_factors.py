@@ -68,4 +68,4 @@ def test_one_baseline_and_asserted_scatter_as_typed(swept):
     assert wrong.returncode == 1 and "margin: got -1, allowed: more than 0" in wrong.stderr
     assert "Traceback" not in wrong.stderr
     typo = run("statistics=poled", script="analyze.py", cwd=swept)
-    assert typo.returncode == 1 and "Did you mean 'pooled'" in typo.stderr
+    assert typo.returncode == 1 and "give statistics=pooled" in typo.stderr

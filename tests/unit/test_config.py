@@ -133,4 +133,4 @@ def test_a_wrong_choice_of_words_prints_its_list_once():
     assert str(raised.value) == "wandb.mode: got 'cloud', allowed: auto, online, offline, disabled"
     with pytest.raises(ConfigError) as raised:
         build(WandbConfig, {"mode": "ofline"}, "wandb")
-    assert str(raised.value).endswith("allowed: auto, online, offline, disabled. Did you mean 'offline'?")
+    assert str(raised.value).endswith("allowed: auto, online, offline, disabled; give wandb.mode=offline")

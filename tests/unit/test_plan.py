@@ -79,6 +79,42 @@ def test_drift_is_named(requests_for, tmp_path):
     assert "recipe.weight_decay: 0.05 → 0.1" in note
 
 
+def test_another_value_that_was_typed_is_no_drift(requests_for, compose_config, tmp_path):
+    short = requests_for(["recipe.epochs=2", "recipe.warmup_epochs=0"])
+    finish(tmp_path, short[0].config)
+    write_study(tmp_path, "s", study_content(build_plan(short, "s"), short[0].config))
+    for words in ([], ["recipe.epochs=3"], ["recipe=deit"], ["recipe.optimizer=sgd"]):
+        usual = requests_for(words)
+        plan = build_plan(usual, "s", compose=lambda overrides: compose_config(*overrides).cell)
+        assert plan.cells[0].name == build_plan(short, "s").cells[0].name and plan.notes == ()
+
+
+def test_a_default_that_changed_is_drift_whatever_is_typed_now(requests_for, tmp_path):
+    """The study was planned with epochs=2 typed; since then weight decay has another default, and lr=0.1 is typed."""
+    short = requests_for(["recipe.epochs=2", "recipe.warmup_epochs=0"])
+    finish(tmp_path, short[0].config)
+    write_study(tmp_path, "s", study_content(build_plan(short, "s"), short[0].config))
+
+    def compose(overrides):
+        assert "recipe.epochs=2" in overrides
+        cell = short[0].config.cell
+        return dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, weight_decay=0.1))
+
+    (note,) = build_plan(requests_for(["recipe.lr=0.1"]), "s", compose=compose).notes
+    assert "recipe.weight_decay: 0.05 → 0.1" in note and "epochs" not in note and "lr" not in note
+
+
+def test_words_that_mean_no_cell_any_more_are_no_drift(requests_for, tmp_path):
+    short = requests_for(["recipe.epochs=2", "recipe.warmup_epochs=0"])
+    finish(tmp_path, short[0].config)
+    write_study(tmp_path, "s", study_content(build_plan(short, "s"), short[0].config))
+
+    def compose(overrides):
+        raise ConfigError("recipe.epochs", "no such key")
+
+    assert build_plan(requests_for([]), "s", compose=compose).notes == ()
+
+
 def test_mixed_code_packages_and_devices_are_noted(requests_for, tmp_path):
     requests = requests_for(["seed=0"], ["seed=1"], ["seed=2"])
     finish(tmp_path, requests[0].config, commit="0123456789", packages={"torch": "1.0"}, device_name="A")

@@ -17,6 +17,7 @@ from vitlab.core.errors import UserError
 from vitlab.data.sources.claims import check_claims
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.survey import describe
+from vitlab.study.drift import Compose
 from vitlab.study.guard import check_data
 from vitlab.study.identity import identity
 from vitlab.study.plan import Request, build_plan, name_cells, study_content, study_name
@@ -26,10 +27,13 @@ from vitlab.study.record import write_study
 Resolve = Callable[..., DatasetConfig]
 
 
-def run_study(requests: Sequence[Request], run: RunCells, prove: Prove | None = None) -> int:
+def run_study(
+    requests: Sequence[Request], run: RunCells, prove: Prove | None = None, compose: Compose | None = None
+) -> int:
     """Plan and train the requested cells; returns the exit code. Raises ConfigError before anything starts.
 
-    `prove` sees that the cells can start here; None where `run` gives them to other machines.
+    `prove` sees that the cells can start here; None where `run` gives them to other machines. `compose` tells what the
+    overrides of an earlier command mean today.
     """
     requests = resolved(requests)
     name = study_name(requests[0].config, requests)
@@ -42,7 +46,7 @@ def run_study(requests: Sequence[Request], run: RunCells, prove: Prove | None = 
             print(line)
     for line in _try_starts([request.config.cell for request in requests]):
         print(line)
-    plan = check_data(build_plan(requests, name, trains_here=prove is not None))
+    plan = check_data(build_plan(requests, name, trains_here=prove is not None, compose=compose))
     return execute(plan, requests[0].config, run, prove)
 
 

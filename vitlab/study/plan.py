@@ -16,7 +16,8 @@ from vitlab.core.names import clean_name
 from vitlab.data.order import epoch_length
 from vitlab.study.capacity import Capacity, capacity
 from vitlab.study.contents import read_contents
-from vitlab.study.identity import differences, identity
+from vitlab.study.drift import Compose, drifted
+from vitlab.study.identity import identity
 from vitlab.study.mixture import attempts, mixtures
 from vitlab.study.provenance import device_kind, settings
 from vitlab.study.record import Record, State, read_study
@@ -104,10 +105,13 @@ def planned_steps(cell: PlannedCell) -> int:
     return content.recipe.epochs * (length // content.recipe.batch_size)
 
 
-def build_plan(requests: Sequence[Request], study: str, trains_here: bool = True) -> Plan:
+def build_plan(
+    requests: Sequence[Request], study: str, trains_here: bool = True, compose: Compose | None = None
+) -> Plan:
     """The plan for all requested cells and the pre-trainings they start from.
 
-    `trains_here` is False where this machine only submits, so that its own device says nothing. Damaged records are
+    `trains_here` is False where this machine only submits, so that its own device says nothing. `compose` composes the
+    overrides of cells that the study knew, to see what has changed since. Damaged records are
     noted, and their cells neither used nor trained unless `study.rerun` names them. Raises ConfigError where it names a
     cell that is not in the study; NewerError for a record of a newer schema.
     """
@@ -141,7 +145,11 @@ def build_plan(requests: Sequence[Request], study: str, trains_here: bool = True
         if isinstance(fault, NewerError):
             raise fault
     notes = [f"{name}: {fault}" for name, fault in faults]
-    notes += [*_idle(requests, names), *_drift(cells, study, output_dir), *_mixture(cells, output_dir, trains_here)]
+    notes += [
+        *_idle(requests, names),
+        *_drift(cells, study, output_dir, compose),
+        *_mixture(cells, output_dir, trains_here),
+    ]
     return Plan(study, output_dir, tuple(cells), tuple(notes), trains_here)
 
 
@@ -241,7 +249,7 @@ def _idle(requests: Sequence[Request], names: Sequence[str]) -> list[str]:
     return notes
 
 
-def _drift(cells: Iterable[PlannedCell], study: str, output_dir: Path) -> list[str]:
+def _drift(cells: Iterable[PlannedCell], study: str, output_dir: Path, compose: Compose | None) -> list[str]:
     """Cells that this study knew under the same name with another meaning: a default has changed since."""
     try:
         known = read_study(output_dir, study) or {"cells": []}
@@ -249,17 +257,7 @@ def _drift(cells: Iterable[PlannedCell], study: str, output_dir: Path) -> list[s
         if Path(error.path).is_dir():  # it could not be written again
             raise
         return [f"{error.path}: {error.problem}; this command writes it again"]
-    before = {entry["name"]: entry["id"] for entry in known["cells"]}
-    notes = []
-    for cell in cells:
-        old = before.get(cell.name)
-        if old is None or old == cell.id or cell.config.study.part != "cell":
-            continue
-        recorded = Record(output_dir / old).read_intact("config.yaml")
-        if recorded:
-            changes = differences(recorded["experiment"], experiment(cell.config.cell)) or ["the code's semantics"]
-            notes.append(f"{cell.name} was {old} and is now {cell.id}: {'; '.join(changes)}")
-    return notes
+    return drifted(cells, known["cells"], output_dir, compose)
 
 
 def _mixture(cells: Sequence[PlannedCell], output_dir: Path, trains_here: bool) -> list[str]:
