@@ -42,11 +42,11 @@ def make_cell(augment, seed, dataset="digits", pretrain="scratch", start=None, *
 
 def write_cell(
     folder, augment, seed, top1, state="finished", dataset="digits", mirror=False, commit="abc123456789", place=None,
-    pretrain="scratch", earlier=(), packages=None, code=None, threads=1, data=IMAGES, sealed=True,
+    pretrain="scratch", earlier=(), packages=None, code=None, threads=1, data=IMAGES, sealed=True, cell=None,
     **recipe,
 ):  # fmt: skip
     """A record as a run leaves it, or as older versions left it (`sealed=False`); `mirror` adds its offline W&B run."""
-    cell = make_cell(augment, seed, dataset, pretrain, **recipe)
+    cell = cell or make_cell(augment, seed, dataset, pretrain, **recipe)
     record = Record(folder / identity(cell))
     labels = {"model": "vit_micro", "dataset": dataset, "augment": augment, "pretrain": pretrain, "recipe": "quick"}
     name = f"{augment}/s{seed}"
@@ -56,6 +56,7 @@ def write_cell(
     origin |= {"data": data}
     record.write("provenance.json", {"id": record.id} | origin | {"earlier": list(earlier)})
     entry = {"id": record.id, "name": name, "part": "cell", "labels": labels, "aliases": [], "overrides": []}
+    entry |= {"experiment": experiment(cell)}
     run = None
     if mirror:
         about = {"id": record.id, "name": name, "study": "s", "labels": labels, "devices": 1,
@@ -80,7 +81,7 @@ def write_cell(
     ]
     result = {"last": epochs[2], "best": epochs[1], "ema": None, "num_train": 1437, "num_eval": 400,
               "num_parameters": 155018, "images_per_second": 2000.0, "wall_seconds": 30.0, "device_seconds": 30.0,
-              "epochs": 3, "derived": {}}  # fmt: skip
+              "epochs": 3, "derived": {"num_parameters": 155018, "num_train": 1437, "num_eval": 400}}  # fmt: skip
     rows = [
         {"epoch": e["epoch"], "step": 44 * e["epoch"], "train/loss": 2 / e["epoch"]}
         | {f"eval/{key}": e[key] for key in ("top1", "top5", "loss")}
@@ -92,15 +93,20 @@ def write_cell(
         record.finish(result | {"finished_at": None})
     else:  # as before results had digests
         record.write("result.json", {"schema_version": 1, "id": record.id} | result | {"finished_at": None})
-        for file in [*record.folder.glob("*.json"), record.folder / "config.yaml"]:
-            text = re.sub(r',?\s*"?digest"?: "?\w{64}"?', "", file.read_text(encoding="utf-8"))
-            file.write_text(text, encoding="utf-8")
+        for name in ("result.json", "provenance.json", "config.yaml"):
+            unseal(record.folder / name)
     if run is not None:
         for row in rows:
             run.log(row)
         run.finish(flat_summary(result) | {"hits": packed_hits(record.folder), "curve": packed_curve(rows)})
         _wait_until_written(record.folder)
     return entry
+
+
+def unseal(file):
+    """Take the digest out of a file, as older versions wrote it."""
+    text = re.sub(r',?\s*"?digest"?: "?\w{64}"?', "", file.read_text(encoding="utf-8"))
+    file.write_text(text, encoding="utf-8")
 
 
 def _wait_until_written(folder, seconds=60):
