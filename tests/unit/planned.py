@@ -3,7 +3,7 @@
 import dataclasses
 
 from vitlab.config import experiment
-from vitlab.study.identity import identity
+from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.record import Record
 
 
@@ -15,8 +15,9 @@ def begin(folder, config, part="cell"):
     """A record that is just begun."""
     cell = config.cell if part == "cell" else config.cell.pretraining
     record = Record(folder / identity(cell))
-    record.write("config.yaml", {"schema_version": 1, "id": record.id, "name": "x", "experiment": experiment(cell),
-                                 "labels": {}, "runtime": {"devices": 1}})  # fmt: skip
+    content = {"schema_version": 1, "id": record.id, "semantics": SEMANTICS, "name": "x"}
+    content |= {"experiment": experiment(cell), "labels": {}, "runtime": {"devices": 1}}
+    record.write("config.yaml", content)
     return record
 
 

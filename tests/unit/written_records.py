@@ -11,9 +11,10 @@ from vitlab.analysis.sources.wandb_files import read_offline_run
 from vitlab.analysis.table_model import TableSpec
 from vitlab.config import CellConfig, WandbConfig, choice, experiment
 from vitlab.core.fingerprint import Fingerprint
-from vitlab.study.identity import identity
+from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
 from vitlab.study.record import Record, write_study
+from vitlab.study.record_schema import experiment_digest
 
 IMAGES = {
     split: Fingerprint(count, f"{split} names", f"{split} ends").plain()
@@ -50,8 +51,9 @@ def write_cell(
     record = Record(folder / identity(cell))
     labels = {"model": "vit_micro", "dataset": dataset, "augment": augment, "pretrain": pretrain, "recipe": "quick"}
     name = f"{augment}/s{seed}"
-    record.write("config.yaml", {"schema_version": 1, "id": record.id, "name": name, "experiment": experiment(cell),
-                                 "labels": labels, "runtime": {"devices": 1, "threads": threads}})  # fmt: skip
+    content = {"schema_version": 1, "id": record.id, "semantics": SEMANTICS, "name": name}
+    content |= {"experiment": experiment(cell), "labels": labels, "runtime": {"devices": 1, "threads": threads}}
+    record.write("config.yaml", content)
     origin = {"code": code, "commit": commit, "dirty": False, "device_name": "CPU", "packages": packages or {}}
     origin |= {"data": data}
     record.write("provenance.json", {"id": record.id} | origin | {"earlier": list(earlier)})
@@ -60,7 +62,8 @@ def write_cell(
     run = None
     if mirror:
         about = {"id": record.id, "name": name, "study": "s", "labels": labels, "devices": 1,
-                 "part": "cell", "table": None, "place": place} | origin  # fmt: skip
+                 "part": "cell", "table": None, "place": place}  # fmt: skip
+        about |= origin | {"digest": experiment_digest(experiment(cell))}
         run = Mirror(WandbConfig(mode="offline"), identity=record.id, name=name, study="s", folder=record.folder,
                      config=experiment(cell) | {"vitlab": about})  # fmt: skip
     if state != "finished":

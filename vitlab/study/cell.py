@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vitlab.config import CellConfig, Config, ConfigError, experiment, plain
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_text
+from vitlab.core.integrity import DIGEST
 from vitlab.core.plugins import import_plugins
 from vitlab.data.sources.survey import survey
 from vitlab.study.contents import read_contents
@@ -24,6 +25,7 @@ from vitlab.study.mixture import attempts
 from vitlab.study.progress import line_of
 from vitlab.study.provenance import code_patch, settings, whereabouts
 from vitlab.study.record import SCHEMA_VERSION, Record, place
+from vitlab.study.record_schema import experiment_digest
 
 if TYPE_CHECKING:
     from vitlab.train.events import Event
@@ -150,7 +152,7 @@ def _record_events(
     about = {"id": record.id, "name": name, "study": study, "labels": dict(config.labels)}
     about |= {"part": config.study.part, "table": config.study.table}
     about["place"] = place(config.output_dir, study, record.id)
-    about |= origin
+    about |= origin | {DIGEST: experiment_digest(experiment(cell))}
     shown = experiment(cell) | {"vitlab": about}
     mirror = Mirror(config.wandb, identity=record.id, name=name, study=study, folder=record.folder, config=shown)
     with mirror, _failure_recorded(record):

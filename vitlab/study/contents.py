@@ -72,7 +72,9 @@ class _Reading:
             self.take(name, lambda name=name: _require_digest(record, name, digests), serious=name == "config.yaml")
         if result and not digests:
             rows = self.take("metrics.jsonl", record.rows)
-            self.take("result.json", lambda: _require_agreement(record, result, rows), serious=True)
+            if config is not None:
+                devices = config["runtime"]["devices"]
+                self.take("result.json", lambda: _require_agreement(record, result, rows, devices), serious=True)
             if thorough and not self.serious:
                 self.take("predictions.npz", lambda: _require_predictions(record, result))
         state: State = "damaged" if self.serious else "finished"
@@ -126,36 +128,41 @@ def _require_no_folder(record: Record, name: str) -> None:
         raise DamagedError(path, "is a folder, not a file", record.remedy)
 
 
-def _require_agreement(record: Record, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | None) -> None:
+def _require_agreement(
+    record: Record, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | None, devices: int
+) -> None:
     """Check a result without digests, as older versions wrote it, against what else is recorded of the cell.
 
     `rows` is None where they cannot be read. Raises DamagedError for a figure that two places tell differently.
     """
 
-    def require(same: bool, problem: str) -> None:
+    def require(same: bool, problem: str, other: str | None = None) -> None:
         if not same:
-            raise DamagedError(record.folder / "result.json", f"damaged ({problem})", record.remedy)
+            told = f"does not agree with {record.folder / other} ({problem})" if other else f"damaged ({problem})"
+            raise DamagedError(record.folder / "result.json", told, record.remedy)
 
     require(result.get("last") is not None or not result["num_eval"], "last is missing")
     epochs = {row["epoch"]: row for row in rows or ()}
     for parts, prefix in _PARTS.items():
-        name = ".".join(parts)
+        name, curve = ".".join(parts), "metrics.jsonl"
         figures = functools.reduce(lambda node, key: (node or {}).get(key), parts, result)
         told = [row for row in epochs.values() if f"{prefix}/top1" in row]
-        require(figures is not None or not told, f"{name} is missing, and metrics.jsonl has evaluations")
+        require(figures is not None or not told, f"{name} is missing", curve)
         if figures is None or not told:
             continue
         for key in FIGURES:
             own, there = figures[key], epochs.get(figures["epoch"], {}).get(f"{prefix}/{key}")
-            require(own == there or (own != own and there != there), f"{name}.{key} is {own}, {there} in metrics.jsonl")
+            require(own == there or (own != own and there != there), f"{name}.{key} is {own} and {there}", curve)
         highest = max(row[f"{prefix}/top1"] for row in told)
-        require(parts[-1] == "last" or highest == figures["top1"], f"metrics.jsonl has an epoch of top-1 {highest}")
-    for key in ("num_parameters", "num_train"):
-        there = (result.get("derived") or {}).get(key, result[key])
-        require(there == result[key], f"{key} is {result[key]}, derived.{key} is {there}")
-    devices = result["device_seconds"] / result["wall_seconds"] if result["wall_seconds"] else 1.0
-    whole = devices >= 1 and math.isclose(devices, round(devices), rel_tol=1e-9)
-    require(whole, "device_seconds is no multiple of wall_seconds")
+        require(parts[-1] == "last" or highest == figures["top1"], f"an epoch there has top-1 {highest}", curve)
+    derived, left_out = result.get("derived") or {}, len((result.get("bad_images") or {}).get("eval", ()))
+    counts = {"num_parameters": 0, "num_train": 0, "num_eval": left_out}
+    for key, less in counts.items():
+        there = derived.get(key, result[key] + less) - less
+        require(there == result[key], f"{key} is {result[key]}, and {there} in what the training derived")
+    seconds = result["wall_seconds"] * devices
+    same = math.isclose(result["device_seconds"], seconds, rel_tol=1e-9)
+    require(same, f"device_seconds is {result['device_seconds']}, and {devices} devices took {seconds}", "config.yaml")
 
 
 def _require_predictions(record: Record, result: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ DIGESTED = ("config.yaml", "metrics.jsonl", "predictions.npz", "predictions_ema.
 State = Literal["finished", "running", "failed", "interrupted", "missing", "damaged"]
 """`damaged`: something of the record that counts cannot be read, or is not what was written (see study/contents.py)."""
 
-_TYPE_AGAIN = "restore the file, or type the study's command again: it writes the list and trains nothing twice"
+TYPE_AGAIN = "restore the file, or type the study's command again: it writes the list and trains nothing twice"
 
 
 class Record:
@@ -250,13 +250,13 @@ def read_study(output_dir: Path, name: str | None = None) -> dict[str, Any] | No
             return None
         name = files[-1].stem
     path = folder / f"{name}.json"
-    content = read_mapping(path, _TYPE_AGAIN, SCHEMA_VERSION)
+    content = read_mapping(path, TYPE_AGAIN, SCHEMA_VERSION)
     if content is None:
         return None
     if problem := misfit(content, STUDY):
-        raise DamagedError(path, f"damaged ({problem})", _TYPE_AGAIN)
+        raise DamagedError(path, f"damaged ({problem})", TYPE_AGAIN)
     if content["name"] != name:
-        raise DamagedError(path, f"is the list of study {content['name']!r}", _TYPE_AGAIN)
+        raise DamagedError(path, f"is the list of study {content['name']!r}", TYPE_AGAIN)
     return content
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitlab.config import GROUPS
 from vitlab.core.fingerprint import plain_fingerprints
-from vitlab.core.integrity import Shape, finite, number, percent, texts
+from vitlab.core.integrity import Shape, digest_of, finite, number, percent, texts
 
 FIGURES: dict[str, Shape] = {"loss": number, "top1": percent, "top5": percent}
 """An evaluation: mean cross-entropy in nats, accuracies in percent."""
@@ -43,6 +43,19 @@ def summary_figures(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What a table takes from a W&B summary (flat, `last/top1`): the part that its digest is of."""
     taken = {*_SUMMED, "hits", "curve"}
     return {key: value for key, value in summary.items() if key.split("/")[0] in taken and value is not None}
+
+
+def experiment_digest(experiment: Mapping[str, Any]) -> str:
+    """The digest of a plain experiment in a W&B configuration, whose nulls need not survive the way there."""
+    return digest_of(_without_nulls({key: experiment[key] for key in ("seed", *GROUPS)}))
+
+
+def _without_nulls(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_nulls(value) if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+        if value is not None
+    }
 
 
 STUDY: dict[str, Shape] = {

@@ -15,10 +15,11 @@ from typing import Any
 import pandas as pd
 
 from vitlab.core.errors import UserError
+from vitlab.core.integrity import DamagedError
 from vitlab.core.metrics import METRICS, SELECTIONS
 from vitlab.study.contents import read_contents
 from vitlab.study.mixture import attempts
-from vitlab.study.record import Record, failure_line, read_study, records
+from vitlab.study.record import TYPE_AGAIN, Record, failure_line, read_study, records
 
 PARTS = tuple(SELECTIONS)
 
@@ -29,9 +30,9 @@ def collect(output_dir: str | Path = "runs", study: str | None = None) -> pd.Dat
     Columns: id, name, state, seed, the flattened experiment (`augment.mixup`, `recipe.lr`, `pretrain.dataset.name`, …),
     `label.<group>`, `last.top1` … `ema.best.loss` (percent, nats), num_eval, num_parameters, device_hours, commit,
     device_name, devices, attempts (JSON: the settings of each attempt, see `study.mixture`), data (JSON: the
-    fingerprints of the images trained and evaluated on), failure, faults (damaged
-    files, one to a line). Figures of unfinished and of damaged cells are missing. Raises UserError where no such study
-    is known, or its list of cells is damaged.
+    fingerprints of the images trained and evaluated on), failure, faults (damaged files, one to a line). Figures of
+    unfinished and of damaged cells are missing. Raises UserError where no such study is known, or its list of cells is
+    damaged.
     """
     folder = Path(output_dir)
     if study is None:
@@ -40,13 +41,22 @@ def collect(output_dir: str | Path = "runs", study: str | None = None) -> pd.Dat
     if content is None:
         known = sorted(f.stem for f in (folder / "studies").glob("*.json"))
         raise UserError(f"study: no study {study!r} in {folder}; there are: {', '.join(known) or 'none'}")
-    rows = []
-    for entry in content["cells"]:
-        if entry["part"] == "cell":
-            planned = experiment_columns(entry.get("experiment", {}), entry["labels"])
-            found = read_record(Record(folder / entry["id"])) | {"name": entry["name"], "aliases": entry["aliases"]}
-            rows.append(found | planned)
-    return frame(rows)
+    return frame(_listed(folder, study, entry) for entry in content["cells"] if entry["part"] == "cell")
+
+
+def _listed(folder: Path, study: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a cell that a study lists, with the values that it was planned with where its own are not known.
+
+    Where the two contradict each other, the cell's own count: its identity vouches for them.
+    """
+    planned = experiment_columns(entry.get("experiment", {}), entry["labels"])
+    row = read_record(Record(folder / entry["id"])) | {"name": entry["name"], "aliases": entry["aliases"]}
+    other = [key for key, value in planned.items() if not key.startswith("label.") and row.get(key, value) != value]
+    if other:
+        told = f"{other[0]} of {entry['id']} is {planned[other[0]]!r}, {row[other[0]]!r} in its config.yaml"
+        fault = DamagedError(folder / "studies" / f"{study}.json", f"damaged ({told})", TYPE_AGAIN)
+        row["faults"] = "\n".join([*row.get("faults", "").splitlines(), str(fault)])
+    return row | {key: value for key, value in planned.items() if key not in other}
 
 
 def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

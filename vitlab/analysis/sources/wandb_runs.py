@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from vitlab.core.files import make_folder, write_text
 from vitlab.core.integrity import DIGEST, DamagedError, Shape, digest_of, misfit, read_mapping, sealed, texts
 from vitlab.study.mixture import attempts
 from vitlab.study.record import SCHEMA_VERSION
-from vitlab.study.record_schema import FILES, ROW, summary_figures
+from vitlab.study.record_schema import FILES, ROW, experiment_digest, summary_figures
 
 _TRIES = 4
 _STATES = {
@@ -107,8 +107,12 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
             faults.append(str(DamagedError(where, problem, _FROM_RECORDS)))
         return not problem
 
+    def changed(of: Mapping[str, Any], digest: Callable[[], str], what: str) -> str | None:
+        return f"damaged ({what} has changed since it was written)" if of.get(DIGEST, d := digest()) != d else None
+
     row: dict[str, Any] = {"id": str(about.get("id", run["id"])), "state": _STATES.get(run["state"], "interrupted")}
-    if config and note(_misfit(config, _CONFIG)):
+    known = config and note(_misfit(config, _CONFIG))
+    if known and note(changed(about, lambda: experiment_digest(config), "its configuration")):
         row |= {"name": about["name"], "table": about.get("table")}
         row |= experiment_columns({key: config[key] for key in ("seed", *GROUPS)}, about["labels"])
         row |= {key: about.get(key) for key in ("devices", "commit", "dirty", "device_name")}
@@ -119,9 +123,8 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
     if row["state"] == "finished" and "last/top1" not in summary:  # saved and stopped before its end
         row["state"] = "interrupted"
     if row["state"] == "finished":
-        changed = DIGEST in summary and summary[DIGEST] != digest_of(summary_figures(summary))
-        result = _nest(summary)
-        if note("damaged (its summary has changed since it was written)" if changed else _misfit(result, _SUMMARY)):
+        other, result = changed(summary, lambda: digest_of(summary_figures(summary)), "its summary"), _nest(summary)
+        if note(other or _misfit(result, _SUMMARY)):
             row |= result_columns(result) | {"hits": summary.get("hits")}
         else:
             row["state"] = "damaged"
