@@ -78,7 +78,7 @@ def test_a_cell_that_failed_before_its_record_began_is_told_of(requests_for, tmp
     job = launch_local._Job(plan.cells[0], process, None, 0, time.monotonic())  # pyright: ignore[reportArgumentType]
     view = SimpleNamespace(status=lambda *a: said.append(a))
     assert launch_local._conclude(job, plan, view) == "failed"  # pyright: ignore[reportArgumentType]
-    assert said == [(plan.cells[0].id, "failed", "Failed: OSError: no such luck")]
+    assert said == [(plan.cells[0].id, "failed", "OSError: no such luck")]
     assert (
         json.loads((record.folder / "failure.json").read_text(encoding="utf-8"))["message"] == "OSError: no such luck"
     )
@@ -97,4 +97,4 @@ def test_what_another_process_has_seen_fail_is_not_run_again(requests_for, monke
     view = SimpleNamespace(status=lambda *a: said.append(a), refresh=lambda: None)
     outcomes = launch_local.run_locally(plan, view)  # pyright: ignore[reportArgumentType]
     assert [name for name, _ in begun] == ["none/s1"]
-    assert outcomes[plan.cells[0].id] == "failed" and said[0][2] == "by another process: E: meanwhile"
+    assert outcomes[plan.cells[0].id] == "failed" and said[0][2] == "by another process: meanwhile"

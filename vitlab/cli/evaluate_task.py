@@ -12,7 +12,7 @@ import torch
 
 from vitlab.config import AugmentConfig, Config, ConfigError, build, plain
 from vitlab.core.errors import UserError
-from vitlab.core.files import save_arrays
+from vitlab.core.files import make_folder, save_arrays, write_text
 from vitlab.core.names import clean_name
 from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader
@@ -105,8 +105,7 @@ def _check_classes(restored: Restored, classes: tuple[str, ...]) -> None:
 
 
 def _write(config: Config, restored: Restored, evaluation: Evaluation) -> Path:
-    folder = Path(config.output_dir) / "evaluate"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(Path(config.output_dir) / "evaluate")
     data = clean_name(restored.dataset.name, "data")  # a checkpoint's record may say anything
     file = folder / f"{short_name(restored.weights.path)}_{data}_{config.weights}.json"
     content = {
@@ -115,7 +114,7 @@ def _write(config: Config, restored: Restored, evaluation: Evaluation) -> Path:
         "model": plain(restored.model), "dataset": plain(restored.dataset),
         "data": {"eval": evaluated_data(restored.dataset).fingerprint.plain()},
     }  # fmt: skip
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(content, indent=1) + "\n")
     save_arrays(
         file.with_suffix(".npz"), index=evaluation.index, label=evaluation.label, top5=evaluation.ranking,
         loss=evaluation.losses,

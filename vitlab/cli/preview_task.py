@@ -13,11 +13,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vitlab.config import AugmentConfig, Config, ConfigError, DatasetConfig, build, choice
+from vitlab.core.files import make_folder, written_whole
 from vitlab.core.names import clean_name, text_of
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.crop import resize_and_centre, resize_box
-from vitlab.data.decode import BadImageError, decode, reading_of
+from vitlab.data.decode import BadImageError, decode, picture_format, reading_of
 from vitlab.data.loader import Cropping
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.listing import find_images
@@ -51,6 +52,9 @@ def run_preview(config: Config) -> list[str]:
     with the same random numbers in all. Raises ConfigError for an unknown condition or a data set that is not there.
     """
     options: PreviewConfig = build(PreviewConfig, config.options, "preview")
+    stem = "conditions" if options.conditions else clean_name(config.labels.get("augment", ""), "augment")
+    file = Path(options.file or Path(config.output_dir) / "preview" / f"{stem}.png")
+    written_as = picture_format(file, "preview.file")
     dataset = resolve_class_list(config.cell.dataset, config.output_dir)
     if options.images is None:
         names, pictures = load_pictures(dataset, options.pictures)
@@ -61,17 +65,15 @@ def run_preview(config: Config) -> list[str]:
             raise ConfigError("preview.columns", f"got {options.columns}; mixing pairs neighbours, so it must be even")
         conditions = {name: choice("augment", name) for name in options.conditions}
         sheet = draw_conditions(conditions, dataset, pictures, options, config.cell.seed)
-        stem = "conditions"
     else:
         if len(pictures) % 2 and options.images is None:
             raise ConfigError("preview.pictures", f"got {options.pictures}; mixing pairs pictures, so it must be even")
         if len(pictures) % 2 and config.cell.augment.mixes:
             raise ConfigError("preview.images", f"got {len(pictures)}; mixing pairs pictures, so it must be even")
         sheet = draw_condition(config.cell.augment, dataset, names, pictures, options, config.cell.seed)
-        stem = clean_name(config.labels.get("augment", ""), "augment")
-    file = Path(options.file or Path(config.output_dir) / "preview" / f"{stem}.png")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(file, quality=90)
+    make_folder(file.parent)
+    with written_whole(file) as stream:
+        sheet.save(stream, written_as, quality=90)
     return [f"wrote {file} ({sheet.width} x {sheet.height}); look at it, then train: python run.py augment=…"]
 
 

@@ -114,6 +114,14 @@ def save_arrays(path: Path, *, compressed: bool = True, **arrays: np.ndarray) ->
         (np.savez_compressed if compressed else np.savez)(stream, **arrays)  # pyright: ignore[reportArgumentType]
 
 
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an .npy file, whole or not at all. Raises DiskError."""
+    import numpy as np
+
+    with written_whole(path) as stream:
+        np.save(stream, array)
+
+
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values as `torch.save` does, whole or not at all. Raises DiskError."""
     import torch

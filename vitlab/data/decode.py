@@ -17,7 +17,7 @@ import simplejpeg
 from PIL import Image
 
 from vitlab.config import DatasetConfig
-from vitlab.core.errors import UserError
+from vitlab.core.errors import ConfigError, UserError
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how a picture is to be turned; 1: not at all."""
@@ -56,6 +56,14 @@ AS_STORED = Reading()
 def reading_of(dataset: DatasetConfig) -> Reading:
     """How a data set's files are read: `dataset.grey16` and `dataset.exif`."""
     return Reading(dataset.grey16, dataset.exif == "apply")
+
+
+def picture_format(file: Path, key: str) -> str:
+    """The format of a picture to be written, by its name. Raises ConfigError naming `key` for any other name."""
+    name = Image.registered_extensions().get(file.suffix.lower())
+    if name not in Image.SAVE:
+        raise ConfigError(key, f"{str(file)!r} is no picture's name; end it in .png")
+    return name
 
 
 def decode(file: Path, reading: Reading = AS_STORED) -> np.ndarray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from vitlab.config import Config, ConfigError
+from vitlab.core.files import make_folder, write_text
 from vitlab.explain.attention import rollout_map
 from vitlab.explain.explained_model import Subject, pick_device
 from vitlab.explain.faithfulness import Curves, perturbation_curves, random_maps, score_table
@@ -115,13 +117,14 @@ def measure_scenes(config: Config, options: ExplainConfig, folder: Path) -> tupl
 
 
 def _write_table(header: list[str], rows: list[list[str]], stem: Path) -> list[Path]:
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(stem.parent)
     table = stem.with_name(stem.name + ".csv")
-    with table.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([header, *rows])
+    content = io.StringIO(newline="")
+    csv.writer(content).writerows([header, *rows])
+    write_text(table, content.getvalue())
     text = stem.with_name(stem.name + ".md")
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(text, "\n".join(lines) + "\n")
     return [table, text]
 
 

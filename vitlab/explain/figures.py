@@ -17,6 +17,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vitlab.core.files import make_folder, written_whole
 from vitlab.explain.faithfulness import Curves
 
 HEAT = "inferno"
@@ -77,10 +78,13 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write `stem`.png and `stem`.pdf, without dates inside."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(stem.parent)
     png, pdf = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".pdf")
-    figure.savefig(png, dpi=160, metadata={"Software": None})
-    figure.savefig(pdf, dpi=160, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    with written_whole(png) as stream:
+        figure.savefig(stream, format="png", dpi=160, metadata={"Software": None})
+    with written_whole(pdf) as stream:
+        about = {"CreationDate": None, "Producer": None, "Creator": None}
+        figure.savefig(stream, format="pdf", dpi=160, metadata=about)
     return [png, pdf]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitlab.core.files import make_folder, save_array
 from vitlab.explain.attention import attention_maps, patch_grid
 from vitlab.explain.explained_model import Subject
 from vitlab.explain.figures import draw_distance, draw_filters, draw_similarity, save
@@ -19,7 +20,7 @@ from vitlab.explain.position import attention_distance, position_similarity, rgb
 
 def draw_place(subjects: Sequence[Subject], options: ExplainConfig, folder: Path, output_dir: str) -> list[Path]:
     """Write similarity and filters of each checkpoint, and all their attention distances in one figure."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files: list[Path] = []
     distances: dict[str, np.ndarray] = {}
     uniform = 0.0
@@ -31,14 +32,14 @@ def draw_place(subjects: Sequence[Subject], options: ExplainConfig, folder: Path
         title = f"Similarity of position embeddings\n{subject.label}"
         files += save(draw_similarity(similarity, title=title), folder / f"position_{stem}")
         files.append(folder / f"position_{stem}.npy")
-        np.save(files[-1], similarity)
+        save_array(files[-1], similarity)
         title = f"RGB embedding filters (first {len(filters)} principal components)\n{subject.label}"
         files += save(draw_filters(filters, title=title), folder / f"filters_{stem}")
         values, uniform = _distances(subject, options, output_dir)
         label = subject.label if subject.label not in distances else f"{subject.label} ({len(distances) + 1})"
         distances[label] = values.numpy()
         files.append(folder / f"distance_{stem}.npy")
-        np.save(files[-1], values.numpy())
+        save_array(files[-1], values.numpy())
     name = subjects[0].stem if len(subjects) == 1 else "checkpoints"
     title = "Mean attention distance, a dot for each head" + (f"\n{subjects[0].label}" if len(subjects) == 1 else "")
     return [*files, *save(draw_distance(distances, title=title, uniform=uniform), folder / f"distance_{name}")]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from vitlab.core.files import make_folder, save_array
 from vitlab.explain.explained_model import Subject
 from vitlab.explain.figures import METHOD_SOURCES, METHOD_TITLES, Tile, draw_tiles, save
 from vitlab.explain.options import ExplainConfig, MethodName
@@ -63,7 +64,7 @@ class Seen:
             for k in range(self.targets.shape[1]):
                 asked = "" if self.method == "rollout" else f"_class{int(self.targets[b, k])}"
                 file = folder / f"{self.method}{how}_{self.subject.stem}_{picture.name}{asked}.npy"
-                np.save(file, self.maps[b, k].numpy())
+                save_array(file, self.maps[b, k].numpy())
                 files.append(file)
         return files
 
@@ -81,7 +82,7 @@ def see(subject: Subject, options: ExplainConfig, methods: Sequence[MethodName],
 
 def draw_panels(subjects: Sequence[Subject], options: ExplainConfig, folder: Path, output_dir: str) -> list[Path]:
     """Write the figures and raw maps of explain=rollout or explain=relevance; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     method: MethodName = "rollout" if options.kind == "rollout" else options.method
     if options.compare and len(subjects) == 1:
         if options.kind == "rollout":

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vitlab.analysis.table_model import Entry, Table
 from vitlab.core.comparisons import Comparison
+from vitlab.core.files import written_whole
 from vitlab.core.metrics import Figure as Shown
 
 KINDS = {"up": ("#0072B2", "^"), "down": ("#D55E00", "v"), "level": ("#6E7781", "D"), "same": ("#009E73", "s")}
@@ -145,7 +146,9 @@ def draw_cost(table: Table) -> Figure:
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write `path`.png and `path`.pdf, byte-identical for the same figure (no dates inside); closes it."""
     png, pdf = path.with_suffix(".png"), path.with_suffix(".pdf")
-    figure.savefig(png, dpi=150, metadata={"Software": None})
-    figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    with written_whole(png) as stream:
+        figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
+    with written_whole(pdf) as stream:
+        figure.savefig(stream, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
     plt.close(figure)
     return [png, pdf]

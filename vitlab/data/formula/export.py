@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitlab.config import ConfigError
 from vitlab.core.errors import UserError
 from vitlab.core.files import make_folder, require_space, unwritten, write_text, written_whole
+from vitlab.data.decode import picture_format
 from vitlab.data.formula.cache import VERSION
 from vitlab.data.formula.geometry import GREY
 from vitlab.data.formula.render import instance
@@ -140,8 +140,7 @@ def contact_sheet(
     """
     spec = source.spec
     file = Path(file)
-    if file.suffix.lower() not in Image.registered_extensions():
-        raise ConfigError("fractaldb.preview", f"{str(file)!r} is no picture's name; end it in .png")
+    written_as = picture_format(file, "fractaldb.preview")
     categories = np.unique(np.linspace(0, spec.categories - 1, num_categories).astype(int))
     columns, gap, margin = min(num_instances, spec.instances), 4, 48
     sheet = Image.new("L", (margin + columns * (side + gap) + gap, len(categories) * (side + gap) + gap), 40)
@@ -153,7 +152,5 @@ def contact_sheet(
             picture = Image.fromarray(source.crop(category * spec.instances + c, None) * 2)
             sheet.paste(picture.resize((side, side), Image.Resampling.BOX), (margin + c * (side + gap), top))
     make_folder(file.parent)
-    try:
-        sheet.save(file)
-    except OSError as error:
-        raise unwritten(file, error) from error
+    with written_whole(file) as stream:
+        sheet.save(stream, written_as)
