@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
+import math
 import os
 import shlex
 import signal
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import ConfigError, check_run
+from vitlab.core.files import locked, make_folder
 from vitlab.core.integrity import read_mapping, sealed
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
@@ -178,9 +179,7 @@ def _outside_any_job() -> Iterator[None]:
 @contextlib.contextmanager
 def _submitting(output_dir: Path) -> Iterator[None]:
     """Held while looking at the queue and submitting, so that two commands do not submit a cell twice."""
-    (output_dir / "slurm").mkdir(parents=True, exist_ok=True)
-    with (output_dir / "slurm" / "lock").open("a", encoding="utf-8") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with locked(make_folder(output_dir / "slurm") / "lock", wait=math.inf):
         yield
 
 
