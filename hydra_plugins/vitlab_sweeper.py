@@ -23,7 +23,7 @@ from vitlab.cli.hydra_errors import explain
 from vitlab.cli.keys import context_of, keys_of
 from vitlab.cli.typed import typed_keys
 from vitlab.cli.typos import mistakes_in_words
-from vitlab.cli.values import readable
+from vitlab.cli.values import readable, typed
 from vitlab.cli.whole_command import with_whole_commands
 from vitlab.config import GROUPS, CellConfig, Config, ConfigError, parse
 from vitlab.core.errors import UserError, as_user_error
@@ -72,7 +72,10 @@ class StudySweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         params = _checked(self._parse_config(), "hydra.sweeper.params")
         product = self.split_arguments(parser.parse_overrides([*params, *arguments]), None)[0]
-        extra = [_words_of(cell, parser) for cell in self.config.study.cells] or [[]]
+        if isinstance(cells := self.config.study.cells, str):
+            listed = typed("study.cells", f'["{cells}"]')
+            raise ConfigError("study.cells", f"a list is needed; type {listed}")
+        extra = [_words_of(cell, parser) for cell in cells] or [[]]
         combinations = [[*base, *cell] for base in product for cell in extra]
         self._composer = composer = getattr(self, "_composer", None) or _Composer(
             self.hydra_context.config_loader, self.config, parser
