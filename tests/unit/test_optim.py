@@ -106,3 +106,21 @@ def test_drop_path_rates_and_masks():
     assert torch.allclose(whole[2:4], model(images[2:4]), atol=1e-5)
     model.eval()
     assert not torch.allclose(whole, model(images), atol=1e-3)
+
+
+def test_the_rates_of_recipe_deit_are_deits():
+    """DeiT's main.py: timm's scheduler, stepped after each epoch with that epoch's index; epochs 0 and 1 at 1e-6."""
+    recipe, steps = choice("recipe", "deit"), 1251
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.peak_lr)
+    scheduler = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_lr_init=1e-6, warmup_t=5)
+    deits = []
+    for epoch in range(300):
+        deits.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(epoch)
+    assert deits[:2] == [1e-6, 1e-6] and not recipe.ema_warmup
+    ours = [learning_rate(recipe, epoch * steps, steps) for epoch in range(300)]
+    last = [learning_rate(recipe, (epoch + 1) * steps - 1, steps) for epoch in range(300)]
+    assert ours == pytest.approx(deits, rel=1e-12) and last == ours
+    by_step = dataclasses.replace(recipe, schedule_by="step")
+    ratios = [learning_rate(by_step, epoch * steps, steps) / deits[epoch] for epoch in range(1, 7)]
+    assert ratios == pytest.approx([200.8, 1.995, 1.499, 1.333, 1.249, 1.000], abs=5e-4)

@@ -97,6 +97,15 @@ def _shown(value: Any) -> str:
     return "none" if value is None or value != value else str(value)
 
 
+def _not_deits(finished: pd.DataFrame) -> list[str]:
+    """In what cells of recipe=deit were not trained as DeiT's own."""
+    if "label.recipe" not in finished or "recipe.precision" not in finished:
+        return []
+    cells = finished[(finished["label.recipe"] == "deit") & (finished["recipe.precision"] == "bf16")]
+    note = "recipe=deit trains in bf16 autocast, where DeiT trains in fp16 with loss scaling; conf/recipe/deit.yaml"
+    return [f"{note} names every difference"] if len(cells) else []
+
+
 def table_notes(
     frame: pd.DataFrame,
     rows: Sequence[Row],
@@ -118,7 +127,7 @@ def table_notes(
         for name, faults in zip(damaged["name"], damaged["faults"], strict=True):
             flags += [f"{name}: {fault}" for fault in faults.splitlines()]
     flags += [*mixed_data, *_mixtures(finished)]
-    notes = [*flags]
+    notes = [*flags, *_not_deits(finished)]
     for dataset in rows[0].entries if spec.statistics == "pooled" else ():
         p = unequal_spread([g for row in rows if not _copied(row, rows) for g in [_scores(row, dataset)]])
         if p is not None and p < 0.01:

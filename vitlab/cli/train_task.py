@@ -88,7 +88,7 @@ def _run_rank(requests: Sequence[Request], study: str) -> int:
     name = name_cells(requests)[0]
     if os.environ["RANK"] != "0":
         return 130 if run_cell(config, study=study, name=name) == "interrupted" else 0
-    plan = check_data(build_plan(requests, study))
+    plan = check_data(build_plan(requests, study, older_names=False))
     write_study(plan.output_dir, study, study_content(plan, config))
     cell = next(c for c in plan.cells if c.id == identity(cell_of(config)))
     if cell.again and cell.state != "missing":

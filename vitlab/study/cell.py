@@ -19,12 +19,12 @@ from vitlab.core.plugins import import_plugins
 from vitlab.data.sources.survey import survey
 from vitlab.study.contents import read_contents
 from vitlab.study.data_record import record_data, require_same_data
-from vitlab.study.identity import SEMANTICS, identity
+from vitlab.study.identity import SEMANTICS, identity, plugins_of
 from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
 from vitlab.study.mixture import attempts
 from vitlab.study.progress import line_of
 from vitlab.study.provenance import code_patch, settings, whereabouts
-from vitlab.study.record import SCHEMA_VERSION, Record, place
+from vitlab.study.record import SCHEMA_VERSION, Record, name_of_record, place
 from vitlab.study.record_schema import experiment_digest
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def start_of(cell: CellConfig, output_dir: str) -> Path | None:
         return Path(cell.pretrain.path)
     if cell.pretraining is None:
         return None
-    before = Record(Path(output_dir) / identity(cell.pretraining))
+    before = Record(Path(output_dir) / name_of_record(cell.pretraining, Path(output_dir)))
     found = read_contents(before, thorough=False)
     if found.state == "damaged":
         raise found.faults[0]
@@ -211,6 +211,7 @@ def _write_config(config: Config, cell: CellConfig, record: Record, name: str) -
         {
             "schema_version": SCHEMA_VERSION, "id": record.id, "semantics": SEMANTICS, "name": name,
             "experiment": experiment(cell), "labels": dict(config.labels), "runtime": runtime, "full": plain(cell),
+            "plugins": plugins_of(cell),
         },
     )  # fmt: skip
 

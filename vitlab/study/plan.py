@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vitlab.study.drift import Compose, drifted
 from vitlab.study.identity import identity
 from vitlab.study.mixture import attempts, mixtures
 from vitlab.study.provenance import device_kind, settings
-from vitlab.study.record import Record, State, read_study
+from vitlab.study.record import Record, State, name_of_record, read_study
 
 
 @dataclass(frozen=True)
@@ -106,32 +106,40 @@ def planned_steps(cell: PlannedCell) -> int:
 
 
 def build_plan(
-    requests: Sequence[Request], study: str, trains_here: bool = True, compose: Compose | None = None
+    requests: Sequence[Request],
+    study: str,
+    trains_here: bool = True,
+    compose: Compose | None = None,
+    *,
+    older_names: bool = True,
 ) -> Plan:
     """The plan for all requested cells and the pre-trainings they start from.
 
     `trains_here` is False where this machine only submits, so that its own device says nothing. `compose` composes the
-    overrides of cells that the study knew, to see what has changed since. Damaged records are
+    overrides of cells that the study knew, to see what has changed since. `older_names` looks for finished records
+    under the names of the rule before, except where `study.rerun` trains cells again. Damaged records are
     noted, and their cells neither used nor trained unless `study.rerun` names them. Raises ConfigError where it names a
     cell that is not in the study; NewerError for a record of a newer schema.
     """
     first = requests[0].config
     output_dir = Path(first.output_dir)
     names = name_cells(requests)
-    starts = _name_pretrainings(requests)
+    older = functools.partial(name_of_record, output_dir=output_dir)
+    named = older if older_names and first.study.rerun is None else identity
+    starts = _name_pretrainings(requests, named)
     merged: dict[str, PlannedCell] = {}
     for request, name in zip(requests, names, strict=True):
         before = request.config.cell.pretraining
         needs = None
         if before is not None:
-            needs = identity(before)
+            needs = named(before)
             if needs not in merged:
                 study_of_part = dataclasses.replace(request.config.study, part="pretraining")
                 config = dataclasses.replace(request.config, study=study_of_part)
                 overrides = (*request.overrides, "study.part=pretraining")
                 found = read_contents(Record(output_dir / needs), thorough=False)
                 merged[needs] = PlannedCell(needs, starts[needs], config, overrides, found.state, faults=found.faults)
-        key = identity(request.config.cell)
+        key = named(request.config.cell)
         if key in merged:
             cell = merged[key]
             if name != cell.name:
@@ -190,13 +198,13 @@ def name_cells(requests: Sequence[Request]) -> list[str]:
     return names
 
 
-def _name_pretrainings(requests: Sequence[Request]) -> dict[str, str]:
+def _name_pretrainings(requests: Sequence[Request], named: Callable[[CellConfig], str]) -> dict[str, str]:
     """Identity → name of every pre-training: its data, its seed, and between them what tells it from the others."""
     found: dict[str, tuple[CellConfig, dict[str, str]]] = {}
     for request in requests:
         if (before := request.config.cell.pretraining) is not None:
             below = {k: v for k, v in _traits(request).items() if k.startswith("pretrain.")}
-            found.setdefault(identity(before), (before, below))
+            found.setdefault(named(before), (before, below))
     keys = dict.fromkeys(key for _, below in found.values() for key in below)
     varying = [key for key in keys if len({below.get(key) for _, below in found.values()}) > 1]
     names = {}

@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 import yaml
 
+from vitlab.config import CellConfig
 from vitlab.core.errors import UserError, as_user_error
 from vitlab.core.files import append_line, is_locked, locked, make_folder, remove_parts, write_text
 from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, read_text, sealed, train_again
-from vitlab.study.identity import recorded_identity
+from vitlab.study.identity import identity, older_identity, recorded_identity
 from vitlab.study.record_schema import FILES, ROW, STUDY
 
 SCHEMA_VERSION = 1
@@ -215,7 +216,7 @@ def _check_owner(path: Path, content: dict[str, Any], remedy: str) -> None:
     if problem := misfit(content, FILES.get(path.name, {})):
         raise DamagedError(path, f"damaged ({problem})", remedy)
     if path.name == "config.yaml" and "semantics" in content:
-        meant = recorded_identity(content["experiment"], content["semantics"])
+        meant = recorded_identity(content["experiment"], content["semantics"], content.get("plugins"))
         if meant != cell:
             raise DamagedError(
                 path, f"holds the configuration of cell {meant}, and this is the folder of {cell}", remedy
@@ -226,6 +227,13 @@ def failure_line(failure: Mapping[str, Any]) -> str:
     """Why a cell failed, in a line: the message, with the kind of error where it is a bug."""
     message = str(failure.get("message", ""))
     return f"{failure.get('type', 'error')}: {message}" if failure.get("traceback") else message
+
+
+def name_of_record(cell: CellConfig, output_dir: Path) -> str:
+    """The cell's identity; or its name under the rule before, where only that has a finished record."""
+    now, before = identity(cell), older_identity(cell)
+    older = not (output_dir / now).exists() and (output_dir / before / "result.json").exists()
+    return before if older else now
 
 
 def records(output_dir: Path) -> list[Record]:
