@@ -1,8 +1,10 @@
-"""What tests share: the number of worker processes, and composing the real configuration in-process."""
+"""What tests share: the number of worker processes; composing and training in this process."""
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +75,26 @@ def requests_for(compose_config, tmp_path):
         return [Request((*o, *shared), compose_config(*o, *shared, f"output_dir={tmp_path}")) for o in lists]
 
     return made
+
+
+@pytest.fixture(scope="session")
+def train_here(compose_config):
+    """`train_here("augment=none,mixup", "output_dir=…")`: run.py's study with its cells in this process.
+
+    A start of run.py costs 8 s of processor time, most of it for torch. Commas sweep, but inside brackets.
+    """
+    from vitlab.cli.train_task import run_study
+    from vitlab.study.cell import run_cell
+    from vitlab.study.plan import Request
+
+    def cells(plan, _view):
+        return {c.id: run_cell(c.config, study=plan.study, name=c.name) for c in plan.todo}
+
+    def trained(*words: str) -> None:
+        swept = [
+            [word] if "[" in word else re.sub(",", f"\n{word.partition('=')[0]}=", word).split("\n") for word in words
+        ]
+        requests = [Request(overrides, compose_config(*overrides)) for overrides in itertools.product(*swept)]
+        assert run_study(requests, cells) == 0
+
+    return trained

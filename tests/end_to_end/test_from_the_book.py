@@ -20,9 +20,6 @@ from PIL import Image
 
 from vitlab.cli.hints import FLAGS, hints_for_flags
 from vitlab.cli.tasks import load_task
-from vitlab.cli.train_task import run_study
-from vitlab.study.cell import run_cell
-from vitlab.study.plan import Request
 
 ROOT = Path(__file__).parents[2]
 TOY = ["recipe.epochs=1", "recipe.warmup_epochs=0", "recipe.batch_size=8", "model.image_size=32", "devices=1",
@@ -110,7 +107,7 @@ def toy(words: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def carry_out(place, compose_config, monkeypatch, capsys):
+def carry_out(place, compose_config, train_here, monkeypatch, capsys):
     """Run a command's words in this process, in the folder; returns what it prints."""
     monkeypatch.chdir(place)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
@@ -119,15 +116,11 @@ def carry_out(place, compose_config, monkeypatch, capsys):
     from vitlab.cli.tasks import TASKS
 
     def of(words: list[str]) -> str:
-        here = [word.replace("=/data/", f"={place}/") for word in words]
-        config = compose_config(*toy(here))
+        here = toy([word.replace("=/data/", f"={place}/") for word in words])
+        config = compose_config(*here)
         if config.task != "train":
             return "\n".join(load_task(TASKS[config.task])(config))
-
-        def cells(plan, _view):
-            return {c.id: run_cell(c.config, study=plan.study, name=c.name) for c in plan.todo}
-
-        assert run_study([Request(tuple(here), config)], cells) == 0
+        train_here(*here)
         return capsys.readouterr().out
 
     return of

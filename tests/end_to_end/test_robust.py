@@ -33,7 +33,7 @@ def run(*words, cwd):
 
 def outcomes(folder):
     """Every finished cell's rows and figures, without clock readings, by identity."""
-    timings = ("images_per_second", "seconds", "wall_seconds", "device_seconds", "finished_at")
+    timings = ("images_per_second", "seconds", "wall_seconds", "device_seconds", "finished_at", "files", "digest")
     found = {}
     for file in folder.glob("c*/result.json"):
         rows = [json.loads(line) for line in (file.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

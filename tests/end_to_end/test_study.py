@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from vitlab.core.errors import UserError
+
 ROOT = Path(__file__).parents[2]
 TINY = ["recipe.epochs=2", "recipe.warmup_epochs=0", "dataset.train_per_class=32", "wandb.mode=disabled"]
 
@@ -28,12 +30,14 @@ def run(*words: str, cwd: Path, script: str = "run.py", **environment: str) -> s
 
 
 def figures(folder: Path) -> dict:
-    """A finished cell's rows and result, without clock readings."""
+    """A finished cell's rows and result, without clock readings and the digests of files that hold them."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    timings = ("images_per_second", "seconds", "wall_seconds", "device_seconds", "finished_at")
+    timings = ("images_per_second", "seconds", "wall_seconds", "device_seconds", "finished_at", "digest")
     rows, result = ([{k: v for k, v in d.items() if k not in timings} for d in group] for group in (rows, [result]))
-    return {"rows": rows, "result": result[0]}
+    predictions = {name: value for name, value in result[0]["files"].items() if name.startswith("predictions")}
+    assert predictions
+    return {"rows": rows, "result": result[0] | {"files": predictions}}
 
 
 def only_cell(folder: Path) -> Path:
@@ -104,16 +108,29 @@ def test_timm_reads_the_weights(swept):
     assert all(torch.equal(ours[k], v) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
-def test_an_interrupted_cell_continues_to_the_same_numbers(tmp_path, number):
-    """Signalled in the middle of an epoch and started again with the same command: bit-identical metrics."""
-    recipe = ["recipe.epochs=4", "recipe.warmup_epochs=1", "recipe.drop_path=0.1", "recipe.ema_decay=0.99"]
-    words = ["augment=mixup", *recipe, "wandb.mode=disabled"]
-    whole = run(*words, "output_dir=whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stdout + whole.stderr
+FOUR_EPOCHS = [
+    "augment=mixup", "recipe.epochs=4", "recipe.warmup_epochs=1", "recipe.drop_path=0.1", "recipe.ema_decay=0.99",
+    "wandb.mode=disabled",
+]  # fmt: skip
 
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, train_here):
+    """What `FOUR_EPOCHS` gives when nothing interrupts it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train_here(*FOUR_EPOCHS, f"output_dir={folder}")
+    return figures(only_cell(folder))
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],
+    ids=lambda s: s.name,
+)
+def test_an_interrupted_cell_continues_to_the_same_numbers(tmp_path, number, undisturbed, train_here):
+    """Signalled in the middle of an epoch and started again, after Ctrl-C with the same command: the same bits."""
     process = subprocess.Popen(
-        command(*words, "output_dir=broken"),
+        command(*FOUR_EPOCHS, "output_dir=broken"),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
@@ -132,16 +149,19 @@ def test_an_interrupted_cell_continues_to_the_same_numbers(tmp_path, number):
     if number != signal.SIGKILL:
         assert process.returncode == 130, output
         assert "To continue" in output
-    again = run(*words, "output_dir=broken", cwd=tmp_path)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert figures(cell) == figures(only_cell(tmp_path / "whole"))
+    if number == signal.SIGINT:
+        again = run(*FOUR_EPOCHS, "output_dir=broken", cwd=tmp_path)
+        assert again.returncode == 0, again.stdout + again.stderr
+    else:
+        train_here(*FOUR_EPOCHS, f"output_dir={broken}")
+    assert figures(cell) == undisturbed
 
 
-def test_two_processes_give_the_losses_of_one(tmp_path):
+def test_two_processes_give_the_losses_of_one(tmp_path, train_here):
     words = ["augment=mixup", "augment.mix_group=16", "recipe.drop_path=0.1", "recipe.repeated_augmentation=3", *TINY]
-    one = run(*words, "output_dir=one", cwd=tmp_path)
+    train_here(*words, f"output_dir={tmp_path}/one")
     two = run(*words, "output_dir=two", "devices=2", cwd=tmp_path)
-    assert one.returncode == two.returncode == 0, one.stdout + one.stderr + two.stdout + two.stderr
+    assert two.returncode == 0, two.stdout + two.stderr
     a, b = (figures(only_cell(tmp_path / name)) for name in ("one", "two"))
     assert only_cell(tmp_path / "one").name == only_cell(tmp_path / "two").name
     for row, other in zip(a["rows"], b["rows"], strict=True):
@@ -149,17 +169,17 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
         assert row["eval/loss"] == pytest.approx(other["eval/loss"], rel=2e-3)
 
 
-def test_torchrun_trains_one_cell_and_refuses_a_sweep(tmp_path):
+def test_torchrun_trains_one_cell_and_refuses_a_sweep(tmp_path, train_here, monkeypatch):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     launch = [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(ROOT / "run.py")]
     done = subprocess.run([*launch, *TINY], cwd=tmp_path, capture_output=True, text=True, timeout=300, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert (only_cell(tmp_path / "runs") / "result.json").exists()
     assert done.stdout.count("none/s0: epoch 2/2  loss") == 1 and "next: python analyze.py" in done.stdout
-    refused = subprocess.run(
-        [*launch, "seed=0,1", *TINY], cwd=tmp_path, capture_output=True, text=True, timeout=300, encoding="utf-8"
-    )
-    assert refused.returncode != 0 and "devices=2" in refused.stderr
+    for key, value in (("RANK", "0"), ("WORLD_SIZE", "2")):  # as torchrun sets them
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match=r"torchrun trains one cell, and this command means 2.*devices=2"):
+        train_here("seed=0,1", *TINY, f"output_dir={tmp_path}/refused")
 
 
 @pytest.mark.parametrize(

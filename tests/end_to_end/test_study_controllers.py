@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from vitlab.study.cell import run_cell
 from vitlab.study.record import Record
+from vitlab.train.events import EpochEnded
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["recipe.epochs=2", "recipe.warmup_epochs=0", "dataset.train_per_class=32", "wandb.mode=disabled"]
@@ -99,12 +101,15 @@ def test_a_second_interrupt_ends_at_once_and_the_next_command_goes_on(tmp_path):
     assert record.state() == "interrupted", "an interrupted cell has not failed"
 
 
-def test_rerun_of_a_cell_cut_short_begins_anew(tmp_path):
-    process = start("recipe.epochs=30", "wandb.mode=disabled", cwd=tmp_path)
-    (rows,) = wait_for(lambda: list(tmp_path.glob("runs/c*/metrics.jsonl")))
-    process.send_signal(signal.SIGINT)
-    code, output = finish(process)
-    assert code == 130, output
+def test_rerun_of_a_cell_cut_short_begins_anew(tmp_path, compose_config):
+    config = compose_config("recipe.epochs=30", "wandb.mode=disabled", f"output_dir={tmp_path}/runs")
+
+    def interrupt(event):
+        if isinstance(event, EpochEnded):
+            signal.raise_signal(signal.SIGINT)
+
+    assert run_cell(config, study="s", name="none/s0", report=interrupt) == "interrupted"
+    (rows,) = tmp_path.glob("runs/c*/metrics.jsonl")
     again = start("recipe.epochs=30", "wandb.mode=disabled", "study.rerun=all", cwd=tmp_path)
     wait_for(lambda: rows.exists() and list(rows.parent.glob("archive/*/last.pt")))
     assert json.loads(rows.read_text(encoding="utf-8").splitlines()[0])["epoch"] == 1
