@@ -51,7 +51,9 @@ def run(program, *words, cwd, broken=""):
     (cwd / "sitecustomize.py").write_text(BREAKING, encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(cwd), "BREAK": broken}
     command = [sys.executable, str(ROOT / program), *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(

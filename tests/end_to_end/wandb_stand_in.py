@@ -19,12 +19,14 @@ WHEN = "2026-01-01T00:00:00Z"
 
 
 class StandIn:
-    """The server and its runs; use as a context manager. `url` is its address, `fail` the number of coming 500s."""
+    """The server and its runs; use as a context manager. `url` is its address, `fail` the number of coming 500s,
+    `knows_key` whether it accepts the key."""
 
     def __init__(self) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
         self.queries: list[str] = []
         self.fail = 0
+        self.knows_key = True
         self.lock = threading.Lock()
         stand_in = self
 
@@ -74,6 +76,8 @@ class StandIn:
             edges = [{"node": self.node(r), "cursor": str(at + i + 1)} for i, r in enumerate(page)]
             return {"project": about | {"runCount": len(found), "runs": {"edges": edges, "pageInfo": more}}}
         if "viewer" in query or "serverInfo" in query:
+            if not self.knows_key:
+                return {"viewer": None, "serverInfo": None}
             viewer = {"id": "1", "entity": "me", "username": "me", "name": "me", "email": "me@example.org"}
             viewer |= {"flags": "{}", "teams": {"edges": []}, "apiKeys": {"edges": []}, "admin": False}
             info = {"features": [], "cliVersionInfo": {"max_cli_version": "99.0.0"}, "latestLocalVersionInfo": None}

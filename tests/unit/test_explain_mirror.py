@@ -24,9 +24,10 @@ def sdk(monkeypatch):
     module.init = init
     module.Image = lambda path: ("image", path)
     module.Settings = dict
-    module.api = types.SimpleNamespace(api_key=None)
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "/nowhere")
     return told | {"module": module, "told": told}
 
 
@@ -60,13 +61,27 @@ def test_nothing_is_logged_where_it_is_off(mode, sdk, compose_config):
     assert "init" not in sdk["told"]
 
 
-def test_auto_is_online_with_a_key(sdk, compose_config):
-    sdk["module"].api.api_key = "k"
+@pytest.fixture
+def answering(monkeypatch):
+    """A key is configured, and its server answers."""
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("vitlab.core.wandb.ask_server", lambda url: "ready")
+
+
+def test_auto_is_online_with_a_key(sdk, answering, compose_config):
     mirror_figures(compose_config("task=explain", "wandb.mode=auto"), "rollout", FIGURES)
     assert sdk["told"]["init"]["mode"] == "online"
 
 
-def test_trouble_harms_nothing(sdk, compose_config, capsys):
+def test_a_server_that_does_not_answer_is_named(sdk, answering, compose_config, monkeypatch, capsys):
+    monkeypatch.setattr("vitlab.core.wandb.ask_server", lambda url: "no answer")
+    mirror_figures(compose_config("task=explain", "wandb.mode=online"), "rollout", FIGURES)
+    assert "init" not in sdk["told"]
+    assert "W&B: http://127.0.0.1:9 did not answer; the figures are on the disk" in capsys.readouterr().out
+
+
+def test_trouble_harms_nothing(sdk, answering, compose_config, capsys):
     def fail(**words):
         raise OSError("no network")
 

@@ -14,6 +14,7 @@ from vitlab.study.estimate import counted, describe
 from vitlab.study.plan import Plan, PlannedCell, study_content
 from vitlab.study.progress import MARKS, View
 from vitlab.study.record import failure_line, write_study
+from vitlab.study.uploads import describe_uploads
 
 RunCells = Callable[[Plan, View], dict[str, str]]
 """Runs a plan's cells somewhere; returns identity → outcome."""
@@ -64,6 +65,8 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
             damaged.append(cell.id)
             for fault in found.faults if cell.state != "damaged" else ():  # else the plan has named them
                 print(f"    {fault}")
+    for line in describe_uploads([plan.record(cell) for cell in plan.cells], plan.output_dir):
+        print(line)
     if "submitted" in outcomes.values():
         again = command(without=("study.rerun", "study.detach"))
         print(f"left to Slurm; the state: squeue --me; to see its end and submit what is missing: {again}")
@@ -82,9 +85,6 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
         return 1
     if "running elsewhere" in outcomes.values():
         print("cells that another process is training were left to it")
-    offline = plan.output_dir / "*" / "wandb" / "offline-run-*"
-    if any(plan.output_dir.glob("*/wandb/offline-run-*")):
-        print(f"W&B: logged offline; to upload: wandb sync {offline}")
     where = "" if str(plan.output_dir) == "runs" else f" output_dir={plan.output_dir}"
     print(f"wrote {plan.output_dir}/<cell>/result.json, metrics.jsonl, last.pt, …; next: python analyze.py{where}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitlab.config import Config, ConfigError
+from vitlab.core.wandb import require_key
 from vitlab.explain.options import parse_options
 
 
@@ -12,6 +13,7 @@ def run_explain(config: Config) -> list[str]:
     """Draw what the options ask for; returns the lines to print. Raises ConfigError, before torch is imported where
     the options alone are wrong, else naming the checkpoint or image."""
     options = parse_options(config.options)
+    require_key(config.wandb.mode)
 
     import torch
 

@@ -14,6 +14,7 @@ from vitlab.cli.tasks import TASKS, load_task
 from vitlab.config import FROM_ROOT, CellConfig, Config, ConfigError, DatasetConfig, check_cell, named_after_folder
 from vitlab.config.effects import idle_among, idle_fields, require_effect, settle
 from vitlab.core.errors import UserError
+from vitlab.core.wandb import require_key
 from vitlab.data.sources.claims import check_claims
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.survey import describe
@@ -36,6 +37,7 @@ def run_study(
     overrides of an earlier command mean today.
     """
     requests = resolved(requests)
+    require_key(requests[0].config.wandb.mode)
     name = study_name(requests[0].config, requests)
     if "RANK" in os.environ and "SLURM_JOB_ID" not in os.environ:
         return _run_rank(requests, name)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-import os
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -14,13 +14,17 @@ from typing import Any, Self
 import numpy as np
 
 from vitlab.config import WandbConfig
-from vitlab.core.errors import one_line
+from vitlab.core.errors import UserError, one_line
 from vitlab.core.integrity import DIGEST, digest_of
 from vitlab.core.metrics import PRIMARY, row_key
+from vitlab.core.wandb import Choice, choose_mode, quiet_settings
 from vitlab.study.contents import load_predictions
 from vitlab.study.record import Record
 from vitlab.study.record_schema import summary_figures
 from vitlab.train.events import Interrupted
+
+OUTCOME = "wandb.json"
+"""In a cell's folder: how its last attempt was logged, and whether all of it reached the server."""
 
 
 class Mirror:
@@ -30,23 +34,40 @@ class Mirror:
         self, wandb: WandbConfig, *, identity: str, name: str, study: str, folder: Path, config: dict[str, Any]
     ) -> None:
         self._run: Any = None
-        self.offline = False
-        if wandb.mode == "disabled":
+        self._record = Record(folder)
+        self._outcome: dict[str, Any] = {}
+        choice = choose_mode(wandb.mode)
+        if choice.mode == "disabled":
+            self._note(mode="disabled", why="asked", uploaded=False)
             return
-        mode: Any = _mode(wandb)
-        self.offline = mode == "offline"
+        about = dict(
+            project=wandb.project, entity=wandb.entity, id=identity, name=name, group=study, config=config,
+            tags=[study, *wandb.tags], dir=str(folder), resume="allow",
+        )  # fmt: skip
+        error = self._start(choice, about)
+        if error is not None and choice.mode == "online":  # it answered, and would not have the run
+            error = self._start(Choice("offline", "no answer", choice.url), about, one_line(error))
+        if error is not None:
+            self._give_up(error)
+
+    def _start(self, choice: Choice, about: dict[str, Any], error: str = "") -> Exception | None:
+        """Begin the run; returns what went wrong."""
         try:
             import wandb as sdk
 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._run = sdk.init(
-                    project=wandb.project, entity=wandb.entity, id=identity, name=name, group=study, config=config,
-                    tags=[study, *wandb.tags], dir=str(folder), mode=mode, resume="allow",
-                    settings=sdk.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=30),
-                )  # fmt: skip
-        except Exception as error:
-            self._give_up(error)
+                self._run = sdk.init(**about, mode=choice.mode, settings=quiet_settings(choice.mode))
+        except Exception as wrong:
+            return wrong
+        page = self._run.url if choice.mode == "online" else None
+        self._note(mode=choice.mode, why=choice.why, server=choice.url, page=page, error=error, uploaded=False)
+        return None
+
+    def _note(self, **changes: Any) -> None:
+        self._outcome |= changes
+        with contextlib.suppress(OSError, UserError):  # the record itself says when a disk is full
+            self._record.write(OUTCOME, self._outcome)
 
     def __enter__(self) -> Self:
         return self
@@ -81,24 +102,14 @@ class Mirror:
                 self._run.summary.update((summary or {}) | ({DIGEST: digest_of(figures)} if figures else {}))
                 self._run.finish(exit_code=exit_code)
                 self._run = None
+                self._note(uploaded=self._outcome.get("mode") == "online")
             except Exception as error:
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        print(f"W&B: {error} (the record on disk is complete; `wandb sync` or a later run uploads what is missing)")
         self._run = None
-
-
-def _mode(wandb: WandbConfig) -> str:
-    """`auto` is online where a key is configured (WANDB_API_KEY, or `wandb login`), else offline."""
-    if wandb.mode != "auto":
-        return wandb.mode
-    if chosen := os.environ.get("WANDB_MODE"):
-        return chosen
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return "online" if netrc.is_file() and "wandb" in netrc.read_text(errors="replace", encoding="utf-8") else "offline"
+        self._note(error=one_line(error))
+        self._record.log(f"W&B: {one_line(error)} (the record on disk is complete)")
 
 
 def packed_hits(folder: Path) -> str | None:

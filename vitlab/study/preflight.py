@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vitlab.config import CellConfig, Config, ConfigError
 from vitlab.core.errors import as_user_error
+from vitlab.core.wandb import require_accepted_key
 from vitlab.study.cell import cell_of
 
 
@@ -17,6 +18,8 @@ def prove(named: Sequence[tuple[str, Config]]) -> None:
     """
     from vitlab.train.distributed import pick_device
 
+    for mode in {config.wandb.mode for _, config in named}:
+        require_accepted_key(mode)
     seen: set[object] = set()
     for name, config in named:
         cell = cell_of(config)

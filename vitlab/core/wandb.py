@@ -1,0 +1,151 @@
+"""Whether W&B can be reached, and how: one rule for the runs of cells and for figures."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import netrc
+import os
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from vitlab.core.errors import ConfigError
+
+ANSWER_SECONDS = 5.0
+"""How long a server may take to answer before a run is logged offline."""
+FINISH_SECONDS = 30.0
+"""How long a finished run may take to be uploaded; `wandb sync` uploads the rest."""
+_LEGACY = {"dryrun": "offline", "run": "online"}
+_VIEWER = "query Viewer { viewer { id } }"
+Answer = Literal["ready", "no answer", "key refused"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a run is logged: `mode` is what W&B is started with, `why` says what led to it."""
+
+    mode: Literal["online", "offline", "disabled"]
+    why: Literal["asked", "key", "no key", "no answer", "key refused"]
+    url: str = ""
+    """The server, where it was asked."""
+
+
+def asked_mode(mode: str) -> str:
+    """`wandb.mode`, or for `auto` what WANDB_MODE says: auto, online, offline or disabled."""
+    chosen = os.environ.get("WANDB_MODE") if mode == "auto" else None
+    return _LEGACY.get(chosen, chosen) if chosen else mode
+
+
+def has_key() -> bool:
+    """Whether credentials are configured: WANDB_API_KEY, an identity token, or what `wandb login` writes."""
+    return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE")) or _key() is not None
+
+
+def require_key(mode: str) -> None:
+    """Raise ConfigError where W&B is to be online and has no key."""
+    if asked_mode(mode) == "online" and not has_key():
+        source = "" if mode == "online" else " (WANDB_MODE)"
+        raise ConfigError(
+            "wandb.mode",
+            f"online{source} needs a key, and none is configured; type `wandb login`, or give wandb.mode=offline and "
+            "upload later with `wandb sync`",
+        )
+
+
+def require_accepted_key(mode: str) -> None:
+    """Raise ConfigError where W&B is to be online and its server does not accept the key. One request."""
+    if asked_mode(mode) == "online" and ask_server(url := base_url()) == "key refused":
+        raise ConfigError(
+            "wandb.mode",
+            f"{url} does not accept the key that is configured; type `wandb login --relogin`, or give "
+            "wandb.mode=offline and upload later with `wandb sync`",
+        )
+
+
+def choose_mode(mode: str) -> Choice:
+    """How to log now: online where a key is configured and the server answers within ANSWER_SECONDS, else offline."""
+    asked = asked_mode(mode)
+    if asked == "disabled":
+        return Choice("disabled", "asked")
+    if asked == "offline":
+        return Choice("offline", "asked")
+    if not has_key():
+        return Choice("offline", "no key")
+    answer = ask_server(url := base_url())
+    return Choice("online", "key", url) if answer == "ready" else Choice("offline", answer, url)
+
+
+def quiet_settings(mode: str) -> Any:
+    """The SDK's settings for a run that prints nothing and, online, holds no cell up for longer than FINISH_SECONDS.
+
+    Offline there is no limit: with one, the SDK returns before its file is written.
+    """
+    import wandb
+
+    bounds: dict[str, Any] = {"init_timeout": FINISH_SECONDS}
+    if mode == "online":
+        bounds |= {"finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
+    known = getattr(wandb.Settings, "model_fields", bounds)  # older ones have no limit to finishing
+    words = {name: value for name, value in bounds.items() if name in known}
+    return wandb.Settings(silent=True, console="off", x_disable_stats=True, **words)
+
+
+def base_url() -> str:
+    """The address of W&B's server, as the SDK has it from its settings."""
+    if given := os.environ.get("WANDB_BASE_URL"):
+        return given.rstrip("/")
+    import wandb
+
+    return str(wandb.setup().settings.base_url).rstrip("/")
+
+
+def ask_server(url: str, seconds: float = ANSWER_SECONDS) -> Answer:
+    """What the server at `url` says within so many seconds, however long a name or a connection takes."""
+    answers: list[Answer] = []
+    thread = threading.Thread(target=lambda: answers.append(_ask(url, seconds)), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else "no answer"
+
+
+def _ask(url: str, seconds: float) -> Answer:
+    headers = {"Content-Type": "application/json", "User-Agent": "vitlab"}
+    if key := _key(urlsplit(url).hostname):
+        headers["Authorization"] = f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}"
+    request = urllib.request.Request(f"{url}/graphql", json.dumps({"query": _VIEWER}).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as response:
+            content: Any = json.load(response)
+        viewer = content["data"].get("viewer", {}) if isinstance(content.get("data"), dict) else {}
+        return "key refused" if viewer is None and "Authorization" in headers else "ready"
+    except urllib.error.HTTPError as error:
+        return "key refused" if error.code in (401, 403) else "no answer" if error.code >= 500 else "ready"
+    except (OSError, ValueError, AttributeError) as error:
+        certificate = isinstance(getattr(error, "reason", None), ssl.SSLError)  # the SDK may know the issuer
+        return "ready" if certificate else "no answer"
+
+
+def _key(host: str | None = None) -> str | None:
+    """The API key for a server; of `host` None any that `wandb login` has written."""
+    if key := os.environ.get("WANDB_API_KEY"):
+        return key
+    with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeDecodeError):
+        known = netrc.netrc(str(_netrc_file())).hosts
+        given = os.environ.get("WANDB_BASE_URL")
+        host = host or (urlsplit(given).hostname if given else None)
+        own = [name for name in known if name == host or (host is None and ("wandb" in name or "coreweave" in name))]
+        return next((secret for name in own if (secret := known[name][2])), None)
+    return None
+
+
+def _netrc_file() -> Path:
+    if named := os.environ.get("NETRC"):
+        return Path(named).expanduser()
+    return next((f for name in (".netrc", "_netrc") if (f := Path.home() / name).is_file()), Path.home() / ".netrc")
