@@ -131,7 +131,7 @@ def test_data_out_of_sight_are_not_compared_and_that_is_said(requested, tree, tm
     shutil.move(tree, tmp_path / "unmounted")
     plan = plan_of(requests)
     assert plan.cells[0].state == "finished"
-    assert "1 cells that were trained on it were not compared with birds as it is now" in " ".join(plan.notes)
+    assert "birds was not compared with 1 cell that started from it: dataset.root: " in " ".join(plan.notes)
 
 
 def test_records_of_older_vitlabs_are_compared_by_their_one_fingerprint(requested, tree, tmp_path):
@@ -172,7 +172,7 @@ def test_contents_that_were_not_recorded_are_said_not_to_be_compared(requested, 
     trained(tmp_path, requested(["seed=0"])[0].config)
     plan = plan_of(requested(["seed=0"], shared=["dataset.verify=contents"]))
     assert plan.cells[0].state == "finished", "how it is verified is not part of the identity"
-    assert "1 cells were recorded without the bytes of birds" in " ".join(plan.notes)
+    assert "1 cell recorded without the bytes of birds" in " ".join(plan.notes)
 
 
 def test_the_kinds_of_one_name_are_apart_and_damage_is_named(tree, tmp_path):
@@ -212,7 +212,7 @@ def test_a_pretraining_on_changed_images_is_trained_again_with_what_starts_from_
     again = plan_of(requested(rerun=(identity(before), identity(after))))
     assert [c.id for c in again.todo] == [identity(before), identity(after)]
     (note,) = [n for n in plan_of(requested(rerun=(identity(before),))).notes if "earlier training" in n]
-    assert note.startswith("1 cells start from an earlier training of pretrain/")
+    assert note.startswith("1 cell from an earlier training of pretrain/")
 
 
 def test_cells_that_started_from_an_earlier_pretraining_are_noted(requests_for, tmp_path):

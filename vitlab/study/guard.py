@@ -15,6 +15,7 @@ from vitlab.data.sources.known import describe_changes, known_data, other_name
 from vitlab.data.sources.on_disk import inventories
 from vitlab.study.cell import cell_of
 from vitlab.study.data_record import data_changes
+from vitlab.study.estimate import counted
 from vitlab.study.plan import Plan, PlannedCell
 
 MANY = 8
@@ -46,8 +47,8 @@ def _outdated(plan: Plan) -> list[str]:
             if cell.needs in again or (now and start.get("finished_at") not in (None, now)):
                 found.setdefault(cell.needs, []).append(cell)
     return [
-        f"{len(cells)} cells start from an earlier training of {names.get(needs, needs)}; study.rerun="
-        f"{_rerun(plan, {c.id for c in cells})} trains them again"
+        f"{counted(len(cells), 'cell')} from an earlier training of {names.get(needs, needs)}; to train again: "
+        f"study.rerun={_rerun(plan, {c.id for c in cells})}"
         for needs, cells in found.items()
     ]
 
@@ -70,8 +71,8 @@ def _check(plan: Plan, cells: Sequence[PlannedCell]) -> list[str]:
     try:
         now = inventories(dataset)
     except (UserError, OSError) as error:
-        them = f"{len(compared)} cells that were trained on it were" if compared else "it was"
-        return [f"{them} not compared with {dataset.name} as it is now ({error})"]
+        them = f" with {counted(len(compared), 'cell')} that started from it" if compared else ""
+        return [f"{dataset.name} was not compared{them}: {error}"]
     changed: dict[tuple[str, ...], list[PlannedCell]] = {}
     for cell in compared:
         if lines := data_changes(origins[cell.id], cell_of(cell.config).dataset, folder, now):
@@ -87,9 +88,9 @@ def _check(plan: Plan, cells: Sequence[PlannedCell]) -> list[str]:
             "now on, and train all cells of this study on them: study.rerun=all",
         )
     unread = [c for c in compared if dataset.verify == "contents" and not _has_contents(origins[c.id])]
-    return (
-        [f"{len(unread)} cells were recorded without the bytes of {dataset.name}: only sizes agree"] if unread else []
-    )
+    if not unread:
+        return []
+    return [f"{counted(len(unread), 'cell')} recorded without the bytes of {dataset.name}: only sizes agree"]
 
 
 def _has_contents(provenance: dict | None) -> bool:
