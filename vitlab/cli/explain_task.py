@@ -6,18 +6,20 @@ from pathlib import Path
 
 from vitlab.config import Config, ConfigError
 from vitlab.core.wandb import require_key
+from vitlab.explain.checkpoints import named_checkpoints
 from vitlab.explain.options import parse_options
 
 
 def run_explain(config: Config) -> list[str]:
     """Draw what the options ask for; returns the lines to print. Raises ConfigError, before torch is imported where
-    the options alone are wrong, else naming the checkpoint or image."""
+    the options are wrong or a checkpoint is not there, else naming the checkpoint or image."""
     options = parse_options(config.options)
     require_key(config.wandb.mode)
+    names = [] if options.synthetic else named_checkpoints(config)
 
     import torch
 
-    from vitlab.explain.explained_model import load_subjects, named_checkpoints
+    from vitlab.explain.explained_model import load_subjects
     from vitlab.explain.faithfulness_report import measure, measure_scenes
     from vitlab.explain.mirror import mirror_figures
     from vitlab.explain.position_report import draw_place
@@ -33,7 +35,6 @@ def run_explain(config: Config) -> list[str]:
             raise ConfigError("checkpoint", "explain.synthetic=true trains a model of its own and reads none")
         files, lines = measure_scenes(config, options, folder)
     else:
-        names = named_checkpoints(config)
         options = parse_options(config.options, len(names))
         subjects = load_subjects(config, options, names)
         lines += [line for subject in subjects for line in subject.restored.describe()]

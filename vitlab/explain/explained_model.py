@@ -21,9 +21,6 @@ from vitlab.explain.pictures import Picture, normalise
 from vitlab.explain.recording import UnfitError
 from vitlab.models.restore import Restored, restore, short_name
 
-_STUDY = {"cells": [{"id": str, "name?": str, "part?": str}]}
-"""What is read of a study's file."""
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -109,27 +106,6 @@ def _name_of(file: Path) -> str:
             assert content is not None, "else it would not fit"
             return f"{content['name']} ({content['id']})"
     return f"{file.parent.name}/{file.stem}" if file.stem in ("last", "best", "checkpoint") else file.stem
-
-
-def named_checkpoints(config: Config) -> list[tuple[str, str | None]]:
-    """The checkpoints of `checkpoint=`, with labels; a study's file (`studies/NAME.json`) stands for its cells."""
-    given = config.checkpoint
-    names: list[tuple[str, str | None]] = []
-    for name in [given] if isinstance(given, str) else list(given or ()):
-        if not name.endswith(".json"):
-            names.append((name, None))
-            continue
-        study = read_mapping(Path(name), "give a study's file, DIR/studies/NAME.json, or checkpoints")
-        if problem := "there is no such file" if study is None else misfit(study, _STUDY):
-            raise ConfigError("checkpoint", f"{name!r} is no study's file ({problem})")
-        assert study is not None, "as checked"
-        names += [(cell["id"], cell.get("name")) for cell in study["cells"] if cell.get("part", "cell") == "cell"]
-    if not names:
-        raise ConfigError(
-            "checkpoint",
-            "task=explain reads one or several; give a file, a cell's folder or identity, or a study's file",
-        )
-    return names
 
 
 def pick_device(name: str) -> torch.device:

@@ -26,6 +26,7 @@ from vitlab.core.plugins import import_plugins
 from vitlab.study.capacity import require_devices
 from vitlab.study.fork_server import fork_server
 from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.preflight import require_all_data
 from vitlab.study.progress import View
 from vitlab.study.record import Record
 
@@ -88,8 +89,9 @@ def prove_locally(plan: Plan) -> None:
     """See that every cell to train can start on this machine. Raises UserError, before anything is recorded."""
     config = plan.cells[0].config
     require_devices(config, plan.capacity)
-    reader, writer = mp.Pipe(duplex=False)
     named = [(cell.name, cell.config) for cell in plan.todo]
+    require_all_data(named)  # at once: the fork server takes seconds to start
+    reader, writer = mp.Pipe(duplex=False)
     process = fork_server(config).Process(target=_prove_in_process, args=(named, writer))
     process.start()
     writer.close()

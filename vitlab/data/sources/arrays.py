@@ -19,6 +19,8 @@ FASHION_CLASSES = (
 _FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "data/FashionMNIST/raw", "data/fashion_mnist")
 _CIFAR = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
 """torchvision's name, and that of the folder in the archive."""
+_TORCHVISION = {"stl10": ("STL10", "stl10_binary"), "svhn": ("SVHN", "train_32x32.mat")}
+"""torchvision's name, and what its download leaves in the folder."""
 _DIGITS_HELD_OUT = 5
 """Of the digits' images of each class, taken in the wheel's order, every fifth is for evaluation (360 of 1,797)."""
 
@@ -148,20 +150,31 @@ def load_torchvision(dataset: DatasetConfig, split: str) -> ArraySource:
     """STL-10 (Coates et al., 2011) or SVHN (Netzer et al., 2011) from torchvision's folder, read by torchvision."""
     from torchvision import datasets
 
-    cls = {"stl10": datasets.STL10, "svhn": datasets.SVHN}[dataset.kind]
-    root = dataset.root or "data"
+    root, name = torchvision_root(dataset), _TORCHVISION[dataset.kind][0]
     try:
-        data = cls(root, split="train" if split == "train" else "test", download=False)
+        data = getattr(datasets, name)(root, split="train" if split == "train" else "test", download=False)
     except RuntimeError as error:
-        get = f"import torchvision; torchvision.datasets.{cls.__name__}({root!r}, {split!r}, download=True)"
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            "dataset.root",
-            f'no whole {cls.__name__} in {root!r} ({reason}); where there is a network, `python -c "{get}"` gets it',
-        ) from error
+        raise _not_whole(name, root, str(error).splitlines()[0]) from error
     classes = getattr(data, "classes", None) or [str(digit) for digit in range(10)]
     images = np.ascontiguousarray(np.asarray(data.data).transpose(0, 2, 3, 1))  # (N, 3, H, W) → (N, H, W, 3)
     return ArraySource(images, np.asarray(data.labels), tuple(classes))
+
+
+def torchvision_root(dataset: DatasetConfig) -> str:
+    """The folder that holds STL-10's or SVHN's own. Raises ConfigError with how to get it."""
+    (name, inside), root = _TORCHVISION[dataset.kind], dataset.root or "data"
+    if not (Path(root) / inside).exists():
+        raise _not_whole(name, root, f"there is no {inside} in it")
+    return root
+
+
+def _not_whole(name: str, root: str, why: str) -> ConfigError:
+    get = "; ".join(f"torchvision.datasets.{name}({root!r}, {split!r}, download=True)" for split in ("train", "test"))
+    return ConfigError(
+        "dataset.root",
+        f'no whole {name} in {root!r} ({why}); where there is a network, `python -c "import torchvision; {get}"` '
+        "gets it",
+    )
 
 
 def _three_channels(grey: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from vitlab.config import DatasetConfig
 def require_data(dataset: DatasetConfig) -> None:
     """Raise ConfigError where the folder of `dataset` is not there; folders are looked at, no image is read.
 
-    Packs are checked when a configuration is parsed, and STL-10 and SVHN by torchvision when they are read.
+    Packs are checked when a configuration is parsed; torchvision checks the files of STL-10 and SVHN as it reads them.
     """
     if dataset.pack:
         return
@@ -24,3 +24,7 @@ def require_data(dataset: DatasetConfig) -> None:
         from vitlab.data.sources.arrays import cifar_root
 
         cifar_root(dataset)
+    elif dataset.kind in ("stl10", "svhn"):
+        from vitlab.data.sources.arrays import torchvision_root
+
+        torchvision_root(dataset)
