@@ -403,10 +403,13 @@ def test_a_checkpoint_in_a_cells_folder_is_of_that_cell(tmp_path, compose_config
     evaluated = dataclasses.replace(config, task="evaluate", weights="raw")
     assert restore(evaluated, records[0].id).doubt is None
     shutil.copy(records[1].folder / "last.pt", records[0].folder / "last.pt")
-    with pytest.raises(DamagedError, match=rf"{records[0].id}/last\.pt: belongs to another cell; .*study\.rerun="):
+    with pytest.raises(DamagedError, match=rf"{records[0].id}/last\.pt: belongs to another cell \(of another seed\)"):
         restore(evaluated, records[0].id)
     (records[0].folder / "config.yaml").write_text("semantics: [", encoding="utf-8")
     assert "config.yaml: damaged" in (restore(evaluated, records[0].id).doubt or "")
+    newer = experiment(cells[1])
+    newer["augment"] = newer["augment"] | {"a_field_added_later": 0}
+    load_start(build_model(cells[1].model, 10), config.cell.pretrain, records[1].folder / "last.pt", newer)
     trained = experiment(cells[0])
     with pytest.raises(DamagedError, match="belongs to another cell"):
         load_start(build_model(MICRO, 10), config.cell.pretrain, records[0].folder / "last.pt", trained)

@@ -172,6 +172,21 @@ def misfit(value: Any, shape: Shape, key: str = "") -> str | None:
     return None if fits else f"{key} is {_shown(value)}"
 
 
+def contradiction(one: Mapping[str, Any], other: Mapping[str, Any], key: str = "") -> str | None:
+    """The first key that two trees of values both hold, with different values: `recipe.epochs`; None where they agree.
+
+    A key that only one holds is of another version of vitlab, and no contradiction.
+    """
+    for name in (name for name in one if name in other):
+        inside = f"{key}.{name}".removeprefix(".")
+        if isinstance(one[name], Mapping) and isinstance(other[name], Mapping):
+            if found := contradiction(one[name], other[name], inside):
+                return found
+        elif one[name] != other[name]:
+            return inside
+    return None
+
+
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}…"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vitlab.config import ConfigError, DatasetConfig, ModelConfig, PretrainConfig, build
 from vitlab.core.errors import UserError
-from vitlab.core.integrity import DamagedError, is_archive, misfit, require_whole_archive, train_again
+from vitlab.core.integrity import DamagedError, contradiction, is_archive, misfit, require_whole_archive, train_again
 from vitlab.models.formats import (
     BOOK_DATASETS,
     BOOK_MODELS,
@@ -262,8 +262,9 @@ def load_start(
 
 def require_trained(weights: Weights, experiment: Mapping[str, Any]) -> None:
     """Raise DamagedError where a checkpoint of ours was not made by this experiment (as plain values)."""
-    if weights.kind != "vitlab" or weights.arguments != experiment:
-        raise DamagedError(weights.path, "belongs to another cell", remedy_of(weights.path))
+    if other := "kind" if weights.kind != "vitlab" else contradiction(weights.arguments, experiment):
+        problem = f"belongs to another cell (of another {other})"
+        raise DamagedError(weights.path, problem, remedy_of(weights.path))
 
 
 def _resized_position(model: nn.Module, weights: Weights, tensor: Tensor, target: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitlab.core.errors import UserError
 from vitlab.core.files import save_arrays
-from vitlab.core.integrity import DamagedError, train_again
+from vitlab.core.integrity import DamagedError, contradiction, train_again
 from vitlab.core.metrics import PRIMARY
 from vitlab.train.distributed import gather_values
 from vitlab.train.evaluate import Evaluation
@@ -54,8 +54,8 @@ class Progress:
         """Continue from the state of `path`. Raises DamagedError where it is not one of a cell of this experiment."""
         if absent := [key for key in (*vars(self), "config", "model", "optimizer") if key not in state]:
             raise DamagedError(path, f"damaged ({absent[0]} is missing)", train_again(path.parent.name))
-        if state["config"] != expected:
-            raise DamagedError(path, "belongs to another cell", train_again(path.parent.name))
+        if other := contradiction(state["config"], expected):
+            raise DamagedError(path, f"belongs to another cell (of another {other})", train_again(path.parent.name))
         if state["fingerprint"] != self.fingerprint:
             raise UserError(
                 f"the data have changed: this record was begun on files with fingerprint {state['fingerprint']}, "
