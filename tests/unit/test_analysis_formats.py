@@ -12,7 +12,7 @@ import pytest
 from written_records import SCORES, SPEC, write_all, write_cell
 
 from vitlab.analysis import collect
-from vitlab.analysis.formats.grids import to_csv, to_json, to_markdown
+from vitlab.analysis.formats.grids import extras, to_csv, to_json, to_markdown
 from vitlab.analysis.formats.html import to_html
 from vitlab.analysis.formats.latex import escape, to_latex
 from vitlab.analysis.formats.svg import nice_ticks
@@ -112,3 +112,14 @@ def test_the_page_shows_every_seed_curves_and_runs(tmp_path):
 
 def test_ticks_are_round():
     assert nice_ticks((-13.2, 2.1), 4) == [-10, -5, 0] and nice_ticks((0.0079, 0.0088), 4) == [0.008, 0.0085]
+
+
+def test_latex_has_every_block_of_text_that_markdown_has(tmp_path):
+    spec = dataclasses.replace(SPEC, pairs=(("mixup", "erase"),))
+    table = build_table(write_all(tmp_path), spec)
+    blocks = extras(table)
+    assert any(title.startswith("Further pairs") for title, _ in blocks)
+    tex, text = to_latex(table), to_markdown(table)
+    for _, lines in blocks:
+        for line in lines:
+            assert line in text and escape(line.split(" ", 1)[1] if line.startswith("^") else line) in tex
