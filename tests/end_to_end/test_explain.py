@@ -8,18 +8,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from planned import begin
+from written_records import make_cell
 
 from vitlab.cli.explain_task import run_explain
-from vitlab.config import ConfigError, choice, plain
+from vitlab.config import choice, experiment
+from vitlab.core.errors import UserError
 from vitlab.models.build import build_model
+from vitlab.study.identity import identity
 
 ROOT = Path(__file__).parents[2]
+CELLS = [make_cell("none", seed) for seed in (0, 1)]
+ONE, TWO = map(identity, CELLS)
 
 OTHERS = {
     "rotary": ("vit_small_patch16_rope_224", {"depth": 2, "embed_dim": 24, "num_heads": 2}),
@@ -36,19 +43,16 @@ ROTARY, SWIN = (
 def folder(tmp_path_factory) -> Path:
     """Two cells of a study, a checkpoint of the book's and a photograph."""
     folder = tmp_path_factory.mktemp("explain")
-    model, data = choice("model", "vit_micro"), choice("dataset", "digits")
-    config = {"model": plain(model), "dataset": plain(data), "recipe": {"precision": "fp32"}}
+    model = choice("model", "vit_micro")
     cells = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         network = build_model(model, 10)
         torch.nn.init.normal_(network.get_parameter("head.weight"), std=0.2)
-        cell = folder / "runs" / f"c0000000000{seed}"
-        cell.mkdir(parents=True)
-        state = {"model": network.state_dict(), "config": config, "schema_version": 1, "epoch": 3}
-        torch.save(state | {"classes": [str(i) for i in range(10)]}, cell / "last.pt")
-        (cell / "config.yaml").write_text(f"id: {cell.name}\nname: none/s{seed}\n", encoding="utf-8")
-        cells.append({"id": cell.name, "name": f"none/s{seed}", "part": "cell"})
+        record = begin(folder / "runs", SimpleNamespace(cell=CELLS[seed]), name=f"none/s{seed}")
+        state = {"model": network.state_dict(), "config": experiment(CELLS[seed]), "schema_version": 1}
+        torch.save(state | {"epoch": 3, "classes": [str(i) for i in range(10)]}, record.folder / "last.pt")
+        cells.append({"id": record.id, "name": f"none/s{seed}", "part": "cell"})
     (folder / "runs/studies").mkdir()
     (folder / "runs/studies/seeds.json").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     book = timm_vit()
@@ -82,30 +86,28 @@ def explain(folder, compose_config, monkeypatch):
 
 
 def test_position(explain):
-    lines, files = explain("explain=position", "checkpoint=[c00000000000,c00000000001]")
-    stem = "c00000000000_last"
+    lines, files = explain("explain=position", f"checkpoint=[{ONE},{TWO}]")
+    stem = f"{ONE}_last"
     assert {f"position_{stem}.png", f"filters_{stem}.pdf", f"distance_{stem}.npy", "distance_checkpoints.png"} <= files
-    assert np.load("out/position_c00000000000_last.npy").shape == (4, 4, 4, 4)
+    assert np.load(f"out/position_{ONE}_last.npy").shape == (4, 4, 4, 4)
     assert any(line.startswith("next: ") for line in lines)
 
 
 def test_rollout_without_images_shows_the_photographs(explain):
     lines, files = explain(
-        "explain=rollout", "checkpoint=c00000000000", "explain.head_fusion=max", "explain.discard_ratio=0.3"
+        "explain=rollout", f"checkpoint={ONE}", "explain.head_fusion=max", "explain.discard_ratio=0.3"
     )
-    assert {"rollout_c00000000000_last.png", "rollout_c00000000000_last_china.npy"} <= files
+    assert {f"rollout_{ONE}_last.png", f"rollout_{ONE}_last_china.npy"} <= files
     assert any("explain.images=eval" in line for line in lines)
 
 
 def test_relevance_of_classes_by_index_name_and_rank(explain):
-    _, files = explain("checkpoint=c00000000000", "explain.images=[eval:0,noise.jpg]", "explain.class_index=[3,5]")
-    assert {"lrp_c00000000000_last.png", "lrp_c00000000000_last_eval-0_class3.npy"} <= files
-    assert "lrp_c00000000000_last_noise_class5.npy" in files
-    _, named = explain(
-        "checkpoint=c00000000000", "explain.images=eval:0", "explain.class_name=7", "explain.method=attnlrp"
-    )
-    assert "attnlrp_c00000000000_last_eval-0_class7.npy" in named
-    lines, _ = explain("checkpoint=c00000000000", "explain.images=eval:0", "explain.top_k=3", "explain.method=generic")
+    _, files = explain(f"checkpoint={ONE}", "explain.images=[eval:0,noise.jpg]", "explain.class_index=[3,5]")
+    assert {f"lrp_{ONE}_last.png", f"lrp_{ONE}_last_eval-0_class3.npy"} <= files
+    assert f"lrp_{ONE}_last_noise_class5.npy" in files
+    _, named = explain(f"checkpoint={ONE}", "explain.images=eval:0", "explain.class_name=7", "explain.method=attnlrp")
+    assert f"attnlrp_{ONE}_last_eval-0_class7.npy" in named
+    lines, _ = explain(f"checkpoint={ONE}", "explain.images=eval:0", "explain.top_k=3", "explain.method=generic")
     assert len(list(Path("out").glob("generic_*_eval-0_class*.npy"))) == 3
     assert any("mean 0.5 0.5 0.5" in line for line in lines)
 
@@ -114,42 +116,40 @@ def test_raw_maps_are_the_librarys(explain, folder):
     from vitlab.explain import relevance
     from vitlab.explain.pictures import load_pictures, normalise
 
-    explain("checkpoint=c00000000001", "explain.images=eval:3", "explain.class_index=2")
+    explain(f"checkpoint={TWO}", "explain.images=eval:3", "explain.class_index=2")
     digits = choice("dataset", "digits")
     images = normalise(load_pictures("eval:3", digits, 16, "runs"), digits)
     network = build_model(choice("model", "vit_micro"), 10)
-    network.load_state_dict(torch.load(folder / "runs/c00000000001/last.pt", weights_only=True)["model"])
+    network.load_state_dict(torch.load(folder / f"runs/{TWO}/last.pt", weights_only=True)["model"])
     expected = relevance(network, images, 2)[0].numpy()
-    np.testing.assert_allclose(np.load("out/lrp_c00000000001_last_eval-3_class2.npy"), expected, rtol=1e-4)
+    np.testing.assert_allclose(np.load(f"out/lrp_{TWO}_last_eval-3_class2.npy"), expected, rtol=1e-4)
 
 
 def test_checkpoints_make_rows_and_studies_make_columns(explain):
-    _, files = explain(
-        "checkpoint=[c00000000000,c00000000001]", "explain.labels=[scratch,FractalDB]", "explain.images=eval:0"
-    )
+    _, files = explain(f"checkpoint=[{ONE},{TWO}]", "explain.labels=[scratch,FractalDB]", "explain.images=eval:0")
     assert "lrp_checkpoints_eval-0.png" in files
     _, files = explain("checkpoint=runs/studies/seeds.json", "explain.compare=true", "explain.images=eval")
     assert "lrp_compared.pdf" in files
 
 
 def test_methods_and_fusions_side_by_side(explain):
-    _, files = explain("checkpoint=c00000000000", "explain.compare=true", "explain.images=eval")
-    assert "methods_c00000000000_last.png" in files
-    _, files = explain("explain=rollout", "checkpoint=c00000000000", "explain.compare=true", "explain.images=eval:1")
-    assert "rollout_fusions_c00000000000_last.png" in files
-    maps = [np.load(f"out/rollout_{how}_c00000000000_last_eval-1.npy") for how in ("mean", "max", "min")]
+    _, files = explain(f"checkpoint={ONE}", "explain.compare=true", "explain.images=eval")
+    assert f"methods_{ONE}_last.png" in files
+    _, files = explain("explain=rollout", f"checkpoint={ONE}", "explain.compare=true", "explain.images=eval:1")
+    assert f"rollout_fusions_{ONE}_last.png" in files
+    maps = [np.load(f"out/rollout_{how}_{ONE}_last_eval-1.npy") for how in ("mean", "max", "min")]
     assert all(m.shape == (4, 4) for m in maps) and not np.allclose(maps[0], maps[1])
 
 
 def test_many_pictures_take_several_sheets(explain):
-    _, files = explain("explain=rollout", "checkpoint=c00000000000", "explain.images=eval:0-7")
-    assert {"rollout_c00000000000_last_1.png", "rollout_c00000000000_last_2.png"} <= files
+    _, files = explain("explain=rollout", f"checkpoint={ONE}", "explain.images=eval:0-7")
+    assert {f"rollout_{ONE}_last_1.png", f"rollout_{ONE}_last_2.png"} <= files
 
 
 def test_faithfulness_is_a_table_and_curves(explain):
-    words = ["explain=faithfulness", "checkpoint=c00000000000", "explain.methods=[lrp]", "explain.num_images=6"]
+    words = ["explain=faithfulness", f"checkpoint={ONE}", "explain.methods=[lrp]", "explain.num_images=6"]
     lines, files = explain(*words, "explain.target=label")
-    assert {f"faithfulness_c00000000000_last.{kind}" for kind in ("png", "pdf", "csv", "md")} <= files
+    assert {f"faithfulness_{ONE}_last.{kind}" for kind in ("png", "pdf", "csv", "md")} <= files
     assert any(line.startswith("lrp ") for line in lines) and any(line.startswith("random ") for line in lines)
     assert any("6 images, for the labelled class" in line for line in lines)
 
@@ -181,14 +181,14 @@ def test_other_transformers_of_timms(explain):
 MISTAKES = {
     "no checkpoint": ([], "checkpoint: task=explain reads one or several"),
     "a missing one": (["checkpoint=nowhere.pt"], "no file, cell folder or identity 'nowhere.pt'"),
-    "a missing image": (["checkpoint=c00000000000", "explain.images=nowhere.jpg"], "no image at 'nowhere.jpg'"),
-    "no image": (["checkpoint=c00000000000", "explain.images=runs/studies/seeds.json"], "seeds.json: not an image"),
-    "a class too many": (["checkpoint=c00000000000", "explain.class_index=10"], "got 10, the model has 10 classes"),
-    "an unknown class": (["checkpoint=c00000000000", "explain.class_name=cat"], "no class 'cat'"),
-    "too many best": (["checkpoint=c00000000000", "explain.top_k=11"], "explain.top_k: got 11"),
-    "a layer too many": (["checkpoint=c00000000000", "explain.start_layer=9"], "start_layer: got 9, allowed: 0"),
+    "a missing image": ([f"checkpoint={ONE}", "explain.images=nowhere.jpg"], "no image at 'nowhere.jpg'"),
+    "no image": ([f"checkpoint={ONE}", "explain.images=runs/studies/seeds.json"], "seeds.json: not an image"),
+    "a class too many": ([f"checkpoint={ONE}", "explain.class_index=10"], "got 10, the model has 10 classes"),
+    "an unknown class": ([f"checkpoint={ONE}", "explain.class_name=cat"], "no class 'cat'"),
+    "too many best": ([f"checkpoint={ONE}", "explain.top_k=11"], "explain.top_k: got 11"),
+    "a layer too many": ([f"checkpoint={ONE}", "explain.start_layer=9"], "start_layer: got 9, allowed: 0"),
     "another model": (
-        ["checkpoint=c00000000000", "model=vit_tiny_16_224"],
+        [f"checkpoint={ONE}", "model=vit_tiny_16_224"],
         "cls_token is (1, 1, 64) there and (1, 1, 192) in the model; give the model that the checkpoint is of",
     ),
     "no position embedding": (
@@ -199,16 +199,16 @@ MISTAKES = {
         [*SWIN, "explain.method=generic"], "is not global over one sequence of tokens, so the layers cannot be chained",
     ),
     "a checkpoint for scenes": (
-        ["explain=faithfulness", "explain.synthetic=true", "checkpoint=c00000000000"], "trains a model of its own",
+        ["explain=faithfulness", "explain.synthetic=true", f"checkpoint={ONE}"], "trains a model of its own",
     ),
     "a study that is none": (["checkpoint=runs/nothing.json"], "is no study's file"),
-    "labels for others": (["checkpoint=c00000000000", "explain.labels=[a,b]"], "2 labels for 1 checkpoints"),
+    "labels for others": ([f"checkpoint={ONE}", "explain.labels=[a,b]"], "2 labels for 1 checkpoints"),
     "a CNN": (["checkpoint=cnn.pth"], "not those of a Vision Transformer"),
     "a class for Rollout": (
-        ["explain=rollout", "checkpoint=c00000000000", "explain.class_index=3"], "Attention Rollout knows no class",
+        ["explain=rollout", f"checkpoint={ONE}", "explain.class_index=3"], "Attention Rollout knows no class",
     ),
     "no labels": (
-        ["explain=faithfulness", "checkpoint=c00000000000", "explain.images=noise.jpg", "explain.target=label"],
+        ["explain=faithfulness", f"checkpoint={ONE}", "explain.images=noise.jpg", "explain.target=label"],
         "explain.target: label needs images whose class is known",
     ),
 }  # fmt: skip
@@ -218,16 +218,16 @@ MISTAKES = {
 def test_mistakes_are_told_in_one_line(words, told, explain, folder):
     if not (folder / "cnn.pth").exists():
         torch.save(timm.create_model("test_resnet").state_dict(), folder / "cnn.pth")
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         explain(*words)
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
 def test_from_the_command_line(folder):
-    words = ["task=explain", "wandb.mode=disabled", "explain=rollout", "checkpoint=c00000000000"]
+    words = ["task=explain", "wandb.mode=disabled", "explain=rollout", f"checkpoint={ONE}"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *words], cwd=folder, capture_output=True, text=True, timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, encoding="utf-8"
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "wrote runs/explain/rollout_c00000000000_last.png" in done.stdout and not done.stderr
+    assert f"wrote runs/explain/rollout_{ONE}_last.png" in done.stdout and not done.stderr

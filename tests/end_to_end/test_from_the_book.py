@@ -65,12 +65,13 @@ def place(tmp_path_factory) -> Path:
         Image.fromarray(pixels[i]).save(file)
     for name in ("ImageNet", "FractalDB-1k"):
         (folder / name).symlink_to(folder / "imagenet")
-    flat = pixels[:20, :32, :32].transpose(0, 3, 1, 2).reshape(20, -1)
     names = {"label_names": [str(i) for i in range(10)], "fine_label_names": [str(i) for i in range(100)]}
-    batch = {"data": flat, "labels": [i % 10 for i in range(20)], "fine_labels": list(range(20))}
-    for part in ("cifar-10-batches-py", "cifar-100-python"):
+    ten = dict.fromkeys((*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"), 10_000)
+    for part, sizes in (("cifar-10-batches-py", ten), ("cifar-100-python", {"train": 50_000, "test": 10_000})):
         (folder / "data" / part).mkdir(parents=True)
-        for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "train", "test"):
+        for name, count in sizes.items():  # grey images, as many as published: other counts are refused
+            labels = {"labels": [i % 10 for i in range(count)], "fine_labels": [i % 100 for i in range(count)]}
+            batch = {"data": np.full((count, 3072), 127, np.uint8), **labels}
             (folder / "data" / part / name).write_bytes(pickle.dumps(batch))
         for name in ("batches.meta", "meta"):
             (folder / "data" / part / name).write_bytes(pickle.dumps(names))
@@ -95,11 +96,13 @@ def toy(words: list[str]) -> list[str]:
     elif "dataset=fractaldb1k" in text:
         small += [f"dataset.fractal.{word}" for word in FRACTAL]
     elif "dataset=cifar" in text:
-        small += ["dataset.num_train=100", "dataset.num_eval=20"]
+        small += ["dataset.train_per_class=1"]
     else:
         small += ["dataset.train_per_class=2"]
     if "pretrain=fractaldb" in text:
         small += [f"pretrain.dataset.fractal.{word}" for word in FRACTAL]
+        if "keep_head" in text and "dataset=" not in text:  # the digits' number of classes
+            small.append("pretrain.dataset.fractal.categories=10")
         small += ["pretrain.recipe.epochs=1", "pretrain.recipe.warmup_epochs=0", "pretrain.recipe.batch_size=8"]
     if "model=vit_tiny" not in text:
         small = [word for word in small if not word.startswith("model.")]

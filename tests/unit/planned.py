@@ -11,11 +11,11 @@ def with_study(config, **changes):
     return dataclasses.replace(config, study=dataclasses.replace(config.study, **changes))
 
 
-def begin(folder, config, part="cell"):
+def begin(folder, config, part="cell", name="x"):
     """A record that is just begun."""
     cell = config.cell if part == "cell" else config.cell.pretraining
     record = Record(folder / identity(cell))
-    content = {"schema_version": 1, "id": record.id, "semantics": SEMANTICS, "name": "x"}
+    content = {"schema_version": 1, "id": record.id, "semantics": SEMANTICS, "name": name}
     content |= {"experiment": experiment(cell), "labels": {}, "runtime": {"devices": 1}}
     record.write("config.yaml", content)
     return record
