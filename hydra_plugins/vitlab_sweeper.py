@@ -94,11 +94,8 @@ class StudySweeper(BasicSweeper):
         """Run the task, or the study, that the requests mean; returns the exit code."""
         from vitlab.cli.train_task import run_study, run_task
 
-        config = requests[0].config
-        if config.task != "train":
-            if len(requests) > 1:
-                raise UserError(f"task={config.task} takes one configuration, not a sweep of {len(requests)}")
-            return run_task(config)
+        if requests[0].config.task != "train":
+            return run_task(requests)
         launcher = self.launcher
         if hasattr(launcher, "run_plan"):
             prove = getattr(launcher, "prove_plan", None)  # absent where other machines train

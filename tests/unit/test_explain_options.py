@@ -45,7 +45,7 @@ MISTAKES = {
     "start layer of attnlrp": ({"method": "attnlrp", "start_layer": 2}, "explain.start_layer"),
     "a position to compare": ({"kind": "position", "compare": True}, "nothing to put side by side"),
     "several classes to compare": ({"compare": True, "class_index": [1, 2]}, "shows one class"),
-    "best classes to compare": ({"compare": True, "top_k": 2}, "explain.top_k: compare=true shows one class"),
+    "best classes to compare": ({"compare": True, "top_k": 2}, "explain.top_k: explain.compare=true shows one class"),
     "no method": ({"kind": "faithfulness", "methods": []}, "explain.methods"),
     "a method twice": ({"kind": "faithfulness", "methods": ["lrp", "lrp"]}, "each once"),
     "labels for others": ({"labels": ["a", "b"]}, "2 labels for 1 checkpoints"),

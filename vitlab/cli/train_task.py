@@ -60,11 +60,28 @@ def resolved(requests: Sequence[Request]) -> list[Request]:
     return requests
 
 
-def run_task(config: Config) -> int:
-    """Run a task other than training and print its closing lines; returns the exit code."""
+def run_task(requests: Sequence[Request]) -> int:
+    """Run a task other than training and print its closing lines; returns the exit code. Raises UserError for a sweep
+    of configurations."""
+    config = only_configuration(requests)
     for line in load_task(TASKS[config.task])(config):
         print(line)
     return 0
+
+
+def only_configuration(requests: Sequence[Request]) -> Config:
+    """The configuration of a task that is not a study. Raises UserError for several, with what to type instead."""
+    config = requests[0].config
+    if len(requests) > 1:
+        text = f"task={config.task} takes one configuration, not a sweep of {len(requests)}"
+        names = list(dict.fromkeys(request.config.labels.get("augment", "") for request in requests))
+        if config.task == "preview" and len(names) == len(requests):
+            text += (
+                f"; it draws several conditions on one sheet: in place of augment={','.join(names)} type "
+                f"preview.conditions='[{','.join(names)}]'"
+            )
+        raise UserError(text)
+    return config
 
 
 def run_one(config: Config) -> str:

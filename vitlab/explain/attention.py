@@ -147,7 +147,7 @@ def chain(layers: Sequence[Tensor], with_residual: Callable[[Tensor], Tensor], s
 def _not_global(queries: int, keys: int, tokens: int) -> UnfitError:
     return UnfitError(
         f"its attention ({queries} by {keys}, after {tokens} tokens) is not global over one sequence of tokens, so "
-        "the layers cannot be chained; method=attnlrp works on it"
+        "the layers cannot be chained; explain.method=attnlrp works on it"
     )
 
 
@@ -167,7 +167,8 @@ def patch_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     patch = getattr(embed, "patch_size", None)
     if patch is None:
         raise UnfitError(
-            "the model has no patch embedding, so there is no grid of patches to map to; method=attnlrp works on it"
+            "the model has no patch embedding, so there is no grid of patches to map to; "
+            "explain.method=attnlrp works on it"
         )
     vertical, horizontal = (patch, patch) if isinstance(patch, int) else patch
     return height // vertical, width // horizontal
@@ -179,6 +180,6 @@ def to_grid(weights: Tensor, grid: tuple[int, int]) -> Tensor:
     if weights.shape[-1] < count:
         raise UnfitError(
             f"its attention has {weights.shape[-1]} tokens for {count} patches: they are merged on the way, so no map "
-            "of patches follows; method=attnlrp works on it"
+            "of patches follows; explain.method=attnlrp works on it"
         )
     return weights[:, weights.shape[-1] - count :].unflatten(1, grid)

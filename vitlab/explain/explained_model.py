@@ -142,7 +142,8 @@ class ClassNames:
             return wanted
         if self.names is None:
             raise ConfigError(
-                "explain.class_name", f"the checkpoint does not tell its {self.count} classes' names; give class_index"
+                "explain.class_name",
+                f"the checkpoint does not tell its {self.count} classes' names; give explain.class_index=NUMBER",
             )
         sought = wanted.strip().lower()
         synonyms = [[word.strip().lower() for word in name.split(",")] for name in self.names]

@@ -55,7 +55,7 @@ def _curves(subject: Subject, options: ExplainConfig, output_dir: str) -> tuple[
     if options.target == "label":
         labels = [p.label for p in pictures if p.label is not None]
         if len(labels) < len(pictures):
-            raise ConfigError("explain.target", "label needs images whose class is known; use target=predicted")
+            raise ConfigError("explain.target", "label needs images whose class is known; use explain.target=predicted")
         targets, asked = torch.tensor(labels), "for the labelled class"
     else:
         targets, asked = subject.probabilities(images, options.batch).argmax(1), "for the predicted class"

@@ -48,7 +48,7 @@ def relevance(
         except RuntimeError as error:
             if OVERWRITTEN not in str(error):
                 raise
-            other = "rollout" if method == "attnlrp" else "method=attnlrp, or rollout,"
+            other = "explain=rollout" if method == "attnlrp" else "explain.method=attnlrp, or explain=rollout,"
             raise UnfitError(f"it writes over activations that relevance needs; {other} may work on it") from error
     stacked = torch.stack([_onto_patches(m, model, images) for m in maps], 1)
     single = targets is None or isinstance(targets, int) or torch.as_tensor(targets).ndim < 2
@@ -108,14 +108,15 @@ def _refuse_foreign(recording: Recording) -> None:
     unknown = sorted(name for name, before in recording.tape.foreign.items() if before > 0)
     if unknown:
         raise UnfitError(
-            f"its layers use {', '.join(unknown)}, for which method=lrp has no rule; method=generic or attnlrp may fit"
+            f"its layers use {', '.join(unknown)}, for which lrp has no rule; "
+            "explain.method=generic or explain.method=attnlrp may fit"
         )
 
 
 def _pixels(recording: Recording, one_hot: Tensor, method: str, start_layer: int) -> Tensor:
     """AttnLRP's input × modified gradient, summed over colours: (B, H, W)."""
     if start_layer:
-        raise ConfigError("start_layer", "method=attnlrp goes down to the pixels and takes no start_layer")
+        raise ConfigError("start_layer", "explain.method=attnlrp goes down to the pixels and takes no start_layer")
     (gradient,) = recording.pull("attnlrp", one_hot, [recording.images])
     if gradient is None:
         raise UnfitError("its class scores do not depend on the image by any differentiable path")

@@ -102,13 +102,17 @@ def parse_options(options: Mapping[str, Any], num_checkpoints: int | None = None
         )
         raise ConfigError(f"explain.{asked[0]}", f"{why}; to ask for one: explain=relevance explain.{asked[0]}=…")
     if asked and parsed.compare and len(parsed.chosen_classes) > 1:
-        raise ConfigError(f"explain.{asked[0]}", f"compare=true shows one class, got {len(parsed.chosen_classes)}")
+        raise ConfigError(
+            f"explain.{asked[0]}", f"explain.compare=true shows one class, got {len(parsed.chosen_classes)}"
+        )
     if parsed.compare and parsed.top_k is not None:
-        raise ConfigError("explain.top_k", "compare=true shows one class; give class_index or class_name, or neither")
+        raise ConfigError(
+            "explain.top_k", "explain.compare=true shows one class, the most probable; give explain.top_k=null"
+        )
     if any(isinstance(c, int) and c < 0 for c in parsed.chosen_classes):
         raise ConfigError("explain.class_index", f"got {parsed.class_index}, allowed: 0 and above")
     if parsed.start_layer and parsed.kind == "relevance" and parsed.method == "attnlrp" and not parsed.compare:
-        raise ConfigError("explain.start_layer", "method=attnlrp goes down to the pixels and takes none")
+        raise ConfigError("explain.start_layer", "explain.method=attnlrp goes down to the pixels and takes none")
     if parsed.compare and parsed.kind not in ("relevance", "rollout"):
         raise ConfigError(
             "explain.compare", f"explain={parsed.kind} has nothing to put side by side; use explain=relevance"

@@ -35,12 +35,12 @@ class Recording:
         if not self.tape.attention:
             raise UnfitError(
                 "the model has no self-attention over all tokens (is it convolutional, a mixer, or of windows alone?); "
-                "method=attnlrp works on it"
+                "explain.method=attnlrp works on it"
             )
         inside = [block for block in self.tape.blocks_of_attention if 0 < block < self.tape.block]
         if len(inside) > len(set(inside)):
             raise UnfitError(
-                "its blocks hold several attentions side by side, which is no chain; method=attnlrp works on it"
+                "its blocks hold several attentions side by side, which is no chain; explain.method=attnlrp works on it"
             )
         return self.tape.attention
 
