@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import numpy as np
@@ -83,6 +84,19 @@ def test_a_cache_that_cannot_be_written_is_done_without(tree, tmp_path, monkeypa
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "file"))
     assert len(list_tree(tree, ["cat", "dog"]).files) == 5
+
+
+def test_a_cache_on_a_full_disk_is_done_without(tree, monkeypatch):
+    for name in ("cat", "dog"):
+        age(tree / name)
+    refused = []
+
+    def full(_):
+        refused.append(True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert len(list_tree(tree, ["cat", "dog"]).files) == 5 and refused
 
 
 def test_what_is_left_out_is_counted_by_its_extension(tree, monkeypatch):

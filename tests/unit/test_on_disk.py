@@ -1,6 +1,7 @@
 """What is on the disk: fingerprints that change with the data, and only with them; differences that are named."""
 
 import dataclasses
+import errno
 import os
 import shutil
 
@@ -40,6 +41,23 @@ def settle(folder):
     """Give everything below `folder` a time that has passed, so that caches take it."""
     for path in (folder, *folder.rglob("*")):
         os.utime(path, (1e9, 1e9))
+
+
+@pytest.mark.parametrize("kind", ["contents", "fingerprints"])
+def test_a_cache_on_a_full_disk_is_done_without(kind, tree, tmp_path, monkeypatch):
+    settle(tree)
+    data = birds(tree, verify="contents") if kind == "contents" else choice("dataset", "digits")
+    expected = {split: found.fingerprint for split, found in inventories(data).items()}
+    shutil.rmtree(tmp_path / "cache")
+    refused = []
+
+    def full(_):
+        refused.append(True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert {split: found.fingerprint for split, found in inventories(data).items()} == expected and refused
+    assert not list(tmp_path.glob("cache/*/*"))
 
 
 def test_a_copy_elsewhere_is_the_same_and_splits_are_apart(tree, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitlab.core.files import default_cache_dir, save_arrays
+from vitlab.core.files import DiskError, default_cache_dir, make_folder, save_arrays
 from vitlab.core.integrity import DamagedError, load_arrays
 from vitlab.data.formula.sealed import progress
 
@@ -78,7 +78,7 @@ def _read(file: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 def _write(file: Path, names: list[str], stats: np.ndarray, hashes: np.ndarray) -> None:
-    with contextlib.suppress(OSError):  # without a cache the files are merely read again
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(DiskError):  # without a cache the files are read again
+        make_folder(file.parent)
         joined = np.frombuffer("\0".join(names).encode(errors="surrogateescape"), np.uint8)
         save_arrays(file, names=joined, stats=stats, hashes=hashes)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vitlab.config import ConfigError
-from vitlab.core.files import default_cache_dir, save_arrays
+from vitlab.core.files import DiskError, default_cache_dir, make_folder, save_arrays
 from vitlab.core.integrity import require_whole_archive
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
@@ -55,8 +55,8 @@ def list_tree(folder: Path, classes: list[str], *, again: bool = False) -> Listi
         found = list(pool.map(lambda name: _walk(folder / name), classes))
     listing = _merged(classes, found)
     if len(listing.files) >= CACHE_FROM and times.max() < (time.time() - _SETTLED) * 1e9:
-        with contextlib.suppress(OSError):  # without a cache the walk is merely made again
-            file.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(DiskError):  # without a cache the walk is made again
+            make_folder(file.parent)
             save_arrays(
                 file, files=_joined(listing.files), classes=_joined(classes), times=times, taken=_taken(),
                 labels=listing.labels, sizes=listing.sizes,

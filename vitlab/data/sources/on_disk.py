@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.core.files import DiskError, make_folder, write_text
 from vitlab.core.fingerprint import FINGERPRINT, fingerprint_from
 from vitlab.core.integrity import DamagedError, misfit, read_mapping, sealed
 from vitlab.data.sources.arrays import ArraySource, cifar_root, fashion_folder
@@ -130,11 +131,9 @@ def _in_memory(dataset: DatasetConfig, split: str) -> Inventory:
     inventory = _load(dataset, split)
     if stats and max(modified for *_, modified in stats) < (time.time() - _SETTLED) * 1e9:
         text = json.dumps(sealed(inventory.fingerprint.plain()))
-        with contextlib.suppress(OSError):
-            remembered.parent.mkdir(parents=True, exist_ok=True)
-            part = remembered.with_suffix(f".{os.getpid()}")
-            part.write_text(text, encoding="utf-8")
-            part.replace(remembered)
+        with contextlib.suppress(DiskError):  # without a cache the images are read again
+            make_folder(remembered.parent)
+            write_text(remembered, text)
     return inventory
 
 

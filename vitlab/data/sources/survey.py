@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
-from vitlab.core.files import default_cache_dir
+from vitlab.core.files import DiskError, default_cache_dir, make_folder, write_text
 from vitlab.core.integrity import DamagedError, misfit, read_mapping, sealed
 from vitlab.data.sources.folder import class_folders, find_root, train_folder
 from vitlab.data.sources.listing import glance
@@ -103,11 +103,9 @@ def _headers(folder: Path, chosen: list[tuple[str, int]]) -> dict:
     depths = Counter(kind for kind, _ in found if kind)
     answer = {"rotated": sum(turned for _, turned in found), "depths": dict(depths)}
     answer["unreadable"] = len(found) - depths.total()
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(sealed(answer)), encoding="utf-8")
-        part.replace(file)
+    with contextlib.suppress(DiskError):  # without a cache the headers are read again
+        make_folder(file.parent)
+        write_text(file, json.dumps(sealed(answer)))
     return answer
 
 
