@@ -1,6 +1,7 @@
 """Policies, erasing and mixing: their distributions beside timm's, and that no batch changes a sample."""
 
 import dataclasses
+import hashlib
 import re
 from collections import Counter
 
@@ -11,11 +12,11 @@ from timm.data.auto_augment import AugmentOp, auto_augment_policy_original, rand
 from timm.data.mixup import Mixup
 
 from vitlab.config import AugmentConfig, choice, parse_policies
-from vitlab.core.random import Draws
+from vitlab.core.random import INCREMENT, Draws, finalise
 from vitlab.data.augment import Augment, mix
 from vitlab.data.augment.erasing import erase_boxes, fill_with_noise
 from vitlab.data.augment.mixing import draw_mixing, smooth
-from vitlab.data.augment.noise import counter_normal
+from vitlab.data.augment.noise import counter_bits, counter_normal
 from vitlab.data.augment.policies import (
     IMAGENET_POLICY,
     plan_auto_augment,
@@ -150,6 +151,21 @@ def test_the_memory_layout_does_not_matter():
     draws = Draws(0, 0, np.arange(20))
     engine = Augment(ALL_ON, DATASET)
     assert torch.equal(engine(images, draws), engine(images.to(memory_format=torch.channels_last), draws))
+
+
+def test_noise_and_draws_have_one_generator():
+    generator = np.random.default_rng(0)
+    keys = np.append(generator.integers(0, 2**64, 1000, dtype=np.uint64), np.uint64(1234567))
+    counters = np.append(generator.integers(0, 2**62, 1000, dtype=np.uint64), np.uint64(0))
+    on_host = finalise(keys + (counters + np.uint64(1)) * np.uint64(INCREMENT))
+    on_device = counter_bits(torch.from_numpy(keys.view(np.int64)), torch.from_numpy(counters.view(np.int64)))
+    assert np.array_equal(on_device.numpy().view(np.uint64), on_host)
+    assert int(on_host[-1]) == 6457827717110365317, "the first number that the published SplitMix64 gives from 1234567"
+
+
+def test_draws_keep_their_bits():
+    bits = Draws(7, 3, np.arange(1000)).bits("crop", 5)
+    assert hashlib.sha256(bits.tobytes()).hexdigest()[:16] == "1912507ff6d89422"
 
 
 def test_counter_noise_is_normal_and_independent():

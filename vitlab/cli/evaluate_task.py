@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from vitlab.config import AugmentConfig, Config, ConfigError, build, plain
+from vitlab.core.device import pick_device
 from vitlab.core.errors import UserError
 from vitlab.core.files import make_folder, save_arrays, write_text
 from vitlab.core.names import clean_name
@@ -21,7 +22,7 @@ from vitlab.data.sources.survey import describe
 from vitlab.models.last_block import shorten_last_block
 from vitlab.models.restore import Restored, restore, short_name
 from vitlab.study.data_record import evaluated_data, require_evaluated_data
-from vitlab.train.distributed import pick_device, process_group, spawn_ranks, world_from_environment
+from vitlab.train.distributed import process_group, spawn_ranks, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, Evaluation, evaluate
 
 SCHEMA_VERSION = 1
@@ -50,7 +51,7 @@ def run_evaluate(config: Config) -> list[str]:
 def _evaluate_all(config: Config) -> list[str]:
     options: EvaluateConfig = build(EvaluateConfig, config.options, "evaluate")
     world = world_from_environment()
-    device = pick_device(config.device, world.local_rank)
+    device = pick_device(config.device)
     torch.set_num_threads(config.threads)
     lines: list[str] = []
     with process_group(world, device):

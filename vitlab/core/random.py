@@ -2,7 +2,11 @@
 
 A draw is a pure function of (seed, stream, epoch, sample index, repetition, slot). Workers, ranks, batch splits and
 resumed runs therefore see the same numbers. The mixing function is the finaliser of SplitMix64 (Steele, Lea and
-Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), applied once per field.
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), applied once per field. It is, on 64 bits,
+
+    z = (z ^ (z >> 30)) · 0xBF58476D1CE4E5B9;  z = (z ^ (z >> 27)) · 0x94D049BB133111EB;  z ^ (z >> 31)
+
+and `data.augment.noise` computes the same on the device, where torch knows no unsigned arithmetic.
 """
 
 from __future__ import annotations
@@ -13,16 +17,25 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+INCREMENT = 0x9E3779B97F4A7C15
+"""What SplitMix64 adds to its state per number: 2⁶⁴ divided by the golden ratio, odd."""
+SHIFTS = (30, 27, 31)
+FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+def finalise(z: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 on uint64 (wrap-around arithmetic is intended)."""
+    first, second, third = (np.uint64(shift) for shift in SHIFTS)
+    with np.errstate(over="ignore"):
+        z = (z ^ (z >> first)) * np.uint64(FACTORS[0])
+        z = (z ^ (z >> second)) * np.uint64(FACTORS[1])
+    return z ^ (z >> third)
 
 
 def _mix(state: np.ndarray, value: np.ndarray | np.uint64) -> np.ndarray:
-    """Fold `value` into `state`, both uint64, and scramble (wrap-around arithmetic is intended)."""
+    """Fold `value` into `state`, both uint64, and scramble."""
     with np.errstate(over="ignore"):
-        z = (state ^ value) + _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+        return finalise((state ^ value) + np.uint64(INCREMENT))
 
 
 def permutation(seed: int, stream: str, epoch: int, n: int) -> np.ndarray:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitlab.core.device import to_device
 from vitlab.core.random import Draws
-from vitlab.core.transfer import to_device
 
 TRIES = 10
 """Boxes tried before falling back to the centre (torchvision's RandomResizedCrop)."""

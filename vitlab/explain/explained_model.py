@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vitlab.config import Config, ConfigError
+from vitlab.core.device import pick_device
 from vitlab.core.integrity import DamagedError, misfit, read_mapping
 from vitlab.explain.attention import rollout_map
 from vitlab.explain.methods import relevance
@@ -106,16 +107,6 @@ def _name_of(file: Path) -> str:
             assert content is not None, "else it would not fit"
             return f"{content['name']} ({content['id']})"
     return f"{file.parent.name}/{file.stem}" if file.stem in ("last", "best", "checkpoint") else file.stem
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of `device=`. Raises ConfigError where this machine has none of the kind."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    if not available[name]:
-        raise ConfigError("device", f"{name} is not available on this machine; use device=auto")
-    return torch.device(name)
 
 
 _WORDNET = re.compile(r"n\d{8}")

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from vitlab.config import Config, ConfigError
+from vitlab.core.device import pick_device
 from vitlab.core.files import make_folder, write_text
 from vitlab.explain.attention import rollout_map
-from vitlab.explain.explained_model import Subject, pick_device
+from vitlab.explain.explained_model import Subject
 from vitlab.explain.faithfulness import Curves, perturbation_curves, random_maps, score_table
 from vitlab.explain.figures import METHOD_TITLES, draw_curves, save
 from vitlab.explain.methods import relevance

@@ -83,7 +83,8 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
     is written to failure.json, unless another process trains the cell, and raised again. Raises ConfigError where the
     record was made with other data than those on the disk.
     """
-    from vitlab.train.distributed import broadcast, pick_device, process_group, world_from_environment
+    from vitlab.core.device import pick_device
+    from vitlab.train.distributed import broadcast, process_group, world_from_environment
     from vitlab.train.events import Interrupted
     from vitlab.train.loop import fit
 
@@ -99,7 +100,7 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
 
     with _stop_on_signals() as stop, contextlib.ExitStack() as stack:
         with _failure_recorded(record, ours):
-            device = pick_device(config.device, world.local_rank)
+            device = pick_device(config.device)
             stack.enter_context(process_group(world, device))
             if world.is_main:
                 if record.state() == "finished":
@@ -141,13 +142,13 @@ def _record_events(
     events: Events, config: Config, cell: CellConfig, record: Record, *, study: str, name: str, report: Report
 ) -> None:
     """Write what a training reports to the cell's folder and to W&B; a failure too, which is then raised again."""
-    from vitlab.train.distributed import device_name
+    from vitlab.core.device import device_name, pick_device
     from vitlab.train.events import EpochEnded, Started
 
     record.remove("failure.json")
     record.remove_temporaries()
     _write_config(config, cell, record, name)
-    origin = settings(device_name(config.device), config.devices, config.threads, plugins=config.plugins)
+    origin = settings(device_name(pick_device(config.device)), config.devices, config.threads, plugins=config.plugins)
     patch = code_patch()
     about = {"id": record.id, "name": name, "study": study, "labels": dict(config.labels)}
     about |= {"part": config.study.part, "table": config.study.table}

@@ -18,7 +18,7 @@ def prove(named: Sequence[tuple[str, Config]]) -> None:
     Raises ConfigError naming the key, and the cell where there are several. Nothing is trained, and of a tree of image
     files only the top is read.
     """
-    from vitlab.train.distributed import pick_device
+    from vitlab.core.device import pick_device
 
     for mode in {config.wandb.mode for _, config in named}:
         require_accepted_key(mode)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing as mp
 import os
-import platform
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -16,17 +15,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vitlab.config import ConfigError
 from vitlab.core.errors import UserError
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: `rank` of `size`, and `local_rank` on its machine."""
+    """This process's place: `rank` of `size`."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -34,26 +31,8 @@ class World:
 
 
 def world_from_environment() -> World:
-    """The world that torchrun, submitit or `run_on_devices` describes in RANK, WORLD_SIZE and LOCAL_RANK."""
-    return World(*(int(os.environ.get(key, value)) for key, value in
-                   (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))))  # fmt: skip
-
-
-def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """The device for `device=auto|cpu|cuda|mps`; `auto` prefers CUDA, then MPS. Raises ConfigError if it is absent."""
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if wanted == "auto":
-        wanted = "cuda" if cuda else "mps" if mps else "cpu"
-    if (wanted == "cuda" and not cuda) or (wanted == "mps" and not mps):
-        raise ConfigError("device", f"{wanted} was asked for and this machine has none; use device=cpu or device=auto")
-    if wanted != "cuda":
-        return torch.device(wanted)
-    if local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            "devices", f"process {local_rank} has no GPU of its own; {torch.cuda.device_count()} are visible"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    """The world that torchrun, submitit or `spawn_ranks` describes in RANK and WORLD_SIZE."""
+    return World(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 @contextlib.contextmanager
@@ -96,14 +75,6 @@ def broadcast(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def device_name(wanted: str) -> str:
-    """The kind of device that `device=…` means here, as people and cost estimates know it."""
-    device = pick_device(wanted, world_from_environment().local_rank)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU" if device.type == "cpu" else device.type
 
 
 @contextlib.contextmanager

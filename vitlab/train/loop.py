@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vitlab.config import CellConfig, Config, experiment
+from vitlab.core.device import pick_device
 from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader, TrainLoader
 from vitlab.data.sources.registry import Source, build_source
@@ -26,7 +27,7 @@ from vitlab.models.last_block import shorten_last_block
 from vitlab.models.weights import load_start
 from vitlab.train.checkpoint import fitting, load_checkpoint, save_checkpoint
 from vitlab.train.device_batch import choose_device_batch
-from vitlab.train.distributed import World, pick_device, process_group, sum_over_ranks, world_from_environment
+from vitlab.train.distributed import World, process_group, sum_over_ranks, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, evaluate
 from vitlab.train.events import DivergedError, EpochEnded, Event, Interrupted, Progressed, Started
 from vitlab.train.optim import MovingAverage, build_optimizer, learning_rate
@@ -54,7 +55,7 @@ def fit(
     non-finite loss, naming the step and the learning rate; UserError where the data are not those of the record.
     """
     world = world_from_environment()
-    device = pick_device(config.device, world.local_rank)
+    device = pick_device(config.device)
     torch.set_num_threads(config.threads)
     with process_group(world, device):
         recipe = cell.recipe

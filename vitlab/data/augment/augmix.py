@@ -14,9 +14,9 @@ import torch
 from scipy.special import betaincinv, gammaincinv
 from torch import Tensor
 
+from vitlab.core.device import to_device
 from vitlab.core.plugins import register_policy
 from vitlab.core.random import Draws
-from vitlab.core.transfer import to_device
 from vitlab.data.augment.policies import INCREASING, LEVELS, Plan, plan_of_levels, random_signs
 
 TRANSLATE = 0.3

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vitlab.config import AugmentConfig, DatasetConfig, parse_policies
+from vitlab.core.device import to_device
 from vitlab.core.plugins import POLICIES
 from vitlab.core.random import Draws
-from vitlab.core.transfer import to_device
 from vitlab.data.augment.erasing import erase_boxes, fill_with_noise
 from vitlab.data.augment.operations import build_operations
 from vitlab.data.augment.policies import Plan, Stage, plan_color_jitter, plan_flip

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitlab.core.device import to_device
 from vitlab.core.random import Draws
-from vitlab.core.transfer import to_device
 from vitlab.data.augment.noise import counter_normal
 
 AREA = (0.02, 1 / 3)

@@ -13,8 +13,8 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from vitlab.config import AugmentConfig
+from vitlab.core.device import to_device
 from vitlab.core.random import Draws
-from vitlab.core.transfer import to_device
 
 
 def mix(

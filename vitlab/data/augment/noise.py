@@ -9,6 +9,8 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
+from vitlab.core.random import FACTORS, INCREMENT, SHIFTS
+
 _BITS = 16
 CHANNELS = 3
 
@@ -25,20 +27,36 @@ def _quantiles(device: torch.device) -> Tensor:
     return torch.from_numpy((values / values.std()).astype(np.float32)).to(device)
 
 
+def _signed(value: int) -> int:
+    """The int64 that has the bits of a uint64."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+_INCREMENT, _FACTORS = _signed(INCREMENT), tuple(map(_signed, FACTORS))
+
+
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64 read as unsigned."""
     return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
+def counter_bits(keys: Tensor, counters: Tensor) -> Tensor:
+    """64 random bits per row, (m,) int64: number `counters` (m,) of the SplitMix64 whose first state is `keys` (m,).
+
+    The function is `core.random.finalise`'s, which says the source.
+    """
+    z = keys + (counters + 1) * _INCREMENT
+    z = (z ^ _shift_right(z, SHIFTS[0])).mul_(_FACTORS[0])
+    z = (z ^ _shift_right(z, SHIFTS[1])).mul_(_FACTORS[1])
+    return z ^ _shift_right(z, SHIFTS[2])
+
+
 def counter_normal(keys: Tensor, counters: Tensor) -> Tensor:
     """Standard normal noise (m, 3) float32; row i is a function of keys[i] and counters[i] (both (m,) int64) alone.
 
-    SplitMix64 (Steele et al., OOPSLA 2014) gives 64 bits per row, of which 16 choose the quantile of each channel.
+    SplitMix64 gives 64 bits per row, of which 16 choose the quantile of each channel.
     """
-    z = keys + (counters + 1) * -7046029254386353131
-    z = (z ^ _shift_right(z, 30)).mul_(-4658895280553007687)
-    z = (z ^ _shift_right(z, 27)).mul_(-7723592293110705685)
-    z = z ^ _shift_right(z, 31)
+    z = counter_bits(keys, counters)
     mask = 2**_BITS - 1
     lanes = torch.stack([(z >> (_BITS * channel)) & mask for channel in range(CHANNELS)], 1)
     return _quantiles(keys.device)[lanes]
