@@ -98,7 +98,6 @@ LISTED = {
     "no format says which value is white": "test_values_that_messages_name_are_accepted",
     "explain.method=attnlrp works on it": "test_methods_that_messages_name_are_accepted",
     "for which lrp has no rule": "test_methods_that_messages_name_are_accepted",
-    "is not available on this machine; use device=auto": "test_values_that_messages_name_are_accepted",
     "label needs images whose class is known": "test_methods_that_messages_name_are_accepted",
     "does not tell its {self.count} classes' names": "NUMBER",
     "explain=rollout and explain=relevance work on it": "test_methods_that_messages_name_are_accepted",
