@@ -20,6 +20,8 @@ from vitlab.analysis.sources.records import collect
 from vitlab.analysis.sources.wandb_runs import collect_wandb
 from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import Context, Table, TableSpec
+from vitlab.cli.outputs import inside_a_record, is_tables, require_folder
+from vitlab.cli.values import typed
 from vitlab.config import ConfigError, build
 from vitlab.config.choices import compose_group
 from vitlab.config.files import with_whole_paths
@@ -71,6 +73,13 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
         if len(config.diff) != 2:
             raise ConfigError("diff", f"takes two identities, got {len(config.diff)}; for instance diff='[c1…,c2…]'")
         return describe_difference(Path(config.output_dir), *config.diff)
+    if config.source == "runs" and inside_a_record(Path(config.tables_dir), Path(config.output_dir)):
+        raise ConfigError(
+            "tables_dir",
+            f"{config.tables_dir!r} is where the records lie that are read; give another folder, for instance "
+            + typed("tables_dir", f"{config.output_dir}/tables"),
+        )
+    require_folder("tables_dir", Path(config.tables_dir), "tables", is_tables, {})
     frame, study = load(config, None if layout is None else layout.get("study"))
     recorded = read_study(Path(config.output_dir), study) if config.source == "runs" else None
     named = (recorded or {}).get("table") if config.source == "runs" else _agreed(frame, "table")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitlab.cli.outputs import is_figures, read_places, require_folder
 from vitlab.config import Config, ConfigError
 from vitlab.core.wandb import require_key
 from vitlab.explain.checkpoints import named_checkpoints
@@ -15,6 +16,10 @@ def run_explain(config: Config) -> list[str]:
     the options are wrong or a checkpoint is not there, else naming the checkpoint or image."""
     options = parse_options(config.options)
     require_key(config.wandb.mode)
+    if options.output:
+        named = (options.images,) if isinstance(options.images, str) else options.images or ()
+        shown = {f"explain.images={name}": Path(name) for name in named if Path(name).is_dir()}
+        require_folder("explain.output", Path(options.output), "figures", is_figures, read_places(config) | shown)
     names = [] if options.synthetic else named_checkpoints(config)
 
     import torch

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitlab.cli.outputs import read_places, require_folder, require_picture
 from vitlab.config import Config, ConfigError, FractalConfig, build
 from vitlab.core.files import default_cache_dir
-from vitlab.data.formula.export import Format, Layout, contact_sheet, export
+from vitlab.data.formula.export import MANIFEST, Format, Layout, contact_sheet, export
 from vitlab.data.formula.source import FractalSource
 
 
@@ -32,6 +33,11 @@ def run_fractaldb(config: Config) -> list[str]:
     dataset = config.cell.dataset
     if dataset.fractal is None:
         raise ConfigError("dataset", f"{dataset.name} is not generated; give dataset=fractaldb1k or fractaldb60")
+    reads = read_places(config)
+    if options.export:
+        require_folder("fractaldb.export", Path(options.export), "fractaldb", lambda f: (f / MANIFEST).exists(), reads)
+    if options.preview:
+        require_picture("fractaldb.preview", Path(options.preview), reads)
     return run_fractaldb_task(
         dataset.fractal,
         default_cache_dir(),

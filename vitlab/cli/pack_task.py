@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitlab.cli.outputs import is_pack, read_places, require_folder
 from vitlab.config import Config, ConfigError, DatasetConfig, build
 from vitlab.core.files import DiskError, locked, make_folder, remove_parts, save_arrays, write_text, written_whole
 from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, sealed
@@ -57,14 +58,15 @@ def run_pack(config: Config) -> list[str]:
     ConfigError for options that cannot be carried out, UserError for a bad image.
     """
     options: PackConfig = build(PackConfig, config.options, "pack")
-    dataset = resolve_class_list(config.cell.dataset, config.output_dir)
     if not options.path:
         raise ConfigError("pack.path", "give a folder for the pack, pack.path=FOLDER")
+    folder = Path(options.path)
+    require_folder("pack.path", folder, "pack", is_pack, read_places(config))
+    dataset = resolve_class_list(config.cell.dataset, config.output_dir)
     if dataset.pack:
         raise ConfigError("dataset.pack", "task=pack reads the images themselves; leave dataset.pack out")
     if dataset.kind == "fractal":
         raise ConfigError("dataset", f"{dataset.name} is rendered as it is asked for, and needs no pack")
-    folder = Path(options.path)
     about_files = describe(dataset)  # before anything is written: it may refuse them
     splits = {split: load_split(dataset, split) for split in ("train", "eval") if split == "train" or dataset.num_eval}
     shards = write_pack(splits, dataset, folder, options, config.workers)

@@ -12,9 +12,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from vitlab.cli.outputs import read_places, require_picture
 from vitlab.config import AugmentConfig, Config, ConfigError, DatasetConfig, build, choice
 from vitlab.core.files import make_folder, written_whole
 from vitlab.core.names import clean_name, text_of
+from vitlab.core.pictures import maker
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.crop import resize_and_centre, resize_box
@@ -55,6 +57,8 @@ def run_preview(config: Config) -> list[str]:
     stem = "conditions" if options.conditions else clean_name(config.labels.get("augment", ""), "augment")
     file = Path(options.file or Path(config.output_dir) / "preview" / f"{stem}.png")
     written_as = picture_format(file, "preview.file")
+    if options.file:
+        require_picture("preview.file", Path(options.file), read_places(config))
     dataset = resolve_class_list(config.cell.dataset, config.output_dir)
     if options.images is None:
         names, pictures = load_pictures(dataset, options.pictures)
@@ -73,7 +77,7 @@ def run_preview(config: Config) -> list[str]:
         sheet = draw_condition(config.cell.augment, dataset, names, pictures, options, config.cell.seed)
     make_folder(file.parent)
     with written_whole(file) as stream:
-        sheet.save(stream, written_as, quality=90)
+        sheet.save(stream, written_as, quality=90, exif=maker())
     return [f"wrote {file} ({sheet.width} x {sheet.height}); look at it, then train: python run.py augment=…"]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.cli.execute import Prove, RunCells, execute, summarise
+from vitlab.cli.outputs import require_output_dir
 from vitlab.cli.tasks import TASKS, load_task
 from vitlab.config import FROM_ROOT, CellConfig, Config, ConfigError, DatasetConfig, check_cell, named_after_folder
 from vitlab.config.effects import idle_among, idle_fields, require_effect, settle
@@ -36,8 +37,10 @@ def run_study(
     `prove` sees that the cells can start here; None where `run` gives them to other machines. `compose` tells what the
     overrides of an earlier command mean today.
     """
-    requests = resolved(requests)
+    for config in {r.config.cell.dataset: r.config for r in requests}.values():
+        require_output_dir(config)
     require_key(requests[0].config.wandb.mode)
+    requests = resolved(requests)
     name = study_name(requests[0].config, requests)
     if "RANK" in os.environ and "SLURM_JOB_ID" not in os.environ:
         return _run_rank(requests, name)
@@ -64,6 +67,7 @@ def run_task(requests: Sequence[Request]) -> int:
     """Run a task other than training and print its closing lines; returns the exit code. Raises UserError for a sweep
     of configurations."""
     config = only_configuration(requests)
+    require_output_dir(config)
     for line in load_task(TASKS[config.task])(config):
         print(line)
     return 0

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from vitlab.core.errors import UserError
 from vitlab.core.files import make_folder, require_space, unwritten, write_text, written_whole
+from vitlab.core.pictures import maker
 from vitlab.data.decode import picture_format
 from vitlab.data.formula.cache import VERSION
 from vitlab.data.formula.geometry import GREY
@@ -153,4 +154,4 @@ def contact_sheet(
             sheet.paste(picture.resize((side, side), Image.Resampling.BOX), (margin + c * (side + gap), top))
     make_folder(file.parent)
     with written_whole(file) as stream:
-        sheet.save(stream, written_as)
+        sheet.save(stream, written_as, exif=maker())
