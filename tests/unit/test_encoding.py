@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BINARY = {"Image", "os", "tarfile", "zipfile"}
-"""Modules whose `open` returns no text."""
+BINARY = {"Image", "files", "os", "tarfile", "zipfile"}
+"""Modules whose `open` returns no text, and ours whose text is UTF-8."""
 
 
 def files():

@@ -13,7 +13,7 @@ from vitlab.core import files
 from vitlab.core.files import DiskError, is_locked, locked
 
 WRITERS = {
-    "text": lambda path: files.write_text(path, "new 新しい\n", encoding="utf-8"),
+    "text": lambda path: files.write_text(path, "new 新しい\n"),
     "bytes": lambda path: files.write_bytes(path, bytes(range(256))),
     "array": lambda path: files.save_array(path, np.arange(1000)),
     "arrays": lambda path: files.save_arrays(path, a=np.arange(1000)),
@@ -58,7 +58,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(write, moment, tmp
 
 def test_a_bug_while_writing_leaves_the_old_file_and_is_raised_as_it_is(tmp_path):
     path = tmp_path / "result"
-    files.write_text(path, "old", encoding="utf-8")
+    files.write_text(path, "old")
     with pytest.raises(ZeroDivisionError), files.written_whole(path) as stream:
         stream.write(b"half of the new cont")
         stream.write(bytes([1 // 0]))
@@ -67,7 +67,7 @@ def test_a_bug_while_writing_leaves_the_old_file_and_is_raised_as_it_is(tmp_path
 
 def test_readers_see_the_old_file_until_the_block_ends(tmp_path):
     path = tmp_path / "result"
-    files.write_text(path, "old", encoding="utf-8")
+    files.write_text(path, "old")
     with files.written_whole(path) as stream:
         stream.write(b"new")
         stream.flush()
