@@ -92,7 +92,7 @@ def test_a_bug_in_training_is_on_the_screen_and_in_the_record(tmp_path):
 @pytest.mark.parametrize(
     ("program", "words", "line"),
     [
-        ("run.py", ["output_dir=here"], "here/"),
+        ("run.py", ["output_dir=here"], "output_dir: 'here' is a file; give a folder"),
         ("run.py", ["task=preview", "preview.file=sheet.foo"], "preview.file: 'sheet.foo' is no picture's name"),
         (
             "run.py",
@@ -101,7 +101,7 @@ def test_a_bug_in_training_is_on_the_screen_and_in_the_record(tmp_path):
         ),
         ("run.py", ["task=evaluate", "checkpoint=here"], "here: not a checkpoint"),
         ("run.py", [*SHORT, "recipe.lr=1e18", "recipe.optimizer=sgd"], "the loss is not finite since step"),
-        ("analyze.py", ["tables_dir=here"], "here: no folder can be made there"),
+        ("analyze.py", ["tables_dir=here"], "tables_dir: 'here' is a file; give a folder"),
         ("analyze.py", ["source=deit_logs", "logs=here"], "here, line 1: not a line of DeiT's log.txt"),
     ],
     ids=["no folder", "no picture", "unwritable", "no checkpoint", "diverged", "no folder for tables", "no log"],
