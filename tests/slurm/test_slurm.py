@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from submitit.helpers import DelayedSubmission
 
+from vitlab.core.integrity import read_mapping
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +64,7 @@ class Lab:
         """Identity → job of everything that was submitted from this folder."""
         found: dict[str, str] = {}
         for file in sorted(self.runs.glob("slurm/*/jobs.json")):
-            found |= json.loads(file.read_text(encoding="utf-8"))
+            found |= read_mapping(file, "") or {}
         return found
 
     def queue(self) -> str:
