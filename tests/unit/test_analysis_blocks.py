@@ -10,7 +10,7 @@ from vitlab.analysis import collect
 from vitlab.analysis.formats.grids import to_csv, to_markdown
 from vitlab.analysis.table import build_table
 from vitlab.config import ConfigError
-from vitlab.core.behrens_fisher import critical_value
+from vitlab.core import behrens_fisher, largest_welch
 from vitlab.study.record import write_study
 
 FREE = dataclasses.replace(SPEC, rows=None, factor=None, baseline=None, footnotes={})
@@ -33,26 +33,31 @@ def two_factors(folder, values=VALUES):
     return collect(folder, "s")
 
 
-def by_hand(first, second, count):
-    errors = [np.var(v, ddof=1) / 3 for v in (first, second)]
-    level = 1 - 0.95 ** (1 / count)
-    half = float(critical_value(errors[0] / sum(errors), 2, 2, level)) * np.sqrt(sum(errors))
-    delta = np.mean(second) - np.mean(first)
-    return delta, delta - half, delta + half
+def by_hand(base, rows, of=1.0):
+    """(delta, low, high) of each row beside one baseline, at that part `of` the error."""
+    variances = [np.var(v, ddof=1) for v in (base, *rows)]
+    level = 1 - 0.95**of
+    if len(rows) > 1:
+        critical = largest_welch.critical_value(variances[0], np.array(variances[1:]), 3, level)
+    else:
+        critical = float(behrens_fisher.critical_value(variances[0] / sum(variances), 2, 2, level))
+    halves = [critical * np.sqrt((variances[0] + v) / 3) for v in variances[1:]]
+    deltas = [np.mean(row) - np.mean(base) for row in rows]
+    return [(d, d - h, d + h) for d, h in zip(deltas, halves, strict=True)]
 
 
 def test_each_row_stands_beside_the_baseline_of_its_block(tmp_path):
     table = build_table(two_factors(tmp_path), FREE)
     assert [row.label for row in table.rows] == [f"{a} / {p}" for a, p in VALUES], "block by block, baseline first"
-    for row in table.rows:
-        augment, start = row.label.split(" / ")
-        entry = row.entries["digits"]
-        if augment == "none":
-            assert entry.comparison.delta is None and entry.versus is None
-            continue
-        wanted = by_hand(VALUES["none", start], VALUES[augment, start], 3)
-        c = entry.comparison
-        assert entry.versus == f"none / {start}" and (c.delta, c.low, c.high) == pytest.approx(wanted)
+    entries = {tuple(row.label.split(" / ")): row.entries["digits"] for row in table.rows}
+    for start, rows in (("scratch", ["mixup"]), ("checkpoint", ["mixup", "erase"])):
+        base = entries["none", start]
+        assert base.comparison.delta is None and base.versus is None
+        wanted = by_hand(VALUES["none", start], [VALUES[row, start] for row in rows], of=len(rows) / 3)
+        for row, figures in zip(rows, wanted, strict=True):
+            c = entries[row, start].comparison
+            assert entries[row, start].versus == f"none / {start}"
+            assert (c.delta, c.low, c.high) == pytest.approx(figures)
     text = to_markdown(table)
     assert "Δ to none of the same pre-training" in text and "hold for all rows together" in text
     assert "mixup / checkpoint +0.17 points over none / checkpoint" in text
@@ -65,7 +70,8 @@ def test_one_baseline_for_all_where_it_is_asked_for(tmp_path):
     for spec in (dataclasses.replace(FREE, against="one"), dataclasses.replace(FREE, baseline="none / scratch")):
         table = build_table(frame, spec)
         entry = {row.label: row.entries["digits"] for row in table.rows}["mixup / checkpoint"]
-        wanted = by_hand(VALUES["none", "scratch"], VALUES["mixup", "checkpoint"], 4)
+        others = [VALUES[key] for key in VALUES if key != ("none", "scratch")]
+        wanted = by_hand(VALUES["none", "scratch"], others)[others.index(VALUES["mixup", "checkpoint"])]
         c = entry.comparison
         assert (c.delta, c.low, c.high) == pytest.approx(wanted) and "Δ to none / scratch with" in table.caption
     blocks = build_table(frame, dataclasses.replace(FREE, baseline="mixup"))
@@ -94,9 +100,10 @@ def test_data_sets_are_blocks_and_hold_together(tmp_path):
     frame = collect(tmp_path, "s")
     spec = dataclasses.replace(FREE, baseline="none")
     together, apart = (build_table(frame, dataclasses.replace(spec, against=a)) for a in (None, "one"))
-    for table, count in ((together, 4), (apart, 2)):
+    for table, part in ((together, 0.5), (apart, 1.0)):
         c = {row.label: row.entries["fashion_mnist"] for row in table.rows}["mixup"].comparison
-        assert (c.delta, c.low, c.high) == pytest.approx(by_hand(scores["none"], scores["mixup"], count))
+        wanted = by_hand(scores["none"], [scores["mixup"], scores["erase"]], part)[0]
+        assert (c.delta, c.low, c.high) == pytest.approx(wanted)
     assert "hold for all rows and over the data sets together" in together.caption
     assert "hold for all rows together" in apart.caption
     assert build_table(frame, dataclasses.replace(spec, statistics="pooled")).rows[1].entries["digits"].comparison.p

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from vitlab.core.behrens_fisher import critical_value, detectable_shift, p_value, rate
-from vitlab.core.comparisons import sidak
+from vitlab.core.families import sidak
 
 RATIOS = np.logspace(-3.5, 3.5, 141)
 

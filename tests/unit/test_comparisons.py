@@ -6,8 +6,20 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from written_records import SCORES
 
+from vitlab.core import largest_welch
 from vitlab.core.behrens_fisher import critical_value, p_value
-from vitlab.core.comparisons import Group, compare, detectable, difference, holm, not_beaten, sidak
+from vitlab.core.comparisons import (
+    Group,
+    compare,
+    difference,
+    half_widths,
+    holm,
+    least_differences,
+    not_beaten,
+    seeds_needed,
+    with_scatter,
+)
+from vitlab.core.families import sidak
 
 GROUPS = [Group(tuple(v), tuple(range(len(v)))) for v in SCORES.values()]
 PAIRS = [(0, i) for i in range(1, len(GROUPS))]
@@ -24,14 +36,35 @@ def test_pooled_is_scipys_dunnett():
 
 
 def test_every_group_has_its_own_scatter():
-    """By hand: Welch's statistic, the calibrated critical value at Šidák's level, p-values to match."""
+    """By hand: Welch's statistics, and one critical value for all groups of as many seeds as the baseline."""
+    variances = [np.var(g.values, ddof=1) for g in GROUPS]
+    critical = largest_welch.critical_value(variances[0], np.array(variances[1:]), 3, 0.05)
     for (a, b), ours in zip(PAIRS, compare(GROUPS, PAIRS), strict=True):
-        errors = [np.var(GROUPS[i].values, ddof=1) / 3 for i in (a, b)]
-        delta, error, share = GROUPS[b].mean - GROUPS[a].mean, np.sqrt(sum(errors)), errors[0] / sum(errors)
-        half = float(critical_value(share, 2, 2, 1 - 0.95 ** (1 / 3))) * error
-        assert (ours.low, ours.high) == pytest.approx((delta - half, delta + half))
-        assert ours.p == pytest.approx(1 - (1 - p_value(delta / error, share, 2, 2)) ** 3)
+        delta, error = GROUPS[b].mean - GROUPS[a].mean, np.sqrt((variances[a] + variances[b]) / 3)
+        assert (ours.low, ours.high) == pytest.approx((delta - critical * error, delta + critical * error))
+        chance = largest_welch.exceeded(abs(delta) / error, variances[0], np.array(variances[1:]), 3)
+        assert ours.p == pytest.approx(largest_welch.reached(chance, 3))
         assert ours.significant == (ours.p < 0.05)
+
+
+def test_groups_of_other_numbers_of_seeds_have_critical_values_of_their_own():
+    """Three groups beside five seeds: two of five share theirs, at two thirds of the error; one of three not."""
+    five = [Group(tuple(np.array([0.0, 1.0, 2.0, 3.5, 4.0]) * scale)) for scale in (1.0, 2.0, 0.5)]
+    three = Group((1.0, 2.0, 9.0))
+    ours = compare([*five, three], [(0, 1), (0, 2), (0, 3)])
+    variances = [g.variance for g in five]
+    common = largest_welch.critical_value(variances[0], np.array(variances[1:]), 5, 1 - 0.95 ** (2 / 3))
+    half = common * np.sqrt((variances[0] + variances[1]) / 5)
+    assert ours[0].high - ours[0].delta == pytest.approx(half)
+    errors = variances[0] / 5, three.variance / 3
+    own = float(critical_value(errors[0] / sum(errors), 4, 2, sidak(3)))
+    assert ours[2].high - ours[2].delta == pytest.approx(own * np.sqrt(sum(errors)))
+    assert ours[2].p == pytest.approx(
+        1 - (1 - p_value(ours[2].delta / np.sqrt(sum(errors)), errors[0] / sum(errors), 4, 2)) ** 3
+    )
+
+
+def test_a_part_of_a_larger_family():
     alone = compare(GROUPS[:2], [(0, 1)])[0]
     among = compare(GROUPS[:2], [(0, 1)], part=0.25)[0]
     assert among.p == pytest.approx(1 - (1 - alone.p) ** 4) and among.high > alone.high
@@ -41,7 +74,7 @@ def test_a_noisy_row_does_not_widen_the_others():
     quiet = compare(GROUPS[:3], PAIRS[:2])
     noisy = compare([*GROUPS[:3], Group((50.0, 80.0, 95.0))], PAIRS)
     widths = [[c.high - c.low for c in found[:2]] for found in (quiet, noisy)]
-    assert (np.array(widths[1]) < 1.5 * np.array(widths[0])).all(), "one comparison more, no more"
+    assert (np.array(widths[1]) < 1.5 * np.array(widths[0])).all(), "one comparison more"
     pooled = compare([*GROUPS[:3], Group((50.0, 80.0, 95.0))], PAIRS, "pooled")
     assert pooled[0].high - pooled[0].low > 10 * widths[1][0]
 
@@ -116,13 +149,37 @@ def test_what_no_other_beats():
 
 
 def test_what_seeds_detect():
-    three, five, ten = (detectable(6, (n, 0.2), (n, 0.2)) for n in (3, 5, 10))
-    assert three == pytest.approx(1.8, abs=0.1) and five == pytest.approx(0.63, abs=0.03)
-    assert ten == pytest.approx(0.35, abs=0.01)
-    assert detectable(6, (1, 0.2), (3, 0.2)) is None and detectable(6, (3, 0.0), (3, 0.0)) is None
-    assert detectable(1, (5, 0.0), (5, 1.0)) == pytest.approx(1.68, abs=0.02), (
-        "Student's t with four degrees of freedom"
-    )
+    def least(n, rule="auto"):
+        return least_differences([with_scatter(n, 0.2)] * 7, [(0, i) for i in range(1, 7)], rule)[0]
+
+    assert least(3) == pytest.approx(1.08, abs=0.02) and least(5) == pytest.approx(0.57, abs=0.02)
+    assert least(10) == pytest.approx(0.35, abs=0.01)
+    assert least(3, "pooled") == pytest.approx(0.62, abs=0.01)
+    assert least(1) is None and least_differences([with_scatter(3, 0.0)] * 2, [(0, 1)]) == [None]
+    (alone,) = least_differences([with_scatter(5, 1e-9), with_scatter(5, 1.0)], [(0, 1)])
+    assert alone == pytest.approx(1.68, abs=0.02), "Student's t with four degrees of freedom"
+    assert seeds_needed(2.9, 6) == 5 and seeds_needed(0.001, 6) is None
+
+
+def test_planned_widths_are_those_of_the_intervals():
+    groups = [with_scatter(4, sd) for sd in (1.0, 2.0, 0.5)]
+    for rule in ("auto", "pooled"):
+        found = compare(groups, [(0, 1), (0, 2)], rule)
+        assert half_widths(groups, [(0, 1), (0, 2)], rule) == pytest.approx([c.high - c.delta for c in found])
+    assert half_widths([with_scatter(1, 1.0)] * 2, [(0, 1)]) == [None]
+
+
+@pytest.mark.slow()
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_the_detectable_difference_is_found_four_times_in_five(n):
+    """A common critical value varies with the scatters found; taken as it is for the true ones, power is near 80 %."""
+    pairs = [(0, i) for i in range(1, 7)]
+    least = least_differences([with_scatter(n, 1.0)] * 7, pairs)[0]
+    rng, found = np.random.default_rng(n), 0
+    for _ in range(1_000):
+        groups = [Group(tuple(rng.normal(least * (i == 1), 1.0, n))) for i in range(7)]
+        found += compare(groups, pairs)[0].significant
+    assert found / 1_000 == pytest.approx(0.8, abs=0.06)
 
 
 def _rates(rule, sds, sizes, runs=2_000, seed=0, shift=0.0):

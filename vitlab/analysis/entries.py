@@ -6,23 +6,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from vitlab.analysis.conditions import COLUMN, Against, Condition
-from vitlab.analysis.same_data import REFUSED, saw_the_same
-from vitlab.analysis.sources.wandb_runs import unpacked_hits
+from vitlab.analysis.predictions import all_hits
+from vitlab.analysis.same_data import REFUSED
+from vitlab.analysis.scatter import Scatter, scatter_of, with_widths
 from vitlab.analysis.statistics import CheckpointComparison, compare_checkpoints
 from vitlab.analysis.table_model import SETTINGS, Entry, TableSpec
 from vitlab.core.comparisons import Comparison, Group, compare, not_beaten, supported
 from vitlab.core.metrics import Figure, figure, figures
-from vitlab.study.contents import load_predictions
-from vitlab.study.record import Record
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class _Column:
     groups: list[Group]
     first: list[int]
     """For each condition the first that is the same cells under another name, itself otherwise."""
+    scatters: list[Scatter | None]
 
     def pairs(self, own: Sequence[int | None]) -> dict[int, tuple[int, int]]:
         """Condition → (its baseline, itself), each set of cells once."""
@@ -54,7 +54,7 @@ def build_entries(
     columns = {dataset: _column(frame, conditions, dataset, shown) for dataset in datasets}
     pairs = {dataset: column.pairs(against.own) for dataset, column in columns.items()}
     counts = {d: supported(columns[d].groups, list(pairs[d].values()), spec.statistics) for d in datasets}
-    entries = {}
+    entries: dict[str, list[Entry]] = {}
     for dataset, column in columns.items():
         part = counts[dataset] / sum(counts.values()) if against.whole and counts[dataset] else 1.0
         wanted = pairs[dataset]
@@ -64,18 +64,12 @@ def build_entries(
         highest = shown.metric.better == "higher"
         ranked = [column.groups[k] if highest else column.groups[k].negated() for k in once]
         best = dict(zip(once, not_beaten(ranked, spec.statistics), strict=True))
-        entries[dataset] = [
-            _entry(
-                frame,
-                figure(spec.metric),
-                column,
-                k,
-                compared,
-                best,
-                None if base is None else (conditions[base].label, base),
-            )
-            for k, base in enumerate(against.own)
-        ]
+        told = with_widths(column.groups, column.scatters, list(wanted.values()), spec.statistics, part)
+        for k, base in enumerate(against.own):
+            versus = None if base is None else (conditions[base].label, base)
+            entry = _entry(frame, shown, column, k, compared, best, versus)
+            scatter = told.get(column.first[k], column.scatters[k])
+            entries.setdefault(dataset, []).append(dataclasses.replace(entry, scatter=scatter))
     return entries
 
 
@@ -85,7 +79,11 @@ def _column(frame: pd.DataFrame, conditions: Sequence[Condition], dataset: str, 
     done = [sorted(d, key=lambda i: int(frame.at[i, "seed"])) for d in done]
     groups = [_group(frame, d, shown) for d in done]
     first = [done.index(d) if d else k for k, d in enumerate(done)]
-    return _Column(members, done, groups, first)
+    told = shown == figure()  # predictions are the last model's, and say right or wrong
+    scatters = [
+        scatter_of(g, all_hits(frame, d) if told and len(d) > 1 else None) for g, d in zip(groups, done, strict=True)
+    ]
+    return _Column(members, done, groups, first, scatters)
 
 
 def _group(frame: pd.DataFrame, cells: Sequence[int], shown: Figure) -> Group:
@@ -163,20 +161,5 @@ def _checkpoints(frame: pd.DataFrame, baseline: Sequence[int], other: Sequence[i
     """For single seeds with stored predictions: a comparison of these two checkpoints."""
     if len(baseline) != 1 or len(other) != 1:
         return None
-    first, second = (_hits(frame, i) for i in (baseline[0], other[0]))
-    if first is None or second is None or len(first) != len(second):
-        return None
-    if not saw_the_same(frame, baseline[0], other[0]):  # gained and lost images are pairs by position
-        return None
-    return compare_checkpoints(first, second)
-
-
-def _hits(frame: pd.DataFrame, i: int) -> np.ndarray | None:
-    """Which evaluation images the cell's last model gets right (N,) bool; from its folder, or from W&B's summary."""
-    packed = frame.at[i, "hits"] if "hits" in frame else None
-    if isinstance(packed, str):
-        return unpacked_hits(packed)
-    if "folder" not in frame or "predictions.npz" in str(frame.at[i, "faults"] if "faults" in frame else ""):
-        return None
-    content = load_predictions(Record(Path(str(frame.at[i, "folder"]))))
-    return None if content is None else content["label"] == content["top5"][:, 0]
+    found = all_hits(frame, [baseline[0], other[0]])  # gained and lost images are pairs by position
+    return None if found is None else compare_checkpoints(*found)

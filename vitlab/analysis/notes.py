@@ -15,6 +15,7 @@ import pandas as pd
 from vitlab.analysis.conditions import COLUMN, Against, Condition, varying
 from vitlab.analysis.prose import p_in_words
 from vitlab.analysis.same_data import saw_the_same
+from vitlab.analysis.scatter import excess_line, excess_noise
 from vitlab.analysis.statistics import unequal_spread
 from vitlab.analysis.table_model import Entry, Row, TableSpec
 from vitlab.study.mixture import mixtures
@@ -127,7 +128,7 @@ def table_notes(
         for name, faults in zip(damaged["name"], damaged["faults"], strict=True):
             flags += [f"{name}: {fault}" for fault in faults.splitlines()]
     flags += [*mixed_data, *_mixtures(finished)]
-    notes = [*flags, *_not_deits(finished)]
+    notes = [*flags, *_not_deits(finished), *_noise(rows)]
     for dataset in rows[0].entries if spec.statistics == "pooled" else ():
         p = unequal_spread([g for row in rows if not _copied(row, rows) for g in [_scores(row, dataset)]])
         if p is not None and p < 0.01:
@@ -137,6 +138,17 @@ def table_notes(
                 "wide for the steadier rows and too narrow for the others; leave statistics=pooled out"
             )
     return notes, flags
+
+
+def _noise(rows: Sequence[Row]) -> list[str]:
+    """How the seeds' scatter stands to that of converged training, on each data set."""
+    lines = []
+    for dataset in rows[0].entries:
+        entries = [row.entries[dataset] for row in rows if not _copied(row, rows)]
+        excess = excess_noise((e.comparison.n, e.scatter) for e in entries if e.scatter is not None)
+        if excess is not None:
+            lines.append(excess_line(excess, f" on {dataset}" if len(rows[0].entries) > 1 else ""))
+    return lines
 
 
 def _mixtures(finished: pd.DataFrame) -> list[str]:

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from vitlab.analysis.conditions import Against
-from vitlab.analysis.statistics import least_differences
 from vitlab.analysis.table_model import Entry, Pair, Row, Table, TableSpec
-from vitlab.core.comparisons import assumed_scatter, detectable, holm
+from vitlab.core.comparisons import assumed_scatter, holm, least_differences, seeds_needed
 from vitlab.core.metrics import SELECTIONS, Figure, figure
 
 _RULES = {
@@ -109,7 +108,7 @@ def _needed(entry: Entry, count: int) -> str:
     if not entry.resolution or not delta:
         return ""
     scatter = assumed_scatter(100 / entry.resolution)
-    seeds = next((n for n in range(2, 101) if (detectable(count, (n, scatter), (n, scatter)) or 0.0) <= delta), None)
+    seeds = seeds_needed(delta / scatter, count)
     said = f"{seeds} seeds each" if seeds else "more than 100 seeds each"
     return f"; a true difference of {delta:.2f} points would take {said}, if they scatter by {scatter:.2f} points"
 
@@ -142,9 +141,9 @@ def detectable_lines(rows: Sequence[Row], datasets: Sequence[str], spec: TableSp
                 pairs.setdefault(dataset, []).append((labels[entry.versus], i))
     lines = []
     for dataset, wanted in pairs.items():
-        count = sum(map(len, pairs.values())) if whole else len(wanted)
+        part = len(wanted) / sum(map(len, pairs.values())) if whole else 1.0
         groups = [row.entries[dataset].group for row in rows]
-        least = [v for v in least_differences(groups, wanted, spec.statistics, count) if v is not None]
+        least = [v for v in least_differences(groups, wanted, spec.statistics, part) if v is not None]
         seeds = min(min(groups[a].n, groups[b].n) for a, b in wanted)
         on = f" on {dataset}" if len(datasets) > 1 else ""
         shown = figure(spec.metric)

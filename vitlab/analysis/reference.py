@@ -15,7 +15,8 @@ from scipy import special
 from vitlab.analysis.table_model import Entry, Table
 from vitlab.config import ConfigError
 from vitlab.config.choices import CONF
-from vitlab.core.comparisons import Group, sidak
+from vitlab.core.comparisons import Group
+from vitlab.core.families import sidak
 from vitlab.core.metrics import PRIMARY, figure
 
 COLUMNS = ("row", "dataset", "figure", "value", "sd", "source")

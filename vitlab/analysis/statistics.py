@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-from vitlab.core.comparisons import Group, Rule, compare, detectable, difference, pooled_variance
-from vitlab.core.dunnett import minimum_detectable_difference
+from vitlab.core.comparisons import Group, Rule, compare, least_differences
 from vitlab.core.errors import UserError
 from vitlab.core.metrics import figure
 
@@ -71,30 +70,6 @@ def _group(cells: pd.DataFrame, metric: str) -> Group:
     images = cells["num_eval"].min() if "num_eval" in cells else np.nan
     step = 100 / images if figure(metric).metric.counts and images == images else 0.0
     return Group(tuple(map(float, cells[metric])), tuple(map(int, seeds)), step)
-
-
-def least_differences(
-    groups: Sequence[Group], pairs: Sequence[tuple[int, int]], rule: Rule = "auto", count: int | None = None
-) -> list[float | None]:
-    """For each pair the smallest difference that seeds which scatter as these do find four times in five.
-
-    `count` comparisons are simultaneous: those of the pairs, unless more are given.
-    """
-    if rule == "pooled":
-        variance, freedom = pooled_variance(groups)
-        seeds = min((g.n for g in groups if g.n), default=0)
-        least = minimum_detectable_difference(len(pairs), seeds, variance**0.5) if freedom and variance else None
-        return [least] * len(pairs)
-    found = []
-    for a, b in pairs:
-        first, second = groups[a], groups[b]
-        deviations = first.variance**0.5, second.variance**0.5
-        if rule == "paired":  # as if the first had no scatter and the second that of the differences
-            first = second = difference(first, second)
-            deviations = 0.0, first.variance**0.5
-        sides = (first.n, deviations[0]), (second.n, deviations[1])
-        found.append(detectable(count or len(pairs), *sides) if min(first.n, second.n) > 1 else None)
-    return found
 
 
 def _require_one_cell_per_seed(data: pd.DataFrame, factor: str) -> None:

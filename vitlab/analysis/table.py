@@ -14,6 +14,7 @@ import pandas as pd
 from vitlab.analysis.conditions import COLUMN, Condition, dataset_labels, find_baselines, find_conditions, same
 from vitlab.analysis.entries import build_entries, in_words
 from vitlab.analysis.notes import row_notes, table_notes
+from vitlab.analysis.per_class import compare_classes
 from vitlab.analysis.prose import caption, detectable_lines, findings
 from vitlab.analysis.same_data import leave_out_other_images
 from vitlab.analysis.statistics import interaction
@@ -54,6 +55,8 @@ def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
     )
     pairs = _pairs(rows, datasets, spec)
     general, flags = table_notes(frame, rows, left_out, unreadable, mixed_data, spec)
+    rule, margin = spec.statistics, spec.margin
+    classes, confusions = compare_classes(frame, rows, datasets, rule, margin) if spec.per_class else ([], [])
     return Table(
         name=spec.name,
         title=spec.title,
@@ -68,6 +71,9 @@ def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
         anova=_anova(frame, conditions, datasets, spec.statistics, figure(spec.metric)),
         statistics=spec.statistics,
         margin=spec.margin,
+        columns=spec.columns,
+        classes=tuple(classes),
+        confusions=tuple(confusions),
         metric=spec.metric,
         against=against.phrase,
     )

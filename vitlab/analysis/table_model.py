@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vitlab.analysis.scatter import Scatter
 from vitlab.analysis.statistics import CheckpointComparison
 from vitlab.core.comparisons import Comparison, Group, Rule
 from vitlab.core.metrics import PRIMARY, Figure, figure
@@ -38,6 +39,10 @@ class TableSpec:
     reference: str | None = None
     metric: str = PRIMARY
     """What is compared: a name of METRICS, alone or after best., ema. or ema.best."""
+    columns: tuple[Literal["scatter"], ...] = ()
+    """Further columns: scatter says where the width of the intervals comes from."""
+    per_class: bool = False
+    """Whether every class is compared too."""
     pairs: tuple[tuple[str, ...], ...] = ()
     """Further pairs of rows to compare, the second with the first; their p-values are adjusted by Holm's method."""
     mixed_data: bool = False
@@ -69,6 +74,8 @@ class Entry:
     """The row that it is compared with."""
     centre: float | None = None
     """That row's mean on this data set."""
+    scatter: Scatter | None = None
+    """Where the width of its interval comes from; None below two seeds."""
     settings: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """What may explain a difference to a published value (SETTINGS) → the values that the cells have."""
 
@@ -107,6 +114,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class ClassEffect:
+    """One class of a row beside the same class of its baseline, in percent of the class's images."""
+
+    row: str
+    versus: str
+    dataset: str
+    name: str
+    images: int
+    base: float
+    """The baseline's mean."""
+    comparison: Comparison
+    """Simultaneous over the classes of the row."""
+
+
+@dataclass(frozen=True)
 class Pair:
     """A comparison of two rows on one data set; None where n cannot support a figure."""
 
@@ -140,9 +162,14 @@ class Table:
     pairs: tuple[Pair, ...] = ()
     anova: tuple[dict[str, Any], ...] = ()
     reference: tuple[dict[str, Any], ...] = ()
+    classes: tuple[ClassEffect, ...] = ()
+    confusions: tuple[str, ...] = ()
+    """What is confused more than by the baseline, and which classes cannot be compared."""
     statistics: Rule = "auto"
     margin: float | None = None
     metric: str = PRIMARY
+    """As in TableSpec."""
+    columns: tuple[str, ...] = ()
     """As in TableSpec."""
     against: str = ""
     """What the rows are compared with, in words."""

@@ -14,6 +14,7 @@ import pandas as pd
 
 from vitlab.analysis.compare_cells import describe_difference
 from vitlab.analysis.formats.grids import to_markdown
+from vitlab.analysis.formats.reasons import classes_csv
 from vitlab.analysis.reference import beside_reference, read_reference
 from vitlab.analysis.sources.deit_logs import collect_logs
 from vitlab.analysis.sources.records import collect
@@ -44,6 +45,8 @@ class AnalyzeConfig:
     baseline: str | None = None
     statistics: Rule | None = None
     margin: float | None = None
+    columns: tuple[Literal["scatter"], ...] = ()
+    per_class: bool = False
     pairs: tuple[tuple[str, ...], ...] | None = None
     reference: str | None = None
     metric: str | None = None
@@ -146,6 +149,8 @@ def table_spec(
         changes["metric"] = config.metric
     if config.statistics is not None:
         changes["statistics"] = config.statistics
+    changes["columns"] = tuple(dict.fromkeys((*spec.columns, *config.columns)))
+    changes["per_class"] = config.per_class or spec.per_class
     if config.margin is not None:
         changes["margin"] = config.margin
     figure(changes.get("metric", spec.metric))  # refuses an unknown one
@@ -160,7 +165,7 @@ DEFAULT_TICKS = {
 
 def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
     """Write all formats and figures; returns the Markdown and a line naming the files."""
-    from vitlab.analysis.formats.plots import draw_cost, draw_curves, draw_differences, save
+    from vitlab.analysis.formats.plots import draw_classes, draw_cost, draw_curves, draw_differences, save
 
     make_folder(folder)
     provenance = _provenance(frame)
@@ -175,6 +180,9 @@ def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
         "curves": draw_curves(curves, table.figure, len(table.datasets)),
         "cost": draw_cost(table),
     }
+    if table.classes:
+        (folder / f"{table.name}_classes.csv").write_text(classes_csv(table), encoding="utf-8")
+        figures["classes"] = draw_classes(table)
     for name, drawn in figures.items():
         save(drawn, folder / f"{table.name}_{name}")
     return [

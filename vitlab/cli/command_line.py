@@ -20,6 +20,9 @@ from vitlab.config.files import expanded
 from vitlab.core.errors import UserError
 from vitlab.core.terminal import prepare_output
 
+_EXTENDED = {"analyze": "columns+="}
+"""What adds to a layout's list, which Hydra's grammar does not know."""
+
 
 @contextlib.contextmanager
 def command_line(root: str) -> Iterator[None]:
@@ -43,6 +46,7 @@ def read_command(words: Sequence[str], root: str) -> list[str]:
 
     Raises UserError with a line for each mistake in them.
     """
+    words = [word.replace("+=", "=", 1) if word.startswith(_EXTENDED.get(root, "=")) else word for word in words]
     if lines := mistakes_in_flags(words, root):
         raise UserError("\n".join(lines))
     flags, overrides = split_command(words)

@@ -79,13 +79,16 @@ def rate(ratio: Array | float, first: int, second: int, level: float) -> Array:
     return 2 * special.stdtr(first + second, -critical * law.scale) @ _QUANTILE_WEIGHTS
 
 
-def detectable_shift(ratio: float, first: int, second: int, level: float, power: float) -> float:
+def detectable_shift(
+    ratio: float, first: int, second: int, level: float, power: float, common: float | None = None
+) -> float:
     """The true difference, in its true standard errors, for which |T| exceeds v with probability `power`.
 
-    `ratio` is that of the true standard errors of the two means.
+    `ratio` is that of the true standard errors of the two means; `common` a critical value in place of v.
     """
     law, freedom = _law(first, second, np.array([float(ratio)])), first + second
-    critical = critical_value(law.share, first, second, level) * law.scale  # (1, Q), for Student's t
+    critical = critical_value(law.share, first, second, level) if common is None else common
+    critical = critical * law.scale  # (1, Q), for Student's t
     sizes = np.sqrt(2 * special.gammaincinv(freedom / 2, _QUANTILES) / freedom)  # of Student's denominator
     bound = critical[0, :, None] * sizes
 

@@ -1,9 +1,8 @@
 """One rule for every difference of two means: estimates, simultaneous 95 % intervals and adjusted p-values.
 
 Rules:
-- `auto`: every group has a variance of its own (`behrens_fisher`), simultaneous by Šidák's inequality (JASA 1967).
-  The family-wise error stays below 5 % for any ratio of the scatters and any numbers of seeds from 2 on; the simulation
-  is benchmarks/bench_intervals.py.
+- `auto`: every group has a variance of its own. The family-wise error stays at 5 % or below for any ratio of the
+  scatters and any numbers of seeds from 2 on; the simulation is benchmarks/bench_intervals.py.
 - `pooled`: one variance for all groups, by Dunnett's distribution. For who asserts that all scatter alike.
 - `paired`: differences of equal seeds, Student's t, by Bonferroni's inequality. For who asserts that seeds pair.
 
@@ -20,14 +19,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import special
 
-from vitlab.core import behrens_fisher, dunnett
+from vitlab.core.families import DunnettFamily, Estimate, Family, SeparateFamily
 
 Rule = Literal["auto", "pooled", "paired"]
 Pair = tuple[int, int]
 """Indices of two groups: the second is compared with the first."""
-LEVEL = 0.95
 POWER = 0.8
 
 
@@ -84,23 +81,6 @@ class Comparison:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    """A difference that the seeds support: its standard error, and the law of the difference over it."""
-
-    delta: float
-    error: float
-    share: float = 0.5
-    """The first group's part of the squared error."""
-    first: int = 0
-    second: int = 0
-    """Degrees of freedom of the two groups (of the differences: first), or of all groups together (first)."""
-
-    @property
-    def statistic(self) -> float:
-        return abs(self.delta) / self.error
-
-
 def compare(
     groups: Sequence[Group],
     pairs: Sequence[Pair],
@@ -118,11 +98,11 @@ def compare(
     fewer than two seeds in either group, or without any scatter, gets its difference and no interval.
     """
     estimates = {i: e for i, pair in enumerate(pairs) if (e := _estimate(groups, pair, rule)) is not None}
-    family = _Family(groups, [pairs[i] for i in estimates], rule, part)
+    family = _family(list(estimates.values()), rule, part)
     if stepwise:
-        p_values = dict(zip(estimates, holm([family.alone(e.statistic, e) for e in estimates.values()]), strict=True))
+        p_values = dict(zip(estimates, holm([family.alone(e, e.statistic) for e in estimates.values()]), strict=True))
     else:
-        p_values = {i: family.adjusted(e) for i, e in estimates.items()}
+        p_values = {i: family.adjusted(e, e.statistic) for i, e in estimates.items()}
     comparisons = []
     for i, (first, second) in enumerate(pairs):
         group, other, estimate = groups[second], groups[first], estimates.get(i)
@@ -141,25 +121,33 @@ def supported(groups: Sequence[Group], pairs: Sequence[Pair], rule: Rule = "auto
     return sum(_estimate(groups, pair, rule) is not None for pair in pairs)
 
 
-def _estimate(groups: Sequence[Group], pair: Pair, rule: Rule) -> _Estimate | None:
+def _estimate(groups: Sequence[Group], pair: Pair, rule: Rule) -> Estimate | None:
     first, second = groups[pair[0]], groups[pair[1]]
     if min(first.n, second.n) < 2:
         return None
-    delta = second.mean - first.mean
+    counts, delta, variances = (first.n, second.n), second.mean - first.mean, (first.variance, second.variance)
+    freedom = 0
     if rule == "pooled":
         variance, freedom = pooled_variance(groups)
-        estimate = _Estimate(delta, math.sqrt(variance * (1 / first.n + 1 / second.n)), first=freedom)
+        variances = variance, variance
     elif rule == "paired":
         differences = difference(first, second)
         if differences.n < 2:
             return None
-        error = math.sqrt(differences.variance / differences.n)
-        estimate = _Estimate(differences.mean, error, first=differences.n - 1)
-    else:
-        one, two = first.variance / first.n, second.variance / second.n
-        share = one / (one + two) if one + two else 0.5
-        estimate = _Estimate(delta, math.sqrt(one + two), share, first.n - 1, second.n - 1)
-    return estimate if estimate.error > 0 else None
+        counts, delta, variances = (differences.n, differences.n), differences.mean, (0.0, differences.variance)
+        freedom = differences.n - 1
+    error = math.sqrt(sum(v / n for v, n in zip(variances, counts, strict=True)))
+    return Estimate(pair, delta, error, counts, variances, freedom) if error > 0 else None
+
+
+def _family(estimates: Sequence[Estimate], rule: Rule, part: float = 1.0) -> Family:
+    if rule == "auto":
+        return SeparateFamily(estimates, part)
+    if rule == "paired":
+        return Family(estimates, part, bonferroni=True)
+    firsts, seconds = {e.pair[0] for e in estimates}, [e.pair[1] for e in estimates]
+    twice = len(set(seconds)) < len(seconds) or bool(firsts & set(seconds))
+    return Family(estimates, part) if twice or not estimates else DunnettFamily(estimates, part)
 
 
 def difference(first: Group, second: Group) -> Group:
@@ -170,61 +158,6 @@ def difference(first: Group, second: Group) -> Group:
     common = tuple(sorted(set(here) & set(there)))
     step = math.hypot(first.resolution, second.resolution)
     return Group(tuple(there[seed] - here[seed] for seed in common), common, step)
-
-
-class _Family:
-    """What is simultaneous: all pairs that the seeds support."""
-
-    def __init__(self, groups: Sequence[Group], pairs: Sequence[Pair], rule: Rule, part: float = 1.0):
-        self.rule, self.part, self.count = rule, part, max(1, len(pairs)) / part
-        self.blocks = _blocks(groups, pairs) if rule == "pooled" else None
-        """Of Dunnett's distribution, where no group is compared twice."""
-
-    def alone(self, statistic: float, estimate: _Estimate) -> float:
-        """The p-value as if it were the only comparison."""
-        if self.rule == "auto":
-            return behrens_fisher.p_value(statistic, estimate.share, estimate.first, estimate.second)
-        return max(behrens_fisher.LEAST_P, 2 * float(special.stdtr(estimate.first, -statistic)))
-
-    def adjusted(self, estimate: _Estimate) -> float:
-        """The smallest family-wise error at which this comparison is significant."""
-        if self.blocks is not None:
-            own = max(behrens_fisher.LEAST_P, dunnett.adjusted_p(estimate.statistic, self.blocks, estimate.first))
-            return _together(own, 1 / self.part)
-        own = self.alone(estimate.statistic, estimate)
-        return min(1.0, self.count * own) if self.rule == "paired" else _together(own, self.count)
-
-    def critical(self, estimate: _Estimate) -> float:
-        """The half width of the simultaneous interval, in standard errors."""
-        if self.blocks is not None:
-            return dunnett.critical_value(self.blocks, estimate.first, LEVEL**self.part)
-        level = (1 - LEVEL) / self.count if self.rule == "paired" else sidak(self.count)
-        if self.rule == "auto":
-            return float(behrens_fisher.critical_value(estimate.share, estimate.first, estimate.second, level))
-        return -float(special.stdtrit(estimate.first, level / 2))
-
-    def same(self, estimate: _Estimate, margin: float) -> bool:
-        """Whether both one-sided tests, of the differences -margin and margin, are significant."""
-        room = (margin - abs(estimate.delta)) / estimate.error
-        return room > 0 and self.count * self.alone(room, estimate) / 2 < 1 - LEVEL
-
-
-def _together(p: float, count: float) -> float:
-    """Šidák's adjustment of one of `count` p-values."""
-    return -math.expm1(count * math.log1p(-p)) if p < 1 else 1.0
-
-
-def _blocks(groups: Sequence[Group], pairs: Sequence[Pair]) -> dunnett.Blocks | None:
-    seconds = [second for _, second in pairs]
-    firsts = dict.fromkeys(first for first, _ in pairs)
-    if len(set(seconds)) < len(seconds) or set(seconds) & set(firsts) or not pairs:
-        return None
-    return tuple((groups[first].n, tuple(sorted(groups[b].n for a, b in pairs if a == first))) for first in firsts)
-
-
-def sidak(count: float, level: float = LEVEL) -> float:
-    """The level of each of `count` comparisons whose intervals together hold with probability `level`."""
-    return -math.expm1(math.log(level) / count)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -256,27 +189,40 @@ def not_beaten(groups: Sequence[Group], rule: Rule = "auto") -> list[bool]:
     filled = [i for i, group in enumerate(groups) if group.n]
     marks, supported = [False] * len(groups), False
     for i in filled:
-        pairs = [(i, j) for j in filled if j != i]
-        found = [(pair, e) for pair in pairs if (e := _estimate(groups, pair, rule)) is not None]
-        family = _Family(groups, [pair for pair, _ in found], rule)
+        found = [e for j in filled if j != i and (e := _estimate(groups, (i, j), rule)) is not None]
+        family = _family(found, rule)
         supported |= bool(found)
-        marks[i] = not any(e.delta > family.critical(e) * e.error for _, e in found)
+        marks[i] = not any(e.delta > 0 and family.exceeds(e, e.statistic) for e in found)
     return marks if supported else [False] * len(groups)
 
 
-def detectable(count: int, first: tuple[int, float], second: tuple[int, float]) -> float | None:
-    """The smallest true difference that is found four times in five among `count` comparisons, by the rule `auto`.
+def with_scatter(n: int, deviation: float, resolution: float = 0.0) -> Group:
+    """A group of `n` values about zero with exactly this deviation, to plan with."""
+    if n < 2:
+        return Group((0.0,) * n, resolution=resolution)
+    places = np.linspace(-1.0, 1.0, n)
+    return Group(tuple(map(float, deviation * places / places.std(ddof=1))), resolution=resolution)
 
-    `first` and `second` are (number of seeds, true deviation between seeds) of the two groups. None below two seeds
-    in either, or without any deviation.
+
+def half_widths(
+    groups: Sequence[Group], pairs: Sequence[Pair], rule: Rule = "auto", part: float = 1.0
+) -> list[float | None]:
+    """The half width of each pair's simultaneous interval; None where the seeds support none."""
+    estimates = {i: e for i, pair in enumerate(pairs) if (e := _estimate(groups, pair, rule)) is not None}
+    family = _family(list(estimates.values()), rule, part)
+    return [family.critical(estimates[i]) * estimates[i].error if i in estimates else None for i in range(len(pairs))]
+
+
+def least_differences(
+    groups: Sequence[Group], pairs: Sequence[Pair], rule: Rule = "auto", part: float = 1.0
+) -> list[float | None]:
+    """For each pair the smallest true difference that is found four times in five, if groups scatter as these do.
+
+    None where the seeds support no interval. A common critical value is taken as it is for these scatters.
     """
-    (n, sd), (m, other) = first, second
-    if min(n, m) < 2 or max(sd, other) <= 0:
-        return None
-    errors = math.sqrt(sd**2 / n), math.sqrt(other**2 / m)
-    ratio = errors[0] / errors[1] if errors[1] else math.inf
-    shift = behrens_fisher.detectable_shift(min(ratio, 1e6), n - 1, m - 1, sidak(count), POWER)
-    return shift * math.hypot(*errors)
+    estimates = {i: e for i, pair in enumerate(pairs) if (e := _estimate(groups, pair, rule)) is not None}
+    family = _family(list(estimates.values()), rule, part)
+    return [family.detectable(estimates[i], POWER) if i in estimates else None for i in range(len(pairs))]
 
 
 def assumed_scatter(images: float) -> float:
@@ -285,3 +231,15 @@ def assumed_scatter(images: float) -> float:
     0.2 points on ImageNet's 50,000 images, as measured of converged trainings, and the square root law.
     """
     return 0.2 * math.sqrt(50_000 / max(images, 1.0))
+
+
+def seeds_needed(difference: float, count: int) -> int | None:
+    """How many seeds of each group find a true difference, in deviations between seeds, four times in five.
+
+    There are `count` comparisons with one baseline, and all groups scatter alike. None for more than 100.
+    """
+    for n in range(2, 101):
+        least = least_differences([with_scatter(n, 1.0)] * (count + 1), [(0, i) for i in range(1, count + 1)])[0]
+        if least is not None and least <= difference:
+            return n
+    return None

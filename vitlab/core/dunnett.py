@@ -60,20 +60,5 @@ def adjusted_p(statistic: float, blocks: Blocks, df: float) -> float:
     return float(np.clip(1 - coverage(abs(float(statistic)), blocks, df), 0, 1))
 
 
-def minimum_detectable_difference(
-    k: int, n: int, sd: float, *, power: float = 0.8, level: float = 0.95
-) -> float | None:
-    """The smallest true difference to the control found with probability `power`: k groups and it, n seeds each.
-
-    In the unit of `sd`, the deviation between seeds. None where n = 1: a single seed detects nothing.
-    """
-    if n < 2:
-        return None
-    df = (k + 1) * (n - 1)
-    critical = critical_value(((n, (n,) * k),), df, level)
-    shift = _root(lambda s: float(stats.nct.sf(critical, df, s)) - power, 0.0, critical + 50)
-    return shift * sd * float(np.sqrt(2 / n))
-
-
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
     return float(optimize.brentq(function, low, high))  # pyright: ignore[reportArgumentType]

@@ -224,13 +224,18 @@ def require_whole_archive(path: Path, remedy: str) -> None:
         raise DamagedError(path, f"damaged (the checksum of {broken} differs)", remedy)
 
 
-def load_arrays(path: Path, names: Sequence[str], remedy: str) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz file. Raises DamagedError for a file that is missing, damaged or lacks one."""
+def load_arrays(
+    path: Path, names: Sequence[str], remedy: str, *, optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz file, and the optional ones that it has.
+
+    Raises DamagedError for a file that is missing, damaged or lacks a named one.
+    """
     import numpy as np
 
     require_whole_archive(path, remedy)
     try:
         with np.load(path) as content:
-            return {name: content[name] for name in names}
+            return {name: content[name] for name in (*names, *(n for n in optional if n in content))}
     except Exception as error:  # whole, and of another kind: pickled objects, no arrays, other names
         raise DamagedError(path, f"not the arrays that were written ({_one_line(error)})", remedy) from error

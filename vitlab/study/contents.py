@@ -179,15 +179,17 @@ def _require_predictions(record: Record, result: Mapping[str, Any]) -> None:
 def load_predictions(record: Record) -> dict[str, np.ndarray] | None:
     """index (N,), label (N,), top5 (N, ≤ 5) and loss (N,) of the last epoch's model; None where none are stored.
 
+    Beside them classes (C,), the names, where the record has them.
+
     Raises DamagedError for a file that holds anything else.
     """
     path = record.folder / "predictions.npz"
     if not path.exists():
         return None
-    arrays = load_arrays(path, ("index", "label", "top5", "loss"), record.remedy)
+    arrays = load_arrays(path, ("index", "label", "top5", "loss"), record.remedy, optional=("classes",))
     label, ranking = arrays["label"], arrays["top5"]
     alike = all(arrays[name].shape == label.shape for name in ("index", "loss")) and ranking.shape[:1] == label.shape
-    numbers = all(array.dtype.kind in "iuf" for array in arrays.values())
+    numbers = all(array.dtype.kind in "iuf" for name, array in arrays.items() if name != "classes")
     if not (alike and numbers and label.ndim == 1 and ranking.ndim == 2 and ranking.size):
         raise DamagedError(path, "damaged (its arrays do not belong together)", record.remedy)
     return arrays

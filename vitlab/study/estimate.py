@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 from vitlab.config import CellConfig, ModelConfig, options
 from vitlab.core.files import free_space
@@ -158,11 +159,12 @@ def _detectable(plan: Plan) -> list[str]:
     n = min(seeds[cell] for column in compared for cell in column)
     if n < 2:
         return ["one seed each: no difference between cells can be told from noise; add seed=0,1,2,3,4"]
-    from vitlab.core.comparisons import assumed_scatter, detectable  # scipy: only where something is to be told
+    from vitlab.core.comparisons import assumed_scatter  # scipy: only where something is to be told
 
     measured = _scatter(plan)
     k = sum(len(column) - 1 for column in compared)
-    least, better = (detectable(k, (m, 1.0), (m, 1.0)) or 0.0 for m in (n, max(n, RECOMMENDED_SEEDS)))
+    sizes = [len(column) - 1 for column in compared]
+    least, better = (_least(sizes, m) for m in (n, max(n, RECOMMENDED_SEEDS)))
     told: dict[str, list[str]] = {}
     for data in dict.fromkeys(column[0].dataset for column in compared):
         images = data.num_eval or round((data.num_train or 0) * data.val_fraction)
@@ -176,6 +178,17 @@ def _detectable(plan: Plan) -> list[str]:
         names = told.setdefault(text, [])
         names += [str(data.name)] * (str(data.name) not in names)
     return [text if len(told) == 1 else f"{', '.join(names)}: {text}" for text, names in told.items()]
+
+
+def _least(sizes: Sequence[int], seeds: int) -> float:
+    """The least difference that baselines with so many rows each detect, in deviations between seeds."""
+    from vitlab.core.comparisons import least_differences, with_scatter
+
+    groups, pairs = [], []
+    for size in sizes:
+        pairs += [(len(groups), len(groups) + i) for i in range(1, size + 1)]
+        groups += [with_scatter(seeds, 1.0)] * (size + 1)
+    return max(v for v in least_differences(groups, pairs) if v is not None)
 
 
 def _scatter(plan: Plan) -> float | None:

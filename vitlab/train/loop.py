@@ -170,7 +170,7 @@ def fit(
                         row |= {f"{name}/{key}": value for key, value in evaluation.row().items()}
                         improved += progress.record_evaluation(name, evaluation)
                         if last:
-                            save_predictions(folder, name, evaluation)
+                            save_predictions(folder, name, evaluation, train_source.classes)
             if cell.dataset.bad_images == "skip":
                 row["bad_images"] = progress.note_bad(train.reader.bad, eval_loader.reader.bad if eval_loader else {})
             progress.seconds += time.perf_counter() - began

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vitlab.core.errors import UserError
 from vitlab.core.files import save_arrays
@@ -13,11 +16,15 @@ from vitlab.train.distributed import gather_values
 from vitlab.train.evaluate import Evaluation
 
 
-def save_predictions(folder: Path, name: str, evaluation: Evaluation) -> None:
-    """What the model said of every evaluation image: predictions.npz, predictions_ema.npz for averaged weights."""
+def save_predictions(folder: Path, name: str, evaluation: Evaluation, classes: Sequence[str]) -> None:
+    """What the model said of every evaluation image, and the names of the classes, in predictions.npz.
+
+    Averaged weights have theirs in predictions_ema.npz.
+    """
     file = "predictions.npz" if name == "eval" else "predictions_ema.npz"
+    names = np.array(list(classes), dtype=str)
     save_arrays(folder / file, index=evaluation.index, label=evaluation.label,
-                top5=evaluation.ranking, loss=evaluation.losses)  # fmt: skip
+                top5=evaluation.ranking, loss=evaluation.losses, classes=names)  # fmt: skip
 
 
 class Progress:

@@ -8,9 +8,10 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from vitlab.analysis.formats.cells import CROSS, DELTA, GAP, PLUS_MINUS, TICK, Cell, Grid
+from vitlab.analysis.formats.reasons import classes_grid, scatter_grid
 from vitlab.analysis.prose import checkpoint_lines, pair_line, seed_lines
 from vitlab.analysis.table_model import Context, Entry, Row, Table
 from vitlab.core.metrics import Figure, figure
@@ -18,29 +19,6 @@ from vitlab.core.plugins import register_format
 
 FURTHER = ("top1", "top5", "best.top1", "ema.top1")
 """Figures that are shown beside the one that a table compares."""
-PLUS_MINUS, DELTA, TICK, CROSS, GAP = "±", "Δ", "✓", "✗", "--"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What stands in one place of a grid."""
-
-    text: str
-    bold: bool = False
-    align: str = "right"
-    mark: str = ""
-    """The letter of a footnote."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What a reader sees as a table."""
-
-    name: str
-    """main, details or reference."""
-    title: str
-    titles: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
 
 
 def grids(table: Table) -> list[Grid]:
@@ -49,6 +27,10 @@ def grids(table: Table) -> list[Grid]:
     found = [_main(table, several)]
     if several:
         found.append(_details(table))
+    if "scatter" in table.columns and (grid := scatter_grid(table)):
+        found.append(grid)
+    if table.classes:
+        found.append(classes_grid(table))
     if table.reference:
         found.append(_reference(table))
     return found
@@ -143,6 +125,7 @@ def extras(table: Table) -> list[tuple[str, list[str]]]:
     several = len(table.datasets) > 1
     blocks = [
         ("Findings", [*table.findings, *table.detectable]),
+        ("Confusions (mean over seeds)", list(table.confusions)),
         ("These two checkpoints, not their conditions", checkpoint_lines(table)),
         ("Further pairs (scatter as in the caption; p by Holm, intervals hold for all pairs together)",
          [pair_line(pair, several, table.figure) for pair in table.pairs]),

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from vitlab.analysis.formats.grids import Cell, Grid, extras, grids
+from vitlab.analysis.formats.grids import Cell, Grid, extras, grids, scatter_grid
 from vitlab.analysis.formats.plots import Curves, verdict
 from vitlab.analysis.formats.svg import cost_chart, curves_panel, forest, forest_axis, forest_scale, padded
 from vitlab.analysis.table_model import Context, Row, Table
@@ -86,6 +86,8 @@ def to_html(table: Table, curves: Curves, links: Mapping[str, str], provenance: 
         f'<p class="legend">{_LEGEND}</p><p class="caption">{html.escape(table.caption)}</p>',
         _findings(table),
     ]
+    if "scatter" not in table.columns and (grid := scatter_grid(table)):
+        others = [grid, *others]
     parts += [f'<h2>{html.escape(grid.title)}</h2><div class="scroll">{_plain(grid)}</div>' for grid in others]
     parts.append(_curves(curves, table))
     if chart := cost_chart(table):

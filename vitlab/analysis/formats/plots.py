@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vitlab.analysis.formats.reasons import shown_classes
 from vitlab.analysis.table_model import Entry, Table
 from vitlab.core.comparisons import Comparison
 from vitlab.core.files import written_whole
@@ -72,6 +73,35 @@ def _draw_row(axis: Axes, place: int, entry: Entry, centre: float) -> None:
         axis.plot([c.low, c.high], [place, place], "-", color=colour, lw=2.2, solid_capstyle="round")
     axis.plot([v - centre for v in values], [place] * len(values), "o", mfc="white", mec="0.45", ms=4.5)
     axis.plot([c.mean - centre], [place], marker, color=colour, ms=7.5, mec="white")
+
+
+def draw_classes(table: Table) -> Figure:
+    """A panel for each row: the classes that lose and gain most, with their simultaneous intervals."""
+    groups = shown_classes(table)
+    across = min(3, len(groups))
+    down = math.ceil(len(groups) / across)
+    size = (3.6 * across + 0.8, (0.9 + 0.24 * max(map(len, groups))) * down)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, sharex=True)
+    places = axes.ravel()
+    for axis, effects in zip(places, groups, strict=False):
+        for place, effect in enumerate(effects):
+            c = effect.comparison
+            colour, marker = KINDS[verdict(c)]
+            if c.low is not None and c.high is not None:
+                axis.plot([c.low, c.high], [place, place], "-", color=colour, lw=2, solid_capstyle="round")
+            axis.plot([c.delta or 0.0], [place], marker, color=colour, ms=6, mec="white")
+        axis.axvline(0, color="0.55", lw=1, ls=(0, (2, 2)), zorder=0)
+        axis.set_yticks(range(len(effects)), [e.name for e in effects], fontsize=8)
+        on = f" on {effects[0].dataset}" if len(table.datasets) > 1 else ""
+        axis.set_title(f"{effects[0].row}{on}", fontsize=9)
+        axis.tick_params(axis="y", length=0)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.invert_yaxis()
+    for axis in places[len(groups) :]:
+        axis.set_visible(False)
+    figure.supxlabel(f"top-1 of a class beside {table.against} (points)", fontsize=9)
+    figure.tight_layout()
+    return figure
 
 
 def draw_curves(curves: Curves, shown: Shown, datasets: int = 1) -> Figure:

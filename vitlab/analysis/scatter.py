@@ -1,0 +1,122 @@
+"""Why an interval is as wide as it is: the scatter between seeds, the test images, and what more of either would give.
+
+Had trainings converged, the errors of two seeds on an image would be independent given the image, and their scores
+would vary by Σ p (1 - p) / N², with p the share of seeds that get the image right (Jordan 2024, arXiv 2304.01910).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from vitlab.core.comparisons import Group, Pair, Rule, half_widths, with_scatter
+from vitlab.core.families import LEVEL
+
+FEWEST = 3
+"""Seeds of a row for its noise to be held against that of converged trainings."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Of one condition on one data set, in the metric's unit."""
+
+    seeds: float
+    """The deviation between seeds."""
+    images: float | None
+    """The standard error of one score for having so many test images and no more: √(p (1 - p) / N)."""
+    independent: float | None
+    """The deviation between seeds whose errors are independent given the image; None without predictions."""
+    half: float | None = None
+    """The half width of the interval to the baseline."""
+    one_more: float | None = None
+    """The same with one more seed in both rows, if they scatter as these do."""
+    twice: float | None = None
+    """The same with twice the test images."""
+
+
+@dataclass(frozen=True)
+class Excess:
+    """How many times the seeds scatter as much as those of converged trainings, with its 95 % interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+def scatter_of(group: Group, hits: np.ndarray | None) -> Scatter | None:
+    """What the seeds and their (S, N) right answers show; None below two seeds."""
+    if group.sd is None:
+        return None
+    images = None
+    if group.resolution:
+        share = group.mean / 100
+        images = 100 * math.sqrt(max(0.0, share * (1 - share)) * group.resolution / 100)
+    return Scatter(group.sd, images, None if hits is None else independent_deviation(hits))
+
+
+def independent_deviation(hits: np.ndarray) -> float:
+    """The deviation in percentage points between seeds, from (S, N) right answers, had they been independent."""
+    seeds, images = hits.shape
+    share = hits.mean(0)
+    return 100 * math.sqrt(float((share * (1 - share)).sum()) * seeds / (seeds - 1)) / images
+
+
+def with_widths(
+    groups: Sequence[Group], scatters: Sequence[Scatter | None], pairs: Sequence[Pair], rule: Rule, part: float
+) -> dict[int, Scatter]:
+    """For each pair's second group its scatter with the half width of its interval: as it is, and with more of either.
+
+    More seeds and images are had by all groups. By the rule `paired` nothing is foretold.
+    """
+    resolutions = [g.resolution for g in groups]
+    sds = [math.sqrt(g.variance) for g in groups]
+    more = [with_scatter(g.n + 1 if g.n else 0, sd) for g, sd in zip(groups, sds, strict=True)]
+    halved = [
+        with_scatter(g.n, math.sqrt(max(sd**2 - (s.independent or 0.0) ** 2 / 2, (step / 4) ** 2)) if s else sd)
+        for g, sd, s, step in zip(groups, sds, scatters, resolutions, strict=True)
+    ]
+    now = half_widths(groups, pairs, rule, part)
+    one_more: list[float | None] = [None] * len(pairs)
+    twice = one_more
+    if rule != "paired":
+        one_more, twice = (half_widths(planned, pairs, rule, part) for planned in (more, halved))
+    found = {}
+    for (first, second), half, further, images in zip(pairs, now, one_more, twice, strict=True):
+        own, base = scatters[second], scatters[first]
+        known = own and base and own.independent is not None and base.independent is not None
+        if own is not None:
+            found[second] = dataclasses.replace(own, half=half, one_more=further, twice=images if known else None)
+    return found
+
+
+def excess_noise(rows: Iterable[tuple[int, Scatter]]) -> Excess | None:
+    """Over all rows (number of seeds, scatter) of at least three seeds with predictions, taking their ratio as one.
+
+    The interval takes the sum of squares as chi-squared. None where no row has both.
+    """
+    known = [(n, s) for n, s in rows if n >= FEWEST and s.independent]
+    if not known:
+        return None
+    freedom = sum(n - 1 for n, _ in known)
+    squares = sum((n - 1) * (s.seeds / (s.independent or 1.0)) ** 2 for n, s in known)
+    tails = stats.chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], freedom)
+    low, high = (math.sqrt(squares / tail) for tail in tails)
+    return Excess(math.sqrt(squares / freedom), low, high)
+
+
+def excess_line(excess: Excess, on: str) -> str:
+    """What the ratio asks for."""
+    told = f"{excess.ratio:.1f}× (95 % {excess.low:.1f} to {excess.high:.1f})"
+    if excess.low > 1.2:
+        return (
+            f"seed noise{on} {told} that of converged training, whose errors are independent given the image: train "
+            "longer, lower the rate or average weights before adding seeds"
+        )
+    if excess.high < 2:
+        return f"seed noise{on} {told} that of converged training: only more seeds or test images narrow the intervals"
+    return f"seed noise{on} {told} that of converged training: too few seeds to tell whether longer training would help"
