@@ -89,7 +89,8 @@ def toy(words: list[str]) -> list[str]:
     if "task=" in text:
         return [*words, "device=cpu", "workers=0", "wandb.mode=disabled"]
     small = list(TOY)
-    if "augment=deit" in text or "augment.mixup" in text or "augment.cutmix" in text:
+    if any(word in text for word in ("augment=deit", "augment=mixup", "augment.mixup", "augment.cutmix")):
+        words = [word for word in words if not word.startswith("augment.mix_group=")]
         small.append("augment.mix_group=4")
     if "dataset=imagenet1k" in text:
         small += TREE

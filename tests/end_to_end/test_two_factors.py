@@ -50,18 +50,18 @@ def test_blocks_are_as_computed_by_hand(swept):
     values = recorded(swept)
     table = json.loads(next((swept / "tables").glob("*.json")).read_text(encoding="utf-8"))
     rows = {row["label"]: row["entries"]["digits"] for row in table["rows"]}
-    assert list(rows) == ["none / depth=1", "erase / depth=1", "none / depth=2", "erase / depth=2"]
+    assert list(rows) == [f"{a} / vit_micro(depth={d})" for d in (1, 2) for a in ("none", "erase")]
     for depth in (1, 2):
-        ours = rows[f"erase / depth={depth}"]
+        ours = rows[f"erase / vit_micro(depth={depth})"]
         wanted = interval(values["none", depth], values["erase", depth], 2)
         assert [ours["comparison"][key] for key in ("delta", "low", "high")] == pytest.approx(wanted)
-        assert ours["versus"] == f"none / depth={depth}"
-    assert "Δ to none of the same model" in done.stdout and "erase / depth=2" in done.stdout
+        assert ours["versus"] == f"none / vit_micro(depth={depth})"
+    assert "Δ to none of the same model" in done.stdout and "erase / vit_micro(depth=2)" in done.stdout
 
 
 def test_one_baseline_and_asserted_scatter_as_typed(swept):
     done = run("baseline=one", script="analyze.py", cwd=swept)
-    assert done.returncode == 0 and "Δ to none / depth=1 with 95 %" in done.stdout, done.stderr
+    assert done.returncode == 0 and "Δ to none / vit_micro(depth=1) with 95 %" in done.stdout, done.stderr
     pooled = run("statistics=pooled", "baseline=block", script="analyze.py", cwd=swept)
     assert pooled.returncode == 0 and "asserted by statistics=pooled" in pooled.stdout, pooled.stderr
     wrong = run("margin=-1", script="analyze.py", cwd=swept)

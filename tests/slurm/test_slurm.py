@@ -166,7 +166,7 @@ def test_one_raises_one_is_killed_and_the_sibling_keeps_its_result(lab):
     states = {cell: lab.sacct(job) for cell, job in lab.jobs().items()}
     end = states.pop(killed.name)
     assert end in ("FAILED|9:0", "FAILED|137:0") and sorted(states.values()) == ["COMPLETED|0:0", "FAILED|1:0"], states
-    assert "FloatingPointError: the loss is not finite" in output and f"log: runs/{killed.name}/log.txt" in output
+    assert "the loss is not finite" in output and f"log: runs/{killed.name}/log.txt" in output
     assert f"{end.replace('|', ' ')} (SIGKILL, out of memory?)" in output
     assert "2 of 3 cells did not finish" in output, output
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from vitlab.cli.values import typed
 from vitlab.config import Config, ConfigError, DatasetConfig
 from vitlab.core.pictures import PICTURES, made_by_us
-from vitlab.data.sources.folder import find_root
 
 _CELL = re.compile(r"c[0-9a-f]{11}")
 _OF_A_RUN = {"studies", "datasets", "evaluate", "explain", "preview", "slurm", "wandb"}
@@ -85,6 +84,8 @@ def read_places(config: Config) -> dict[str, Path]:
 def _places(dataset: DatasetConfig) -> dict[str, Path]:
     found = {"dataset.pack": Path(dataset.pack)} if dataset.pack else {}
     if dataset.root and (dataset.kind == "folder" or dataset.fractal is not None):
+        from vitlab.data.sources.folder import find_root  # brings numpy
+
         try:  # of a folder of several data sets, the one that is read
             found["dataset.root"] = find_root(dataset, evaluating=True)
         except ConfigError:  # whoever reads it says what is wrong
