@@ -72,12 +72,12 @@ def ours(studies: Studies, first: int = 500) -> Array:
     return np.exp(high)[:, None] * studies.error
 
 
-def our_false_calls(studies: Studies, truth: Array) -> float:
+def our_false_calls(studies: Studies, truth: Array, level: float = 1 - LEVEL) -> float:
     """As `false_calls` of `ours`, for all studies: without the critical value, by the probability of the largest t."""
     if len(set(studies.counts)) > 1:
         return false_calls(separate(studies), studies, truth)
     n = int(studies.counts[0])
-    wanted = largest_welch.asked(1 - LEVEL, n)
+    wanted = largest_welch.asked(level, n)
     wrong = np.abs(studies.means[:, 1:] - studies.means[:, :1] - truth)
     largest = np.divide(wrong, studies.error, out=np.zeros_like(wrong), where=wrong > 0).max(1)
     near = largest > -special.stdtrit(2 * (n - 1), wanted / 2)  # no critical value is smaller

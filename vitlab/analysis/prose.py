@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from vitlab.analysis.conditions import Against
+from vitlab.analysis.pairing import pairing_line
 from vitlab.analysis.table_model import Entry, Pair, Row, Table, TableSpec
 from vitlab.core.comparisons import assumed_scatter, holm, least_differences, seeds_needed
 from vitlab.core.metrics import SELECTIONS, Figure, figure
@@ -128,8 +129,8 @@ def checkpoint_lines(table: Table) -> list[str]:
     return lines
 
 
-def detectable_lines(rows: Sequence[Row], datasets: Sequence[str], spec: TableSpec, whole: bool) -> list[str]:
-    """The minimum detectable difference on each data set, where the seeds support one."""
+def _compared_pairs(rows: Sequence[Row], datasets: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+    """For each data set the indices of every row that has an interval, behind its baseline's."""
     labels = {row.label: i for i, row in enumerate(rows)}
     pairs: dict[str, list[tuple[int, int]]] = {}
     for dataset in datasets:
@@ -139,6 +140,12 @@ def detectable_lines(rows: Sequence[Row], datasets: Sequence[str], spec: TableSp
             if entry.comparison.low is not None and entry.versus is not None and entry.ids not in seen:
                 seen.add(entry.ids)
                 pairs.setdefault(dataset, []).append((labels[entry.versus], i))
+    return pairs
+
+
+def detectable_lines(rows: Sequence[Row], datasets: Sequence[str], spec: TableSpec, whole: bool) -> list[str]:
+    """The minimum detectable difference on each data set, where the seeds support one."""
+    pairs = _compared_pairs(rows, datasets)
     lines = []
     for dataset, wanted in pairs.items():
         part = len(wanted) / sum(map(len, pairs.values())) if whole else 1.0
@@ -153,6 +160,19 @@ def detectable_lines(rows: Sequence[Row], datasets: Sequence[str], spec: TableSp
             f"With {seeds} seeds that scatter as these do, a difference of {told} {shown.points}{on} would have been "
             "found four times in five (the minimum detectable difference)."
         )
+    return lines
+
+
+def pairing_lines(rows: Sequence[Row], datasets: Sequence[str], spec: TableSpec, whole: bool) -> list[str]:
+    """What pairing would give on each data set."""
+    pairs = _compared_pairs(rows, datasets)
+    lines = []
+    for dataset, wanted in pairs.items():
+        part = len(wanted) / sum(map(len, pairs.values())) if whole else 1.0
+        groups = [row.entries[dataset].group for row in rows]
+        on = f" on {dataset}" if len(datasets) > 1 else ""
+        if line := pairing_line(groups, wanted, spec.statistics, part, on):
+            lines.append(line)
     return lines
 
 

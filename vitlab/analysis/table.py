@@ -15,7 +15,7 @@ from vitlab.analysis.conditions import COLUMN, Condition, dataset_labels, find_b
 from vitlab.analysis.entries import build_entries, in_words
 from vitlab.analysis.notes import row_notes, table_notes
 from vitlab.analysis.per_class import compare_classes
-from vitlab.analysis.prose import caption, detectable_lines, findings
+from vitlab.analysis.prose import caption, detectable_lines, findings, pairing_lines
 from vitlab.analysis.same_data import leave_out_other_images
 from vitlab.analysis.statistics import interaction
 from vitlab.analysis.table_model import Pair, Row, Table, TableSpec
@@ -65,7 +65,7 @@ def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
         rows=rows,
         findings=tuple(findings(rows, datasets, spec)),
         detectable=tuple(detectable_lines(rows, datasets, spec, against.whole)),
-        notes=tuple(general),
+        notes=(*general, *pairing_lines(rows, datasets, spec, against.whole)),
         flags=(*flagged, *flags),
         pairs=pairs,
         anova=_anova(frame, conditions, datasets, spec.statistics, figure(spec.metric)),
