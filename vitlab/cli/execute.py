@@ -116,6 +116,8 @@ def _show_failure(plan: Plan, cell: PlannedCell, outcome: str, shown: set[str]) 
     elif failure:
         print(f"    {failure_line(failure)}")
         frames = failure.get("traceback", "").strip()
+        for line in record.log_tail(3) if failure["type"] == "Killed" else ():  # it could not say why itself
+            print(f"    | {line}")
         for line in ["the traceback is the one above"] if frames in shown else frames.splitlines():
             print(f"    | {line}")
         shown |= {frames} - {""}
