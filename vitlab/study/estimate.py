@@ -17,7 +17,7 @@ from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import duration, shortened
 
 RECOMMENDED_SEEDS = 5
-"""The interval at three seeds is 2.6 times as wide, as every row's own scatter is estimated from three values."""
+"""With three the intervals are twice as wide (benchmarks/RESULTS.md): every row's scatter is told by its own seeds."""
 
 
 def describe(plan: Plan, columns: int | None = None) -> list[str]:
