@@ -172,7 +172,8 @@ def test_a_sweep(place, command, tmp_path):
     words = [word.replace("=/data/", f"={place}/") for word in command.split()[2:]]
     small = [*TOY, *TREE, "recipe.batch_size=32", "model.depth=1", "recipe.precision=fp32"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for script, arguments in (("run.py", [*words, *small]), ("analyze.py", [])):
+    typed = {word.partition("=")[0]: word for word in [*words, *small]}  # a key that is typed twice is refused
+    for script, arguments in (("run.py", [*typed.values()]), ("analyze.py", [])):
         done = subprocess.run(
             [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300,
             env=environment, encoding="utf-8"
