@@ -22,6 +22,8 @@ _LEFT_OPEN = (
     "pretrain.dataset.num_classes", "pretrain.dataset.num_train", "pretrain.dataset.num_eval",
 )  # fmt: skip
 """What a row does not ask of a pre-training: how it was trained, and counts that follow from what it saw."""
+PAIRED = "paired"
+"""What a frame has in place of a further seed that follows the cell's (see `varied`)."""
 COLUMN = "(column)"
 """The frame's column that says in which column of the table a cell stands."""
 
@@ -173,11 +175,15 @@ def _declared(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
     for name in spec.rows:
         values = flatten(plain(settle_group(spec.factor, choice(spec.factor, name))), f"{spec.factor}.")
         wanted = {k: v for k, v in values.items() if k in keys and not k.startswith(_LEFT_OPEN)}
-        members = [i for i in frame.index if all(same(frame.at[i, k], v) for k, v in wanted.items())]
+        members = [i for i in frame.index if all(_fits(frame.at[i, k], v) for k, v in wanted.items())]
         conditions.append(Condition(name, tuple(members), frozenset(keys), ((spec.factor, name),)))
     if not any(c.members for c in conditions):
         raise ConfigError("table", f"no cell of the study is a row of table={spec.name} ({', '.join(spec.rows)})")
     return conditions
+
+
+def _fits(found: Any, wanted: Any) -> bool:
+    return found == PAIRED or same(found, wanted)
 
 
 def _baseline(conditions: list[Condition], spec: TableSpec) -> Condition:
@@ -199,7 +205,7 @@ def dataset_labels(frame: pd.DataFrame) -> list[str]:
         return ["?"] * len(frame)
     inner = {}
     for name, alike in frame.groupby("dataset.name"):
-        columns = [c for c in alike.columns if c.startswith("dataset.")]
+        columns = [c for c in alike.columns if c.startswith("dataset.") and PAIRED not in set(map(str, alike[c]))]
         inner[name] = [c for c in columns if alike[c].map(repr).nunique() > 1]
     return [
         " ".join([str(name), *(f"{c.split('.', 1)[1]}={frame.at[i, c]}" for c in inner[name])])

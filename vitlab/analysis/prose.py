@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from vitlab.analysis.conditions import Against
+from vitlab.analysis.conditions import PAIRED, Against
 from vitlab.analysis.pairing import pairing_line
 from vitlab.analysis.table_model import Entry, Pair, Row, Table, TableSpec
 from vitlab.core.comparisons import assumed_scatter, holm, least_differences, seeds_needed
@@ -50,7 +50,8 @@ def caption(frame: pd.DataFrame, spec: TableSpec, rows: Sequence[Row], against: 
         title = shown.metric.title[0].upper() + shown.metric.title[1:]
         unit = {"%": " in percent", "": ""}.get(shown.metric.unit, f" in {shown.metric.unit}")
         parts.append(f"{title}{unit} {SELECTIONS[shown.selection]}, {shown.metric.better} is better")
-    if any(str(v) == "cell" for v in frame.get("pretrain.kind", [])):
+    kinds, seeds = (list(frame[c]) if c in frame else [] for c in ("pretrain.kind", "pretrain.seed"))
+    if any(kind == "cell" and seed != PAIRED for kind, seed in zip(kinds, seeds or kinds, strict=True)):
         parts.append("The pre-training has one seed of its own: the spread covers fine-tuning only")
     if any(e.device_hours is not None for r in rows for e in r.entries.values()):
         kinds = sorted({str(v) for v in finished["device_name"].dropna()}) if "device_name" in finished else []

@@ -19,6 +19,7 @@ from vitlab.analysis.prose import caption, detectable_lines, findings, pairing_l
 from vitlab.analysis.same_data import leave_out_other_images
 from vitlab.analysis.statistics import interaction
 from vitlab.analysis.table_model import Pair, Row, Table, TableSpec
+from vitlab.analysis.varied import varied_lines, with_paired
 from vitlab.config import ConfigError, suggest
 from vitlab.core.comparisons import Rule, compare
 from vitlab.core.metrics import Figure, figure
@@ -32,6 +33,7 @@ def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
         if unreadable:
             raise ConfigError("output_dir", f"no cell can be read: {unreadable[0]}")
         raise ConfigError("output_dir", "no cell has a record yet; train with python run.py first")
+    known = with_paired(known)
     frame = known.assign(**{COLUMN: dataset_labels(known)})
     if spec.margin is not None and spec.margin <= 0:
         raise ConfigError("margin", f"got {spec.margin:g}, allowed: more than 0, in points; for instance margin=0.5")
@@ -44,12 +46,13 @@ def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
     entries = build_entries(frame, conditions, against, spec, datasets)
     keys = {title: key for title, key in spec.ticks.items() if key in frame}
     notes, flagged = row_notes(frame, conditions, against, entries, spec)
+    varied, varied_by_all, confounds = varied_lines(frame, conditions)
     rows = tuple(
         Row(
             condition.label,
             {title: _tick(frame, condition, conditions[against.own[i] or 0], key) for title, key in keys.items()},
             {d: entries[d][i] for d in datasets},
-            notes[i],
+            (*notes[i], *varied[i]),
         )
         for i, condition in enumerate(conditions)
     )
@@ -65,8 +68,8 @@ def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
         rows=rows,
         findings=tuple(findings(rows, datasets, spec)),
         detectable=tuple(detectable_lines(rows, datasets, spec, against.whole)),
-        notes=(*general, *pairing_lines(rows, datasets, spec, against.whole)),
-        flags=(*flagged, *flags),
+        notes=(*general, *confounds, *varied_by_all, *pairing_lines(rows, datasets, spec, against.whole)),
+        flags=(*flagged, *flags, *confounds),
         pairs=pairs,
         anova=_anova(frame, conditions, datasets, spec.statistics, figure(spec.metric)),
         statistics=spec.statistics,

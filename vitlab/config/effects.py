@@ -51,6 +51,8 @@ RULES = (
     Rule("dataset.crop_ratio", "with dataset.train_crop=random_resized", lambda d, c: d.train_crop == "random_resized"),
     Rule("dataset.pad", "with dataset.train_crop=pad", lambda d, c: d.train_crop == "pad"),
     Rule("dataset.eval_crop", "where there are images to evaluate on", lambda d, c: evaluates(d)),
+    Rule("dataset.subset_seed", "with dataset.train_per_class, or dataset.train_fraction below 1",
+         lambda d, c: bool(d.train_per_class) or d.train_fraction < 1),
     Rule("dataset.bad_images", "with image files (dataset=folder and its like, or a pack)",
          lambda d, c: d.kind == "folder" or bool(d.pack or d.pack_id)),
     Rule("dataset.grey16", "with image files (dataset=folder and its like)", lambda d, c: d.kind == "folder"),

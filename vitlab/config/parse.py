@@ -70,7 +70,7 @@ def parse(composed: Mapping[str, Any], labels: Mapping[str, str] | None = None, 
     if isinstance(values.get("model"), Mapping):
         values["model"], label = own_sizes(values["model"], labels.get("model"), typed)
         labels |= {"model": label} if label else {}
-    cell = build(CellConfig, {key: values.pop(key) for key in (*GROUPS, "seed") if key in values}, "")
+    cell = _with_seeds(build(CellConfig, {key: values.pop(key) for key in (*GROUPS, "seed") if key in values}, ""))
     cell = _with_digests(cell, str(values.get("output_dir", "runs")))
     check_cell(cell)
     idle = idle_among(typed, idle_fields(cell) | OF_TRAINING) if values.get("task") == "train" else {}
@@ -82,6 +82,19 @@ def parse(composed: Mapping[str, Any], labels: Mapping[str, str] | None = None, 
     config = build(Config, values, "", given=given | {"idle": idle})
     check_run(config)
     return config
+
+
+def _with_seeds(cell: CellConfig) -> CellConfig:
+    """`paired` as the cell's seed, so that a cell has one name however its seeds were given."""
+    data, start = cell.dataset, cell.pretrain
+    if start.seed == "paired":
+        start = dataclasses.replace(start, seed=cell.seed)
+    if start.dataset is not None and start.dataset.subset_seed == "paired":
+        seed = start.seed
+        start = dataclasses.replace(start, dataset=dataclasses.replace(start.dataset, subset_seed=seed))
+    if data.subset_seed == "paired":
+        data = dataclasses.replace(data, subset_seed=cell.seed)
+    return dataclasses.replace(cell, dataset=data, pretrain=start)
 
 
 def build(cls: type, values: Any, where: str, given: Mapping[str, Any] | None = None) -> Any:

@@ -123,6 +123,9 @@ class DatasetConfig:
     train_fraction: float = _later(1.0, low=1e-6, high=1)
     """Use only this share of the training images, by class: the same ones for every seed, a smaller share a part of a
     larger one."""
+    subset_seed: int | Literal["paired"] | None = _later(None, low=0, high=SEEDS)
+    """Which images `train_per_class` or `train_fraction` keeps: drawn by this seed, or by the cell's own (`paired`,
+    which is read as that number); null: the same ones always."""
     bad_images: Literal["error", "skip"] = "error"
     grey16: Literal["range", "minmax"] = _later("range")
     """Grey files of more than 8 bits: scaled by the range of their format, or each by its own extremes."""
@@ -217,7 +220,8 @@ class PretrainConfig:
     weights: Literal["raw", "ema"] = "raw"
     keep_head: bool = False
     """Keep the old classifier where the shapes match (what the book's fine-tuning does)."""
-    seed: int = _number(0, low=0, high=SEEDS)
+    seed: int | Literal["paired"] = _number(0, low=0, high=SEEDS)
+    """Of the pre-training; `paired` is read as the cell's own, so that each seed has a pre-training of its own."""
     dataset: DatasetConfig | None = None
     augment: AugmentConfig | None = None
     recipe: RecipeConfig | None = None
@@ -241,7 +245,8 @@ class CellConfig:
         if start.kind != "cell":
             return None
         assert start.dataset and start.augment and start.recipe, "checked by parse"
-        return CellConfig(self.model, start.dataset, start.augment, PretrainConfig(), start.recipe, start.seed)
+        seed = self.seed if start.seed == "paired" else start.seed
+        return CellConfig(self.model, start.dataset, start.augment, PretrainConfig(), start.recipe, seed)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def counted(number: int, noun: str) -> str:
 def _detectable(plan: Plan) -> list[str]:
     """The smallest difference to a baseline that the planned seeds find four times in five, for each data set."""
     cells = [c.config.cell for c in plan.cells if c.config.study.part == "cell"]
-    seeds = Counter(dataclasses.replace(cell, seed=0) for cell in cells)
+    seeds = Counter(_conditions(cells))
     columns: dict[tuple, list[CellConfig]] = {}  # a baseline is compared with cells of its own model and data set
     for cell in seeds:
         columns.setdefault((cell.model, cell.dataset), []).append(cell)
@@ -180,6 +180,28 @@ def _detectable(plan: Plan) -> list[str]:
     return [text if len(told) == 1 else f"{', '.join(names)}: {text}" for text, names in told.items()]
 
 
+def _conditions(cells: Sequence[CellConfig]) -> list[CellConfig]:
+    """Each cell without its seed, and without further seeds that follow it in all cells that are otherwise alike."""
+
+    def without(cell: CellConfig) -> CellConfig:
+        data = dataclasses.replace(cell.dataset, subset_seed=None)
+        return dataclasses.replace(cell, dataset=data, pretrain=dataclasses.replace(cell.pretrain, seed=0), seed=0)
+
+    alike: dict[CellConfig, list[CellConfig]] = {}
+    for cell in cells:
+        alike.setdefault(without(cell), []).append(cell)
+    found = []
+    for cell in cells:
+        group = alike[without(cell)]
+        start, data = cell.pretrain, cell.dataset
+        if all(c.pretrain.seed == c.seed for c in group):
+            start = dataclasses.replace(start, seed=0)
+        if all(c.dataset.subset_seed == c.seed for c in group):
+            data = dataclasses.replace(data, subset_seed=0)
+        found.append(dataclasses.replace(cell, pretrain=start, dataset=data, seed=0))
+    return found
+
+
 def _least(sizes: Sequence[int], seeds: int) -> float:
     """The least difference that baselines with so many rows each detect, in deviations between seeds."""
     from vitlab.core.comparisons import least_differences, with_scatter
@@ -194,11 +216,11 @@ def _least(sizes: Sequence[int], seeds: int) -> float:
 def _scatter(plan: Plan) -> float | None:
     """The pooled standard deviation of top-1 between seeds of equal cells, or None without two such."""
     groups: dict[CellConfig, list[float]] = {}
-    for cell in plan.cells:
-        usable = cell.state == "finished" and cell.config.study.part == "cell"
-        result = plan.record(cell).read_intact("result.json") if usable else None
-        if result and result.get("last"):
-            groups.setdefault(dataclasses.replace(cell.config.cell, seed=0), []).append(result["last"][PRIMARY])
+    cells = [cell for cell in plan.cells if cell.config.study.part == "cell"]
+    for cell, condition in zip(cells, _conditions([c.config.cell for c in cells]), strict=True):
+        result = plan.record(cell).read("result.json")
+        if result and result["last"]:
+            groups.setdefault(condition, []).append(result["last"][PRIMARY])
     several = [values for values in groups.values() if len(values) > 1]
     freedom = sum(len(v) - 1 for v in several)
     if not freedom:

@@ -77,7 +77,7 @@ def held_out_rows(labels: np.ndarray, fraction: float) -> np.ndarray:
 
 def _fraction_of_each_class(labels: np.ndarray, dataset: DatasetConfig) -> np.ndarray:
     """Rows of `train_fraction` of the images. Raises ConfigError where a class would keep none."""
-    order = stratified_order(labels)
+    order = stratified_order(labels, dataset.subset_seed or 0)
     rows = order[: share(len(labels), dataset.train_fraction)]
     present = np.unique(labels)
     if len(np.unique(labels[rows])) < len(present):
@@ -91,13 +91,13 @@ def _fraction_of_each_class(labels: np.ndarray, dataset: DatasetConfig) -> np.nd
     return np.sort(rows)
 
 
-def stratified_order(labels: np.ndarray) -> np.ndarray:
+def stratified_order(labels: np.ndarray, seed: int | str = 0) -> np.ndarray:
     """An order (N,) int64 of the images of which every beginning has the classes in their proportions.
 
-    Within a class the images come in a random order that is always the same, so that a smaller fraction is a part of a
-    larger one. Of n images of a class, the first k of N have k n / N, to one image.
+    Within a class the images come in a random order that is always the same for a `seed`, so that a smaller fraction is
+    a part of a larger one. Of n images of a class, the first k of N have k n / N, to one image.
     """
-    shuffled = permutation(0, "train_fraction", 0, len(labels))
+    shuffled = permutation(int(seed), "train_fraction", 0, len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.bincount(labels)
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -105,7 +105,7 @@ def stratified_order(labels: np.ndarray) -> np.ndarray:
 
 
 def _first_of_each_class(labels: np.ndarray, dataset: DatasetConfig) -> np.ndarray:
-    """Rows of the first `train_per_class` images of every class, in the data set's order."""
+    """Rows of the first `train_per_class` images of every class, in the data set's order or `subset_seed`'s."""
     wanted = dataset.train_per_class
     assert wanted
     counts = np.bincount(labels)
@@ -113,6 +113,9 @@ def _first_of_each_class(labels: np.ndarray, dataset: DatasetConfig) -> np.ndarr
         raise ConfigError(
             "dataset.train_per_class", f"{wanted} were asked for and a class of {dataset.name} has {counts.min()}"
         )
-    by_class = np.argsort(labels, kind="stable")
+    order = np.arange(len(labels))
+    if dataset.subset_seed is not None:
+        order = permutation(int(dataset.subset_seed), "train_per_class", 0, len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.sort(by_class[rank < wanted])
