@@ -22,9 +22,11 @@ def command(*words: str, script: str = "run.py") -> list[str]:
     return [sys.executable, str(ROOT / script), *words]
 
 
-def run(*words: str, cwd: Path, script: str = "run.py", **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: str, cwd: Path, script: str = "run.py", seconds: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*words, script=script), cwd=cwd, capture_output=True, text=True, timeout=300,
+        command(*words, script=script), cwd=cwd, capture_output=True, text=True, timeout=seconds,
         env=os.environ | environment, encoding="utf-8"
     )  # fmt: skip
 

@@ -161,6 +161,18 @@ def test_what_seeds_detect():
     assert seeds_needed(2.9, 6) == 5 and seeds_needed(0.001, 6) is None
 
 
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_a_baseline_without_scatter_can_be_planned_with(n):
+    """Seeds that agree on an unknown number of images: finite figures and no warning, whichever of the two it is."""
+    quiet, loud = Group((70.0,) * n), with_scatter(n, 1.0)
+    for groups in ([quiet, loud], [loud, quiet], [quiet, loud, quiet], [quiet, loud, loud]):
+        pairs = [(0, i) for i in range(1, len(groups))]
+        found = least_differences(groups, pairs)
+        assert [v is None for v in found] == [c.low is None for c in compare(groups, pairs)]
+        assert all(0 < v < 1e3 for v in found if v is not None)
+    assert least_differences([quiet, quiet], [(0, 1)]) == [None]
+
+
 def test_planned_widths_are_those_of_the_intervals():
     groups = [with_scatter(4, sd) for sd in (1.0, 2.0, 0.5)]
     for rule in ("auto", "pooled"):

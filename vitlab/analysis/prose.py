@@ -16,7 +16,7 @@ from vitlab.core.comparisons import assumed_scatter, holm, least_differences, se
 from vitlab.core.metrics import SELECTIONS, Figure, figure
 
 _RULES = {
-    "auto": "every row with its own scatter: Welch's t with calibrated critical values, by Šidák",
+    "auto": "every row with its own scatter: Welch's t, critical values that hold for any scatters",
     "pooled": "Dunnett, one variance for all rows, asserted by statistics=pooled",
     "paired": "differences of equal seeds, t by Bonferroni, asserted by statistics=paired",
 }

@@ -110,6 +110,7 @@ class _Law:
 
 
 def _law(first: int, second: int, ratios: Array) -> _Law:
+    ratios = np.clip(ratios, 1e-6, 1e6)  # a group without any scatter has no share of its own to estimate
     part = (ratios**2 / (1 + ratios**2))[:, None]  # the first group's part of the true variance
     x = special.betaincinv(first / 2, second / 2, _QUANTILES)
     one, two = part * x / first, (1 - part) * (1 - x) / second
