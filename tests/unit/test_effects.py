@@ -27,7 +27,7 @@ OTHER = {
     "model.patch_size": 4,
     "dataset.mean": (0.4, 0.5, 0.6), "dataset.std": (0.4, 0.5, 0.6), "dataset.crop_scale": (0.2, 0.5),
     "dataset.crop_ratio": (0.5, 0.6), "dataset.pad": 2, "dataset.eval_crop": 0.5, "dataset.train_per_class": 3,
-    "dataset.num_classes": 12, "dataset.num_train": 500, "dataset.num_eval": 100, "dataset.image_size": 12,
+    "dataset.subset_seed": 5, "dataset.num_classes": 12, "dataset.num_train": 500, "dataset.num_eval": 100, "dataset.image_size": 12,
     "augment.auto_augment": "original", "augment.mix_group": 4, "recipe.epochs": 3, "recipe.batch_size": 8,
     "recipe.lr_base_batch": 8, "recipe.betas": (0.5, 0.9), "recipe.eps": 1e-3, "recipe.weight_decay": 20.0,
     "recipe.min_lr": 1e-3, "recipe.warmup_lr": 1e-3, "recipe.clip_grad": 0.01, "recipe.repeated_augmentation": 2,
@@ -53,6 +53,7 @@ ON = {
 OFF = {
     "dataset.crop_scale": {"dataset.train_crop": "resize"},
     "dataset.crop_ratio": {"dataset.train_crop": "pad", "dataset.pad": 2},
+    "dataset.subset_seed": {"dataset.train_per_class": None},
     "augment.mixup": MIXING | {"augment.mixup": 0.0, "augment.mixup_prob": 0.0},
     "augment.cutmix": MIXING | {"augment.cutmix": 0.0, "augment.mixup_switch_prob": 0.0},
     "augment.mixup_switch_prob": MIXING | {"augment.mixup": 0.0},
