@@ -30,7 +30,7 @@ from vitlab.config import AugmentConfig, choice
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.augment.operations import build_operations
-from vitlab.data.crop import random_resized_boxes, resize_box
+from vitlab.data.crop import random_resized_boxes, resize_crops
 from vitlab.data.decode import decode
 
 SIZE = 224
@@ -102,10 +102,7 @@ def from_jpeg(files: list[Path], batch_size: int, rounds: int) -> None:
                 pixels = [decode(file) for file in files[at : at + batch_size]]
                 sizes = np.array([p.shape[:2] for p in pixels])
                 boxes = random_resized_boxes(sizes, (0.08, 1.0), (3 / 4, 4 / 3), draws)
-                squares = [
-                    resize_box(p, b, (SIZE, SIZE), augment.interpolation) for p, b in zip(pixels, boxes, strict=True)
-                ]
-                augmenting(torch.stack(squares), draws)
+                augmenting(resize_crops(pixels, boxes, SIZE, augment.interpolation), draws)
 
         def timms(theirs=theirs) -> None:
             for file in files:
@@ -175,8 +172,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_tree(Path(folder), train=options.images, val=0, classes=1)
         files = sorted(Path(folder).rglob("*.jpg"))
-        whole = [resize_box(decode(f), np.array([0, 0, 375, 500]), (SIZE, SIZE), "bicubic") for f in files]
-        batch = torch.stack(whole[: options.batch])
+        whole = resize_crops([decode(f) for f in files], np.array([[0, 0, 375, 500]] * len(files)), SIZE, "bicubic")
+        batch = whole[: options.batch]
         if options.device != "cpu":
             on_gpu(batch, torch.device(options.device))
         operations(batch, options.rounds)

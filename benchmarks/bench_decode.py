@@ -26,7 +26,7 @@ from benchmarks.images import make_tree
 from benchmarks.measure import about, seconds_in_turns
 from vitlab.cli.pack_task import shrink
 from vitlab.core.random import Draws
-from vitlab.data.crop import random_resized_boxes, resize_box
+from vitlab.data.crop import random_resized_boxes, resize_crops
 
 SIZE = 224
 Decoder = Callable[[bytes], np.ndarray]
@@ -94,7 +94,7 @@ def resizers(images: list[np.ndarray], boxes: np.ndarray, rounds: int) -> None:
 
     ways: dict[str, Callable[[int], np.ndarray]] = {
         "torch, antialiased bicubic, crop copied first (ours)": lambda i: _array(
-            resize_box(images[i], boxes[i], (SIZE, SIZE), "bicubic")
+            resize_crops([images[i]], boxes[i : i + 1], SIZE, "bicubic")[0]
         ),
         "the same, crop not copied": uncopied,
         "Pillow, antialiased bicubic": pillow,
@@ -141,7 +141,7 @@ def pack_formats(images: list[np.ndarray], folder: Path, rounds: int) -> None:
         decode = DECODERS["simplejpeg, exact"] if "JPEG" in name else by_pillow
         readers[name] = lambda i, contents=contents, decode=decode: decode(contents[i])
     sides = {
-        name: lambda read=read: [resize_box(read(i), boxes[i], (SIZE, SIZE), "bicubic") for i in range(len(small))]
+        name: lambda read=read: [resize_crops([read(i)], boxes[i : i + 1], SIZE, "bicubic") for i in range(len(small))]
         for name, read in readers.items()
     }
     spent = seconds_in_turns(sides, rounds)
@@ -172,7 +172,7 @@ def what_a_pack_changes(crops: int = 300) -> None:
             enlarged.append(min(box[2:]) * scale < SIZE)
             smaller = np.rint(box * scale).astype(np.int64)
             a, b = (
-                resize_box(i, x, (SIZE, SIZE), "bicubic").numpy().astype(np.float64)
+                resize_crops([i], x[None], SIZE, "bicubic")[0].numpy().astype(np.float64)
                 for i, x in ((image, box), (packed, smaller))
             )
             difference.append(np.abs(a - b).mean())

@@ -35,7 +35,7 @@ from vitlab.train.step import train_step
 
 LOADER = {
     "read and decode the file": ("decode.py", "decode"),
-    "crop boxes, from counters": ("loader.py", "boxes"),
+    "crop boxes, from counters": ("crop.py", "boxes"),
     "copy the crop": ("", "ascontiguousarray"),
     "resize (torch, antialiased)": ("functional.py", "interpolate"),
     "put together": ("", "stack"),

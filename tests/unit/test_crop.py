@@ -117,3 +117,14 @@ def test_padded_boxes_reach_every_shift():
     assert set(boxes[:, 0]) == set(boxes[:, 1]) == set(range(-4, 5))
     assert (boxes[:, 2:] == 32).all()
     assert whole_boxes(np.array([[3, 4]])).tolist() == [[0, 0, 3, 4]]
+
+
+@pytest.mark.parametrize("interpolation", PILLOW)
+def test_images_one_by_one_and_together_agree_to_one_level(interpolation):
+    """The two ways of the one resizer: torch's fixed point of 16 bits, and Pillow's of 22."""
+    images = pictures(45, 61)
+    boxes = np.array([[0, 0, 45, 61], [3, 10, 30, 20], [-4, -4, 49, 65], [5, 7, 24, 24]])
+    one_by_one = as_images(resize_crops(list(images), boxes, 24, interpolation))
+    together = as_images(resize_crops(as_batch(images), boxes, 24, interpolation))
+    assert np.abs(one_by_one - together).max() <= 1
+    assert (one_by_one[3] == images[3, 5:29, 7:31]).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitlab.data.crop import resize_and_centre, resize_box
+from vitlab.data.crop import central_squares, resize_crops
 from vitlab.data.decode import BadImageError, decode
 
 RNG = np.random.default_rng(0)
@@ -100,13 +100,13 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (3, 200), (300, 7)])
 def test_extreme_shapes_can_be_cropped_and_evaluated(shape):
     image = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    assert resize_and_centre(image, 32, 0.875).shape == (3, 32, 32)
-    assert resize_box(image, np.array([0, 0, *shape]), (32, 32), "bicubic").shape == (3, 32, 32)
+    assert central_squares([image], 32, 0.875).shape == (1, 3, 32, 32)
+    assert resize_crops([image], np.array([[0, 0, *shape]]), 32, "bicubic").shape == (1, 3, 32, 32)
 
 
 def test_a_resized_crop_is_pillows(tmp_path):
     """Pillow resizes in 22-bit fixed point, torch in 16-bit: at most one level apart on noise."""
-    box = np.array([5, 7, 30, 41])
-    ours = resize_box(NOISE, box, (16, 16), "bicubic").permute(1, 2, 0).numpy()
+    box = np.array([[5, 7, 30, 41]])
+    ours = resize_crops([NOISE], box, 16, "bicubic")[0].permute(1, 2, 0).numpy()
     theirs = Image.fromarray(NOISE).crop((7, 5, 48, 35)).resize((16, 16), Image.Resampling.BICUBIC)
     assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1

@@ -19,7 +19,7 @@ from vitlab.cli.outputs import is_pack, read_places, require_folder
 from vitlab.config import Config, ConfigError, DatasetConfig, build
 from vitlab.core.files import DiskError, locked, make_folder, remove_parts, save_arrays, write_text, written_whole
 from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, sealed
-from vitlab.data.crop import resize_box
+from vitlab.data.crop import resize_crops
 from vitlab.data.decode import BadImageError
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.pack import FORMAT, SHARD, fingerprint_of, pixel_choices, shard_file
@@ -188,5 +188,5 @@ def shrink(image: np.ndarray, shorter_side: int) -> np.ndarray:
     if shorter <= shorter_side:
         return image
     size = (max(1, round(height * shorter_side / shorter)), max(1, round(width * shorter_side / shorter)))
-    resized = resize_box(image, np.array([0, 0, height, width]), size, "bicubic")
-    return resized.permute(1, 2, 0).contiguous().numpy()
+    resized = resize_crops([image], np.array([[0, 0, height, width]]), size, "bicubic")
+    return resized[0].permute(1, 2, 0).contiguous().numpy()

@@ -19,9 +19,8 @@ from vitlab.core.names import clean_name, text_of
 from vitlab.core.pictures import maker
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
-from vitlab.data.crop import resize_and_centre, resize_box
+from vitlab.data.crop import Cropping, central_squares
 from vitlab.data.decode import BadImageError, decode, picture_format, reading_of
-from vitlab.data.loader import Cropping
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.listing import find_images
 from vitlab.data.sources.registry import build_source
@@ -124,10 +123,9 @@ def see(
     """
     index = np.arange(len(pictures))
     cropping = Cropping(dataset, size, augment.interpolation, seed)
-    boxes = cropping.boxes(np.array([p.shape[:2] for p in pictures]), epoch, index, np.zeros_like(index))
-    crops = [resize_box(p, b, (size, size), augment.interpolation) for p, b in zip(pictures, boxes, strict=True)]
+    crops = cropping.squares(pictures, epoch, index, np.zeros_like(index))
     function = Augment(augment, dataset)
-    images = function(torch.stack(crops), Draws(seed, epoch, index))
+    images = function(crops, Draws(seed, epoch, index))
     pairs = dataclasses.replace(augment, mix_group=2)
     groups = Draws(seed, epoch, index[::2] // 2)
     images, _ = mix(pairs, images, torch.from_numpy(index), num_classes=len(pictures), draws_of_groups=groups)
@@ -140,7 +138,7 @@ def draw_condition(
 ) -> Image.Image:  # fmt: skip
     """One condition: each picture as it is evaluated, then as it is seen in the first epochs."""
     size = options.size
-    plain = torch.stack([resize_and_centre(p, size, dataset.eval_crop) for p in pictures])
+    plain = central_squares(pictures, size, dataset.eval_crop)
     seen = [see(augment, dataset, pictures, size=size, seed=seed, epoch=epoch) for epoch in range(options.columns - 1)]
     heads = ["evaluated", *(f"epoch {epoch + 1}" for epoch in range(options.columns - 1))]
     return draw_grid(torch.stack([plain, *seen], 1), names, heads)

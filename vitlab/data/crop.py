@@ -1,12 +1,16 @@
-"""Which part of an image is used, and its resizing: boxes from counters, exact antialiased resampling in batches."""
+"""How an image becomes a square input: which part of it is used, by counters, and the one resizer of all data sets."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitlab.config import DatasetConfig
 from vitlab.core.device import to_device
 from vitlab.core.random import Draws
 
@@ -111,18 +115,36 @@ def resampling_weights(
     return weights[..., pad : pad + source].mul(2.0**22).round_().mul_(2.0**-22)
 
 
-def resize_crops(images: Tensor, boxes: np.ndarray, size: int, interpolation: str, *, beyond: bool = False) -> Tensor:
-    """Crop uint8 images (B, C, H, W) to `boxes` (B, 4) of top, left, height, width and resize to (B, C, size, size).
+def resize_crops(
+    images: Tensor | Sequence[np.ndarray], boxes: np.ndarray, size: int | tuple[int, int], interpolation: str, *,
+    beyond: bool = False,
+) -> Tensor:  # fmt: skip
+    """Crop uint8 images to `boxes` (B, 4) of top, left, height, width and resize, antialiased, to `size` (a side, or
+    height and width): (B, C, h, w). Where a box reaches outside its image, that part is black.
 
-    Antialiased and separable: Pillow's `crop(box).resize(size)` to the bit, or with `beyond` its `resize(size,
-    box=box)`. Horizontal first, rounded to uint8 between the passes. (Pillow 13 goes vertically first where that is
-    less work.) The boxes are the host's, so that nothing has to be read back from the device.
+    `images` (B, C, H, W) of one size are resized together, where they are: Pillow's `crop(box).resize(size)` to the
+    bit, or with `beyond` its `resize(size, box=box)`. (Pillow 13 goes vertically first where that is less work.) A
+    sequence of images (H, W, C) of any sizes is resized one by one on the CPU by torch's SIMD kernels, which are
+    faster there and within one level of Pillow's. The boxes are the host's: nothing is read back from a device.
     """
+    shape = (size, size) if isinstance(size, int) else size
+    if isinstance(images, Tensor):
+        return _resize_together(images, boxes, shape, interpolation, beyond)
+    assert not beyond, "only for images of one size"
+    return torch.stack(
+        [_resize_one(image, box, shape, interpolation) for image, box in zip(images, boxes, strict=True)]
+    )
+
+
+def _resize_together(
+    images: Tensor, boxes: np.ndarray, size: tuple[int, int], interpolation: str, beyond: bool
+) -> Tensor:
+    """Separable: horizontal first, rounded to uint8 between the passes."""
     top, left, height, width = np.asarray(boxes, dtype=np.float64).T
     device = images.device
-    across = resampling_weights(left, width, images.shape[-1], size, interpolation, device, beyond)  # (B, S, W)
-    down = resampling_weights(top, height, images.shape[-2], size, interpolation, device, beyond)  # (B, S, H)
-    rows = _to_levels(images.to(across.dtype) @ across.mT.unsqueeze(1))  # (B, C, H, S)
+    across = resampling_weights(left, width, images.shape[-1], size[1], interpolation, device, beyond)  # (B, w, W)
+    down = resampling_weights(top, height, images.shape[-2], size[0], interpolation, device, beyond)  # (B, h, H)
+    rows = _to_levels(images.to(across.dtype) @ across.mT.unsqueeze(1))  # (B, C, H, w)
     return _to_levels(down.unsqueeze(1) @ rows).to(torch.uint8)
 
 
@@ -135,11 +157,10 @@ def _to_levels(values: Tensor) -> Tensor:
     return values.add_(0.5).floor_().clamp_(0, 255)
 
 
-def resize_box(image: np.ndarray, box: np.ndarray, size: tuple[int, int], interpolation: str) -> torch.Tensor:
-    """The part `box` (top, left, height, width) of `image` (H, W, 3), antialiased to `size`: uint8 (3, h, w).
+def _resize_one(image: np.ndarray, box: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:
+    """The part `box` of `image` (H, W, C): uint8 (C, h, w).
 
     The crop is copied first: torch's SIMD path needs contiguous pixels and is four times slower without.
-    Where the box reaches outside the image, that part is black.
     """
     top, left, height, width = (int(v) for v in box)
     pads = (max(0, -top), max(0, top + height - image.shape[0])), (max(0, -left), max(0, left + width - image.shape[1]))
@@ -148,18 +169,60 @@ def resize_box(image: np.ndarray, box: np.ndarray, size: tuple[int, int], interp
         top, left = top + pads[0][0], left + pads[1][0]
     crop = np.ascontiguousarray(image[top : top + height, left : left + width])
     crop = torch.from_numpy(crop if crop.flags.writeable else crop.copy())  # Pillow's arrays are read-only
-    pixels = crop.permute(2, 0, 1).unsqueeze(0)  # (1, 3, h, w), channels last in memory
+    pixels = crop.permute(2, 0, 1).unsqueeze(0)  # (1, C, h, w), channels last in memory
     if (height, width) == size:
         return pixels[0]
     return F.interpolate(pixels, size, mode=interpolation, antialias=True, align_corners=False)[0]
 
 
-def resize_and_centre(image: np.ndarray, size: int, keep: float, interpolation: str = "bicubic") -> torch.Tensor:
-    """Resize the shorter side to `size / keep`, then the central square: uint8 (3, size, size)."""
+def central_squares(images: Tensor | Sequence[np.ndarray], size: int, keep: float) -> Tensor:
+    """Images as they are evaluated, (B, C, size, size): bicubic, the shorter side to `size / keep`, then the centre.
+
+    Of images of one size, (B, C, H, W), only the square is computed (`central_square_boxes`); each of a sequence is
+    resized whole and cut, as torchvision's Resize and CenterCrop do.
+    """
+    if isinstance(images, Tensor):
+        boxes = central_square_boxes(np.tile(images.shape[2:], (len(images), 1)), keep)
+        return resize_crops(images, boxes, size, "bicubic", beyond=True)
+    return torch.stack([_resize_and_centre(image, size, keep) for image in images])
+
+
+def _resize_and_centre(image: np.ndarray, size: int, keep: float) -> Tensor:
     height, width = image.shape[:2]
     shorter = int(size / keep)
     wide = height <= width
     target = (shorter, int(shorter * width / height)) if wide else (int(shorter * height / width), shorter)
-    resized = resize_box(image, np.array([0, 0, height, width]), target, interpolation)
+    resized = _resize_one(image, np.array([0, 0, height, width]), target, "bicubic")
     top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
     return resized[:, top : top + size, left : left + size]
+
+
+@dataclass(frozen=True)
+class Cropping:
+    """How an image becomes a square of `image_size` pixels; `seed` None: as for evaluation."""
+
+    dataset: DatasetConfig
+    image_size: int
+    interpolation: str
+    seed: int | None
+
+    def boxes(self, sizes: np.ndarray, epoch: int, index: np.ndarray, repetition: np.ndarray) -> np.ndarray:
+        """The part of each image that is used: (B, 4) top, left, height, width, for `sizes` (B, 2)."""
+        if self.seed is None:
+            return central_square_boxes(sizes, self.dataset.eval_crop)
+        draws = Draws(self.seed, epoch, index, repetition)
+        if self.dataset.train_crop == "random_resized":
+            return random_resized_boxes(sizes, self.dataset.crop_scale, self.dataset.crop_ratio, draws)
+        if self.dataset.train_crop == "pad":
+            return padded_boxes(sizes, self.dataset.pad, draws)
+        return whole_boxes(sizes)
+
+    def squares(
+        self, images: Tensor | Sequence[np.ndarray], epoch: int, index: np.ndarray, repetition: np.ndarray
+    ) -> Tensor:
+        """The squares (B, C, S, S) of at least one image, given as `resize_crops` takes them."""
+        if self.seed is None:
+            return central_squares(images, self.image_size, self.dataset.eval_crop)
+        sizes = [images.shape[2:]] * len(images) if isinstance(images, Tensor) else [i.shape[:2] for i in images]
+        boxes = self.boxes(np.array(sizes), epoch, index, repetition)
+        return resize_crops(images, boxes, self.image_size, self.interpolation)

@@ -13,16 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitlab.config import AugmentConfig, DatasetConfig, RecipeConfig
 from vitlab.core.errors import ConfigError
-from vitlab.core.random import Draws
-from vitlab.data.crop import (
-    central_square_boxes,
-    padded_boxes,
-    random_resized_boxes,
-    resize_and_centre,
-    resize_box,
-    resize_crops,
-    whole_boxes,
-)
+from vitlab.data.crop import Cropping, resize_crops
 from vitlab.data.decode import BadImageError
 from vitlab.data.order import epoch_length, epoch_order
 from vitlab.data.sources.arrays import ArraySource
@@ -47,27 +38,6 @@ class Batch:
     position: np.ndarray
 
 
-@dataclass(frozen=True)
-class Cropping:
-    """How an image becomes a square of `image_size` pixels; `seed` None: as for evaluation."""
-
-    dataset: DatasetConfig
-    image_size: int
-    interpolation: str
-    seed: int | None
-
-    def boxes(self, sizes: np.ndarray, epoch: int, index: np.ndarray, repetition: np.ndarray) -> np.ndarray:
-        """The part of each image that is used: (B, 4) top, left, height, width, for `sizes` (B, 2)."""
-        if self.seed is None:
-            return central_square_boxes(sizes, self.dataset.eval_crop)
-        draws = Draws(self.seed, epoch, index, repetition)
-        if self.dataset.train_crop == "random_resized":
-            return random_resized_boxes(sizes, self.dataset.crop_scale, self.dataset.crop_ratio, draws)
-        if self.dataset.train_crop == "pad":
-            return padded_boxes(sizes, self.dataset.pad, draws)
-        return whole_boxes(sizes)
-
-
 class MemoryReader:
     """Reads an ArraySource: pixels stay on the device, crops are made there for a whole batch at once."""
 
@@ -78,13 +48,9 @@ class MemoryReader:
 
     def read(self, epoch: int, requests: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[Tensor, np.ndarray]]:
         """For each request (index, repetition): images (b, 3, S, S) uint8, and the indices they are of."""
-        size = np.array(self.pixels.shape[1:3])
         for index, repetition in requests:
-            boxes = self.cropping.boxes(np.tile(size, (len(index), 1)), epoch, index, repetition)
             images = self.pixels[torch.from_numpy(index).to(self.device)].permute(0, 3, 1, 2)
-            crop = self.cropping
-            evaluating = crop.seed is None
-            yield resize_crops(images, boxes, crop.image_size, crop.interpolation, beyond=evaluating), index
+            yield self.cropping.squares(images, epoch, index, repetition), index
 
 
 class FileReader:
@@ -158,30 +124,20 @@ class _Chunks(Dataset):
             if image is not None:
                 pixels.append(image)
                 kept.append(at)
-        cropping, taken = self.cropping, np.array(kept, dtype=np.int64)
-        if cropping.seed is None:
-            squares = [resize_and_centre(p, cropping.image_size, cropping.dataset.eval_crop) for p in pixels]
-        else:
-            sizes = np.array([p.shape[:2] for p in pixels])
-            boxes = cropping.boxes(sizes, epoch, index, repetition)
-            size = (cropping.image_size, cropping.image_size)
-            squares = [resize_box(p, b, size, cropping.interpolation) for p, b in zip(pixels, boxes, strict=True)]
-        if not squares:
-            return torch.empty(0, 3, cropping.image_size, cropping.image_size, dtype=torch.uint8), taken, bad
-        return torch.stack(squares), taken, bad
+        taken, size = np.array(kept, dtype=np.int64), self.cropping.image_size
+        if not pixels:
+            return torch.empty(0, 3, size, size, dtype=torch.uint8), taken, bad
+        return self.cropping.squares(pixels, epoch, index, repetition), taken, bad
 
     def _render(self, epoch: int, index: np.ndarray, repetition: np.ndarray) -> Tensor:
         """Images of a source that draws only the part that is wanted (FractalDB): grey, so resized once."""
         source: Any = self.source
         sizes = np.full((len(index), 2), source.image_size)
         boxes = np.rint(self.cropping.boxes(sizes, epoch, index, repetition)).astype(np.int64)
-        size = (self.cropping.image_size, self.cropping.image_size)
-        squares = []
-        for i, box in zip(index, boxes, strict=True):
-            grey = source.crop(int(i), box, epoch)[..., None]
-            whole = np.array([0, 0, *grey.shape[:2]])
-            squares.append(resize_box(grey, whole, size, self.cropping.interpolation).expand(3, -1, -1))
-        return torch.stack(squares)
+        greys = [source.crop(int(i), box, epoch)[..., None] for i, box in zip(index, boxes, strict=True)]
+        whole = np.array([[0, 0, *grey.shape[:2]] for grey in greys])
+        squares = resize_crops(greys, whole, self.cropping.image_size, self.cropping.interpolation)
+        return squares.expand(-1, 3, -1, -1).contiguous()
 
     def _good_image(self, index: int, bad: dict[int, str]) -> tuple[np.ndarray | None, int]:
         """The image at `index`; where it is bad and may be skipped, the next good one (training) or None."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from vitlab.config import AugmentConfig, ConfigError, DatasetConfig
 from vitlab.core.names import text_of
 from vitlab.data.augment import Augment
-from vitlab.data.crop import resize_and_centre
+from vitlab.data.crop import central_squares
 from vitlab.data.decode import BadImageError, decode, reading_of
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.listing import find_images
@@ -120,4 +120,4 @@ def _read(file: Path, dataset: DatasetConfig, image_size: int) -> Picture:
 
 def _cropped(image: np.ndarray, dataset: DatasetConfig, image_size: int) -> Tensor:
     """(3, S, S) uint8 of an image (H, W, 3), which may be read-only."""
-    return resize_and_centre(np.array(image), image_size, dataset.eval_crop)
+    return central_squares([np.array(image)], image_size, dataset.eval_crop)[0]
