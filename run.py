@@ -20,8 +20,8 @@ def main(tree: DictConfig) -> str:
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    from vitlab.cli.keys import typed_keys
     from vitlab.cli.train_task import run_one
-    from vitlab.cli.typed import typed_keys
 
     labels = {key: str(value) for key, value in HydraConfig.get().runtime.choices.items()}
     typed = typed_keys(OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special, stats
 
-from vitlab.core import behrens_fisher, dunnett, largest_welch
+from vitlab.core import families, welch
 from vitlab.core.families import LEVEL, sidak
 
 Array = np.ndarray
@@ -63,7 +63,7 @@ def ours(studies: Studies, first: int = 500) -> Array:
     if len(set(studies.counts)) > 1:
         return separate(studies)
     studies, n = studies.first(first), int(studies.counts[0])
-    wanted = largest_welch.asked(1 - LEVEL, n)
+    wanted = welch.asked(1 - LEVEL, n)
     low, high = np.zeros(len(studies.means)), np.full(len(studies.means), 12.0)
     for _ in range(14):
         middle = (low + high) / 2
@@ -77,7 +77,7 @@ def our_false_calls(studies: Studies, truth: Array, level: float = 1 - LEVEL) ->
     if len(set(studies.counts)) > 1:
         return false_calls(separate(studies), studies, truth)
     n = int(studies.counts[0])
-    wanted = largest_welch.asked(level, n)
+    wanted = welch.asked(level, n)
     wrong = np.abs(studies.means[:, 1:] - studies.means[:, :1] - truth)
     largest = np.divide(wrong, studies.error, out=np.zeros_like(wrong), where=wrong > 0).max(1)
     near = largest > -special.stdtrit(2 * (n - 1), wanted / 2)  # no critical value is smaller
@@ -88,7 +88,7 @@ def our_false_calls(studies: Studies, truth: Array, level: float = 1 - LEVEL) ->
 def _exceeded(critical: Array, studies: Studies, chunk: int = 100) -> Array:
     base, others, n = studies.variances[:, 0], studies.variances[:, 1:], int(studies.counts[0])
     parts = [slice(i, i + chunk) for i in range(0, len(critical), chunk)]
-    found = [largest_welch.exceeded(critical[p], base[p], others[p], n, fine=False) for p in parts]
+    found = [welch.exceeded(critical[p], base[p], others[p], n, fine=False) for p in parts]
     return np.concatenate(found) if found else np.zeros(0)
 
 
@@ -96,7 +96,7 @@ def separate(studies: Studies) -> Array:
     """Ours where rows have other numbers of seeds than the baseline: each comparison its own critical value."""
     level, share = sidak(studies.comparisons), studies.share
     critical = [
-        behrens_fisher.critical_value(share[:, i], int(studies.counts[0]) - 1, int(n) - 1, level)
+        welch.critical_value(share[:, i], int(studies.counts[0]) - 1, int(n) - 1, level)
         for i, n in enumerate(studies.counts[1:])
     ]
     return np.stack(critical, 1) * studies.error
@@ -108,7 +108,7 @@ def pooled(studies: Studies) -> Array:
     df = int(weights.sum())
     variance = (studies.variances @ weights / df)[:, None]
     sizes = tuple(int(n) for n in studies.counts[1:])
-    critical = dunnett.critical_value(((int(studies.counts[0]), sizes),), df)
+    critical = families.dunnett_critical_value(((int(studies.counts[0]), sizes),), df)
     return critical * np.sqrt(variance * (1 / studies.counts[1:] + 1 / studies.counts[0]))
 
 

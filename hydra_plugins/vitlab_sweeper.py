@@ -17,14 +17,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vitlab.cli.command_line import explain, with_whole_commands
 from vitlab.cli.execute import program
 from vitlab.cli.flags import split_command
-from vitlab.cli.hydra_errors import explain
-from vitlab.cli.keys import context_of, keys_of
-from vitlab.cli.typed import typed_keys
+from vitlab.cli.keys import context_of, keys_of, typed_keys
 from vitlab.cli.typos import mistakes_in_words
 from vitlab.cli.values import readable, typed
-from vitlab.cli.whole_command import with_whole_commands
 from vitlab.config import GROUPS, CellConfig, Config, ConfigError, parse
 from vitlab.core.errors import UserError, as_user_error
 from vitlab.study.plan import Request

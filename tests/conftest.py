@@ -25,7 +25,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One worker per usable core; none for single files, which end sooner in one process."""
     if all(Path(argument.partition("::")[0]).is_file() for argument in config.args):
         return 0
-    from vitlab.core.cores import usable_cores
+    from vitlab.core.device import usable_cores
 
     return min(usable_cores(), MOST_WORKERS)
 
@@ -50,7 +50,7 @@ def compose_config():
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    from vitlab.cli.typed import typed_keys
+    from vitlab.cli.keys import typed_keys
     from vitlab.config import parse, register_schemas
 
     register_schemas()

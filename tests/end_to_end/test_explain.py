@@ -155,7 +155,7 @@ def test_faithfulness_is_a_table_and_curves(explain):
 
 
 def test_the_two_object_test_runs_without_a_checkpoint(explain, monkeypatch):
-    monkeypatch.setattr("vitlab.explain.faithfulness_report.SCENES", 16)
+    monkeypatch.setattr("vitlab.explain.faithfulness.SCENES", 16)
     lines, files = explain(
         "explain=faithfulness", "explain.synthetic=true", "explain.synthetic_steps=2", "explain.methods=[lrp]"
     )

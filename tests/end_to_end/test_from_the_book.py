@@ -18,8 +18,8 @@ import timm
 import torch
 from PIL import Image
 
-from vitlab.cli.hints import FLAGS, hints_for_flags
-from vitlab.cli.tasks import load_task
+from vitlab.cli.flags import FLAGS, hints_for_flags
+from vitlab.cli.train_task import load_task
 
 ROOT = Path(__file__).parents[2]
 TOY = ["recipe.epochs=1", "recipe.warmup_epochs=0", "recipe.batch_size=8", "model.image_size=32", "devices=1",
@@ -117,7 +117,7 @@ def carry_out(place, compose_config, train_here, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     importlib.import_module("run")  # knows of all tasks
-    from vitlab.cli.tasks import TASKS
+    from vitlab.cli.train_task import TASKS
 
     def of(words: list[str]) -> str:
         here = toy([word.replace("=/data/", f"={place}/") for word in words])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_study import run
 
-from vitlab.core.behrens_fisher import critical_value
+from vitlab.core.welch import critical_value
 
 TINY = ["recipe.epochs=1", "recipe.warmup_epochs=0", "dataset.train_per_class=16", "wandb.mode=disabled"]
 GRID = ["-m", "augment=none,erase", "model.depth=1,2", "seed=0,1,2", *TINY]

@@ -10,7 +10,7 @@ from vitlab.analysis import collect
 from vitlab.analysis.formats.grids import to_csv, to_markdown
 from vitlab.analysis.table import build_table
 from vitlab.config import ConfigError
-from vitlab.core import behrens_fisher, largest_welch
+from vitlab.core import welch
 from vitlab.study.record import write_study
 
 FREE = dataclasses.replace(SPEC, rows=None, factor=None, baseline=None, footnotes={})
@@ -38,9 +38,9 @@ def by_hand(base, rows, of=1.0):
     variances = [np.var(v, ddof=1) for v in (base, *rows)]
     level = 1 - 0.95**of
     if len(rows) > 1:
-        critical = largest_welch.critical_value(variances[0], np.array(variances[1:]), 3, level)
+        critical = welch.common_critical_value(variances[0], np.array(variances[1:]), 3, level)
     else:
-        critical = float(behrens_fisher.critical_value(variances[0] / sum(variances), 2, 2, level))
+        critical = float(welch.critical_value(variances[0] / sum(variances), 2, 2, level))
     halves = [critical * np.sqrt((variances[0] + v) / 3) for v in variances[1:]]
     deltas = [np.mean(row) - np.mean(base) for row in rows]
     return [(d, d - h, d + h) for d, h in zip(deltas, halves, strict=True)]

@@ -6,8 +6,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from written_records import SCORES
 
-from vitlab.core import largest_welch
-from vitlab.core.behrens_fisher import critical_value, p_value
+from vitlab.core import welch
 from vitlab.core.comparisons import (
     Group,
     compare,
@@ -20,6 +19,7 @@ from vitlab.core.comparisons import (
     with_scatter,
 )
 from vitlab.core.families import sidak
+from vitlab.core.welch import critical_value, p_value
 
 GROUPS = [Group(tuple(v), tuple(range(len(v)))) for v in SCORES.values()]
 PAIRS = [(0, i) for i in range(1, len(GROUPS))]
@@ -38,12 +38,12 @@ def test_pooled_is_scipys_dunnett():
 def test_every_group_has_its_own_scatter():
     """By hand: Welch's statistics, and one critical value for all groups of as many seeds as the baseline."""
     variances = [np.var(g.values, ddof=1) for g in GROUPS]
-    critical = largest_welch.critical_value(variances[0], np.array(variances[1:]), 3, 0.05)
+    critical = welch.common_critical_value(variances[0], np.array(variances[1:]), 3, 0.05)
     for (a, b), ours in zip(PAIRS, compare(GROUPS, PAIRS), strict=True):
         delta, error = GROUPS[b].mean - GROUPS[a].mean, np.sqrt((variances[a] + variances[b]) / 3)
         assert (ours.low, ours.high) == pytest.approx((delta - critical * error, delta + critical * error))
-        chance = largest_welch.exceeded(abs(delta) / error, variances[0], np.array(variances[1:]), 3)
-        assert ours.p == pytest.approx(largest_welch.reached(chance, 3))
+        chance = welch.exceeded(abs(delta) / error, variances[0], np.array(variances[1:]), 3)
+        assert ours.p == pytest.approx(welch.reached(chance, 3))
         assert ours.significant == (ours.p < 0.05)
 
 
@@ -53,7 +53,7 @@ def test_groups_of_other_numbers_of_seeds_have_critical_values_of_their_own():
     three = Group((1.0, 2.0, 9.0))
     ours = compare([*five, three], [(0, 1), (0, 2), (0, 3)])
     variances = [g.variance for g in five]
-    common = largest_welch.critical_value(variances[0], np.array(variances[1:]), 5, 1 - 0.95 ** (2 / 3))
+    common = welch.common_critical_value(variances[0], np.array(variances[1:]), 5, 1 - 0.95 ** (2 / 3))
     half = common * np.sqrt((variances[0] + variances[1]) / 5)
     assert ours[0].high - ours[0].delta == pytest.approx(half)
     errors = variances[0] / 5, three.variance / 3

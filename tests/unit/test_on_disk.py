@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vitlab.config import ConfigError, DatasetConfig, choice
-from vitlab.core.fingerprint import Fingerprint, fingerprint_from
+from vitlab.core.integrity import Fingerprint, fingerprint_from
 from vitlab.data.sources import file_hashes, listing, on_disk
 from vitlab.data.sources.inventory import differences, load_items, save_items
 from vitlab.data.sources.on_disk import inventories, take_inventory

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from hydra_plugins.vitlab_sweeper import StudySweeper, _Composer
-from vitlab.cli.typed import typed_keys
+from vitlab.cli.keys import typed_keys
 from vitlab.config import ConfigError, parse, plain, register_schemas
 from vitlab.study.identity import identity
 from vitlab.study.plan import Request, build_plan

@@ -10,7 +10,7 @@ from vitlab.analysis import collect
 from vitlab.analysis.sources.wandb_files import read_offline_run
 from vitlab.analysis.table_model import TableSpec
 from vitlab.config import CellConfig, WandbConfig, choice, experiment
-from vitlab.core.fingerprint import Fingerprint
+from vitlab.core.integrity import Fingerprint
 from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
 from vitlab.study.record import Record, write_study

@@ -1,15 +1,118 @@
-"""What is different between two cells: configuration, code, environment, data, and what they say of the images."""
+"""Whether cells can be compared: the images that they were trained and evaluated on, and all differences of two."""
+
+# The types that pandas declares say too little of what a frame holds.
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOptionalIterable=false
+# pyright: reportReturnType=false, reportCallIssue=false, reportArgumentType=false
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from vitlab.analysis.conditions import COLUMN
 from vitlab.core.errors import UserError
+from vitlab.core.integrity import Fingerprint, fingerprints_from
 from vitlab.study.contents import load_predictions, read_contents
 from vitlab.study.record import Record
+
+REFUSED = "(refused)"
+"""The frame's column that says why a finished cell's figures are left out."""
+
+
+def leave_out_other_images(frame: pd.DataFrame, keep: bool) -> tuple[pd.DataFrame, list[str]]:
+    """`frame` without the figures of cells that were evaluated on other images than most of their column of the table
+    (of equally many: than the first); `keep` leaves them in. Returns a line for each mixture of images too.
+
+    Mixed training images are a line only: they are what a study may be about.
+    """
+    lines: list[str] = []
+    refused: dict[int, str] = {}
+    for dataset in dict.fromkeys(frame[COLUMN]):
+        on = f" on {dataset}" if frame[COLUMN].nunique() > 1 else ""
+        done = [i for i in frame.index if frame.at[i, COLUMN] == dataset and _is_evaluated(frame, i)]
+        groups = _groups(frame, done, "eval")
+        if len(groups) > 1 and keep:
+            lines.append(
+                f"the cells{on} were evaluated on {len(groups)} different sets of images: {_shown(frame, groups)}"
+            )
+        elif len(groups) > 1:
+            kept = max(groups, key=len)
+            others = [i for group in groups if group is not kept for i in group]
+            refused |= {i: f"left out: evaluated on other images than {_name(frame, kept[0])}" for i in others}
+            lines.append(
+                f"evaluated on other images{on} than {_names(frame, kept)}, and left out: {_names(frame, others)}. "
+                f"study.rerun='[{','.join(str(frame.at[i, 'id']) for i in others)}]' trains them again on those that "
+                "are there now; mixed_data=true of analyze.py shows them as they are"
+            )
+        trained = _groups(frame, [i for i in done if i not in refused], "train")
+        if len(trained) > 1:
+            lines.append(
+                f"the cells{on} were trained on {len(trained)} different sets of images: {_shown(frame, trained)}"
+            )
+    if not refused:
+        return frame, lines
+    figures = [c for c in frame.columns if c.split(".")[0] in ("last", "best", "ema") or c == "device_hours"]
+    frame = frame.copy()
+    frame.loc[list(refused), figures] = None
+    return frame.assign(**{REFUSED: [refused.get(i) for i in frame.index]}), lines
+
+
+def saw_the_same(frame: pd.DataFrame, first: int, second: int) -> bool:
+    """Whether the records of two cells name the same evaluation images; False where one of them names none."""
+    one, two = (_fingerprint(frame, i, "eval") for i in (first, second))
+    return one is not None and two is not None and one.agrees(two)
+
+
+def _is_evaluated(frame: pd.DataFrame, i: int) -> bool:
+    value = frame.at[i, "last.top1"] if "last.top1" in frame else None
+    return frame.at[i, "state"] == "finished" and value is not None and value == value
+
+
+def _groups(frame: pd.DataFrame, rows: Sequence[int], split: str) -> list[list[int]]:
+    """The rows by the images that they name, in their order; rows that name none are in no group."""
+    groups: list[tuple[Fingerprint, list[int]]] = []
+    for i in rows:
+        found = _fingerprint(frame, i, split)
+        if found is None:
+            continue
+        at = next((n for n, (known, _) in enumerate(groups) if known.agrees(found)), None)
+        if at is None:
+            groups.append((found, [i]))
+        else:
+            groups[at] = groups[at][0].joined(found), [*groups[at][1], i]
+    old = {known.images < 0 for known, _ in groups}
+    return [g for known, g in groups if len(old) == 1 or known.images >= 0]
+
+
+def _fingerprint(frame: pd.DataFrame, i: int, split: str) -> Fingerprint | None:
+    """What a cell's record says of a split. Older records hold one text for both, which only their own kind equals:
+    those have a negative number of images."""
+    text = frame.at[i, "data"] if "data" in frame else None
+    data = json.loads(text) if isinstance(text, str) else None
+    if isinstance(data, str):
+        train, _, held_out = data.partition("-")
+        return Fingerprint(-1, train if split == "train" else held_out)
+    try:
+        return fingerprints_from(data).get(split)
+    except ValueError:
+        return None
+
+
+def _name(frame: pd.DataFrame, i: int) -> str:
+    return str(frame.at[i, "name"])
+
+
+def _names(frame: pd.DataFrame, rows: Sequence[int]) -> str:
+    return ", ".join(_name(frame, i) for i in rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
+
+
+def _shown(frame: pd.DataFrame, groups: Sequence[Sequence[int]]) -> str:
+    return " | ".join(_names(frame, group) for group in groups)
 
 
 def describe_difference(output_dir: Path, first: str, second: str) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from vitlab.analysis.conditions import PAIRED, Against
-from vitlab.analysis.pairing import pairing_line
+from vitlab.analysis.scatter import pairing_line
 from vitlab.analysis.table_model import Entry, Pair, Row, Table, TableSpec
 from vitlab.core.comparisons import assumed_scatter, holm, least_differences, seeds_needed
 from vitlab.core.metrics import SELECTIONS, Figure, figure

@@ -13,8 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from vitlab.analysis.compare_cells import describe_difference
-from vitlab.analysis.formats.grids import to_markdown
-from vitlab.analysis.formats.reasons import classes_csv
+from vitlab.analysis.formats.grids import classes_csv, to_markdown
 from vitlab.analysis.reference import beside_reference, read_reference
 from vitlab.analysis.sources.deit_logs import collect_logs
 from vitlab.analysis.sources.records import collect
@@ -25,11 +24,10 @@ from vitlab.cli.outputs import inside_a_record, is_tables, require_folder
 from vitlab.cli.values import typed
 from vitlab.config import ConfigError, build
 from vitlab.config.choices import compose_group
-from vitlab.config.files import with_whole_paths
+from vitlab.config.paths import with_whole_paths
 from vitlab.core.comparisons import Rule
-from vitlab.core.files import make_folder, write_text
+from vitlab.core.files import clean_name, make_folder, require_name, write_text
 from vitlab.core.metrics import figure
-from vitlab.core.names import clean_name, require_name
 from vitlab.core.plugins import FORMATS, import_plugins
 from vitlab.study.record import Record, read_study
 

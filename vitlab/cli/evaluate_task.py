@@ -13,8 +13,7 @@ import torch
 from vitlab.config import AugmentConfig, Config, ConfigError, build, plain
 from vitlab.core.device import pick_device
 from vitlab.core.errors import UserError
-from vitlab.core.files import make_folder, save_arrays, write_text
-from vitlab.core.names import clean_name
+from vitlab.core.files import clean_name, make_folder, save_arrays, write_text
 from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader
 from vitlab.data.sources.registry import build_source

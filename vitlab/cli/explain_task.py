@@ -25,9 +25,9 @@ def run_explain(config: Config) -> list[str]:
     import torch
 
     from vitlab.explain.explained_model import load_subjects
-    from vitlab.explain.faithfulness_report import measure, measure_scenes
+    from vitlab.explain.faithfulness import measure, measure_scenes
     from vitlab.explain.mirror import mirror_figures
-    from vitlab.explain.position_report import draw_place
+    from vitlab.explain.position import draw_place
     from vitlab.explain.reports import draw_panels
     from vitlab.study.data_record import require_evaluated_data
 

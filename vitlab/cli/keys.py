@@ -1,4 +1,4 @@
-"""Which groups, choices and keys run.py and analyze.py have, in conf/ and in the user's own configuration folders."""
+"""The groups, choices and keys of run.py and analyze.py, in conf/ and in the user's own configuration folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from vitlab.config.choices import CONF, options
-from vitlab.config.files import expanded
+from vitlab.config.paths import expanded
 from vitlab.config.schema import GROUPS, Config, StudyConfig, WandbConfig
 
 LISTS = (
@@ -145,3 +145,20 @@ def _fields(schema: type, prefix: str) -> dict[str, Any]:
         if inner:
             found |= _fields(typing.cast(type, inner), f"{prefix}.{name}")
     return found
+
+
+def typed_keys(overrides: Iterable[Any]) -> tuple[str, ...]:
+    """The dotted keys that parsed overrides of Hydra's set, groups included; a mapping stands for the keys in it."""
+    found: dict[str, None] = {}
+    for override in overrides:
+        if not override.is_delete():
+            found |= dict.fromkeys(_leaves(override.key_or_group, override.value()))
+    return tuple(found)
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, Mapping):
+        yield key
+        return
+    for name, inner in value.items():
+        yield from _leaves(f"{key}.{name}", inner)

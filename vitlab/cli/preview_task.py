@@ -14,9 +14,7 @@ from torch import Tensor
 
 from vitlab.cli.outputs import read_places, require_picture
 from vitlab.config import AugmentConfig, Config, ConfigError, DatasetConfig, build, choice
-from vitlab.core.files import make_folder, written_whole
-from vitlab.core.names import clean_name, text_of
-from vitlab.core.pictures import maker
+from vitlab.core.files import clean_name, make_folder, maker, text_of, written_whole
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.crop import Cropping, central_squares

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 from vitlab.cli.execute import Prove, RunCells, execute, summarise
 from vitlab.cli.outputs import require_output_dir
-from vitlab.cli.tasks import TASKS, load_task
 from vitlab.config import FROM_ROOT, CellConfig, Config, ConfigError, DatasetConfig, check_cell, named_after_folder
 from vitlab.config.effects import idle_among, idle_fields, require_effect, settle
 from vitlab.core.errors import UserError
@@ -184,3 +184,19 @@ def _check_claims(config: Config, dataset: DatasetConfig, before: DatasetConfig 
                 check_claims(data, [key.removeprefix(prefix) for key in config.typed if key.startswith(prefix)])
             except ConfigError as error:
                 raise error if prefix == "dataset." else error.under("pretrain") from None
+
+
+TASKS = {
+    "evaluate": "vitlab.cli.evaluate_task:run_evaluate",
+    "explain": "vitlab.cli.explain_task:run_explain",
+    "fractaldb": "vitlab.cli.fractal_task:run_fractaldb",
+    "pack": "vitlab.cli.pack_task:run_pack",
+    "preview": "vitlab.cli.preview_task:run_preview",
+}
+"""Task → where its function is; imported only when it runs."""
+
+
+def load_task(place: str) -> Callable[[Config], list[str]]:
+    """The function at "module:name"."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

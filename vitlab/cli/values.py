@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from hydra.errors import HydraException
 
 from vitlab.cli.keys import Keys
-from vitlab.config.files import PATHS, expanded
+from vitlab.config.paths import PATHS, expanded
 
 _OVERRIDE = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^=@]*)(?P<package>@[^=]*)?=(?P<value>.*)", re.DOTALL)
 _OPEN, _CLOSE = "[{(", "]})"

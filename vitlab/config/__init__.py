@@ -2,8 +2,8 @@
 
 from vitlab.config.check import check_cell, check_run, parse_policies
 from vitlab.config.choices import choice, options
-from vitlab.config.files import find_checkpoint
 from vitlab.config.parse import build, named_after_folder, parse, register_schemas
+from vitlab.config.paths import find_checkpoint
 from vitlab.config.schema import (
     FROM_ROOT,
     GROUPS,

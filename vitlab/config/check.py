@@ -6,10 +6,10 @@ import dataclasses
 import math
 import re
 
-from vitlab.config.files import find_checkpoint
+from vitlab.config.paths import find_checkpoint
 from vitlab.config.schema import AugmentConfig, CellConfig, Config, DatasetConfig, RecipeConfig, WandbConfig
 from vitlab.core.errors import ConfigError
-from vitlab.core.names import require_name
+from vitlab.core.files import require_name
 from vitlab.core.plugins import DATASETS, POLICIES
 
 

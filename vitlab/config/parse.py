@@ -19,8 +19,7 @@ from typing import Any, Literal
 
 from vitlab.config.check import check_cell, check_run
 from vitlab.config.effects import OF_TRAINING, idle_among, idle_fields, settle
-from vitlab.config.files import find_checkpoint, with_whole_paths
-from vitlab.config.model_names import own_sizes
+from vitlab.config.paths import find_checkpoint, with_whole_paths
 from vitlab.config.schema import (
     FROM_ROOT,
     GROUPS,
@@ -33,7 +32,7 @@ from vitlab.config.schema import (
 )
 from vitlab.config.suggestions import meant, suggest
 from vitlab.core.errors import ConfigError
-from vitlab.core.names import clean_name, text_of
+from vitlab.core.files import clean_name, text_of
 from vitlab.core.plugins import import_plugins
 
 
@@ -68,6 +67,8 @@ def parse(composed: Mapping[str, Any], labels: Mapping[str, str] | None = None, 
     import_plugins(_convert(_hints(Config)["plugins"], values.get("plugins") or (), "plugins"))
     labels = dict(labels or {})
     if isinstance(values.get("model"), Mapping):
+        from vitlab.config.choices import own_sizes  # choices are built by this module
+
         values["model"], label = own_sizes(values["model"], labels.get("model"), typed)
         labels |= {"model": label} if label else {}
     cell = _with_seeds(build(CellConfig, {key: values.pop(key) for key in (*GROUPS, "seed") if key in values}, ""))

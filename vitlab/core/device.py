@@ -1,15 +1,19 @@
-"""The device that a process computes on: which it is, what it is called, how arrays get there."""
+"""What a process computes on: its device and how arrays get there, and the CPU cores that it may use."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-
-import numpy as np
-import torch
-from torch import Tensor
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitlab.core.errors import ConfigError
+
+if TYPE_CHECKING:  # a plan counts cores, and needs no torch
+    import numpy as np
+    import torch
+    from torch import Tensor
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -18,6 +22,8 @@ def pick_device(wanted: str) -> torch.device:
     Of several GPUs it is the one whose number LOCAL_RANK gives (0 without it), which becomes CUDA's current device.
     Raises ConfigError where there is none.
     """
+    import torch
+
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if wanted == "auto":
         wanted = "cuda" if cuda else "mps" if mps else "cpu"
@@ -36,6 +42,8 @@ def pick_device(wanted: str) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """The kind of a device, as people and cost estimates know it: "NVIDIA H100", "x86_64 CPU", "mps"."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU" if device.type == "cpu" else device.type
@@ -43,7 +51,51 @@ def device_name(device: torch.device) -> str:
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """A copy on `device`. To a GPU it goes by way of pinned memory: pageable memory would wait for earlier work."""
+    import numpy as np
+    import torch
+
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+_ROOT = Path("/")
+
+
+def usable_cores(root: Path = _ROOT) -> int:
+    """Cores that this process may use, at least 1. A quota of 1.5 cores counts as 2. `root` is `/` but in tests."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+def _quotas(root: Path) -> list[float]:
+    """The quotas, in cores, of this process's control groups and of all groups above them; versions 2 and 1."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for _, controllers, group in (line.split(":", 2) for line in lines):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        own = base / group.lstrip("/")
+        for folder in (own, *own.parents):
+            found += _quota(folder)
+            if folder == base:
+                break
+    return found
+
+
+def _quota(folder: Path) -> list[float]:
+    """The quota that one control group sets, as a list of none or one."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{n}_us").read_text(encoding="utf-8") for n in ("quota", "period"))
+        cores = float(quota) / float(period)
+    except (OSError, ValueError):  # no such file, or `max`: no quota
+        return []
+    return [cores] if cores > 0 else []

@@ -1,4 +1,9 @@
-"""What is simultaneous, by each rule: how far a difference may lie from the truth, in its standard errors."""
+"""Simultaneous comparisons, by each rule: critical values and adjusted p-values in standard errors of a difference.
+
+`pooled` compares with one control by Dunnett's distribution (JASA 1955), two-sided, by quadrature: scipy.stats.dunnett
+draws random numbers and varies in its sixth digit from call to call; this is the same distribution, deterministic and
+computed once per design. Groups may differ in size.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special, stats
 
-from vitlab.core import behrens_fisher, dunnett, largest_welch
+from vitlab.core import welch
 
 LEVEL = 0.95
-LEAST_P = behrens_fisher.LEAST_P
+LEAST_P = welch.LEAST_P
 
 
 @dataclass(frozen=True)
@@ -99,18 +104,19 @@ class DunnettFamily(Family):
         self.blocks = tuple((b[0].counts[0], tuple(sorted(e.counts[1] for e in b))) for b in blocks)
 
     def critical(self, estimate: Estimate) -> float:
-        return dunnett.critical_value(self.blocks, estimate.freedom, LEVEL**self.part)
+        return dunnett_critical_value(self.blocks, estimate.freedom, LEVEL**self.part)
 
     def adjusted(self, estimate: Estimate, statistic: float) -> float:
-        own = max(LEAST_P, dunnett.adjusted_p(statistic, self.blocks, estimate.freedom))
+        own = max(LEAST_P, dunnett_p(statistic, self.blocks, estimate.freedom))
         return together(own, 1 / self.part)
 
 
 class SeparateFamily(Family):
     """Every group with a variance of its own.
 
-    Comparisons with one baseline, of groups with as many seeds as it, share a critical value (`largest_welch`); any
-    other comparison has its own (`behrens_fisher`). Each set has its part of the error by Šidák's inequality.
+    Comparisons with one baseline, of groups with as many seeds as it, share a critical value
+    (`welch.common_critical_value`); any other comparison has its own (`welch.critical_value`). Each set has its part of
+    the error by Šidák's inequality.
     """
 
     def __init__(self, estimates: Sequence[Estimate], part: float = 1.0) -> None:
@@ -130,29 +136,29 @@ class SeparateFamily(Family):
         if (alike := self._alike(estimate)) is None:
             return super().exceeds(estimate, statistic)
         base, others, seeds, level = self._law(alike)
-        found = float(largest_welch.exceeded(statistic, base, np.array(others), seeds))
-        return found < largest_welch.asked(level, seeds)
+        found = float(welch.exceeded(statistic, base, np.array(others), seeds))
+        return found < welch.asked(level, seeds)
 
     def adjusted(self, estimate: Estimate, statistic: float) -> float:
         if (alike := self._alike(estimate)) is None:
             return super().adjusted(estimate, statistic)
         base, others, seeds, _ = self._law(alike)
-        found = float(largest_welch.exceeded(statistic, base, np.array(others), seeds))
-        return together(max(LEAST_P, largest_welch.reached(found, seeds)), self.count / len(alike))
+        found = float(welch.exceeded(statistic, base, np.array(others), seeds))
+        return together(max(LEAST_P, welch.reached(found, seeds)), self.count / len(alike))
 
     def detectable(self, estimate: Estimate, power: float) -> float:
         (one, two), (n, m) = estimate.variances, estimate.counts
         ratio = min(1e6, math.sqrt(one / n / (two / m))) if two else 1e6
         common = None if self._alike(estimate) is None else self.critical(estimate)
         level = sidak(self.count)
-        return estimate.error * behrens_fisher.detectable_shift(ratio, n - 1, m - 1, level, power, common)
+        return estimate.error * welch.detectable_shift(ratio, n - 1, m - 1, level, power, common)
 
     def alone(self, estimate: Estimate, statistic: float) -> float:
-        return behrens_fisher.p_value(statistic, estimate.share, *(n - 1 for n in estimate.counts))
+        return welch.p_value(statistic, estimate.share, *(n - 1 for n in estimate.counts))
 
     def _quantile(self, estimate: Estimate, level: float) -> float:
         first, second = (n - 1 for n in estimate.counts)
-        return float(behrens_fisher.critical_value(estimate.share, first, second, level))
+        return float(welch.critical_value(estimate.share, first, second, level))
 
     def _alike(self, estimate: Estimate) -> list[Estimate] | None:
         """The set that shares the estimate's critical value; None where it is alone."""
@@ -168,7 +174,7 @@ class SeparateFamily(Family):
 
 @functools.lru_cache(maxsize=1024)
 def _common_critical_value(base: float, others: tuple[float, ...], seeds: int, level: float) -> float:
-    return largest_welch.critical_value(base, np.array(others), seeds, level)
+    return welch.common_critical_value(base, np.array(others), seeds, level)
 
 
 def sidak(count: float, level: float = LEVEL) -> float:
@@ -179,6 +185,54 @@ def sidak(count: float, level: float = LEVEL) -> float:
 def together(p: float, count: float) -> float:
     """Šidák's adjustment of one of `count` p-values."""
     return -math.expm1(count * math.log1p(-p)) if p < 1 else 1.0
+
+
+_HERMITE, _HERMITE_WEIGHTS = np.polynomial.hermite_e.hermegauss(96)
+_HERMITE_WEIGHTS = _HERMITE_WEIGHTS / _HERMITE_WEIGHTS.sum()
+_LEGENDRE, _LEGENDRE_WEIGHTS = np.polynomial.legendre.leggauss(200)
+_SHARES, _SHARE_WEIGHTS = (_LEGENDRE + 1) / 2, _LEGENDRE_WEIGHTS / 2
+
+
+Blocks = tuple[tuple[int, tuple[int, ...]], ...]
+"""For each control its size and those of the groups that are compared with it."""
+
+
+@functools.lru_cache(maxsize=4096)
+def dunnett_coverage(critical: float, blocks: Blocks, df: float) -> float:
+    """P(max |T_i| <= critical): groups against the control of their block, one variance pooled over `df` for all.
+
+    Given the control's deviation z and the pooled deviation, the statistics of a block are independent (equation 2 of
+    the paper); z is integrated by Gauss and Hermite, the deviation over its quantiles. Given the deviation, blocks are
+    independent.
+    """
+    scale = np.sqrt(stats.chi2.ppf(_SHARES, df) / df)[:, None]  # (Q, 1) pooled over true deviation
+    inside = np.ones(len(_SHARES))
+    for control, sizes in blocks:
+        block = np.ones((len(_SHARES), len(_HERMITE)))
+        for size, times in zip(*np.unique(sizes, return_counts=True), strict=True):
+            loading = np.sqrt(size / (size + control))
+            rest = np.sqrt(1 - loading**2)
+            shift = loading * _HERMITE[None, :]
+            one = stats.norm.cdf((shift + critical * scale) / rest) - stats.norm.cdf((shift - critical * scale) / rest)
+            block *= one**times
+        inside *= block @ _HERMITE_WEIGHTS
+    return float(_SHARE_WEIGHTS @ inside)
+
+
+@functools.lru_cache(maxsize=256)
+def dunnett_critical_value(blocks: Blocks, df: float, level: float = 0.95) -> float:
+    """The half-width, in standard errors of each difference, of simultaneous two-sided intervals.
+
+    Raises ValueError without at least one comparison and one degree of freedom.
+    """
+    if df < 1 or not any(sizes for _, sizes in blocks):
+        raise ValueError(f"needs at least one comparison and one degree of freedom, got {blocks} and {df}")
+    return _root(lambda c: dunnett_coverage(c, blocks, df) - level, 0.1, 1e4 if df < 2 else 100.0)
+
+
+def dunnett_p(statistic: float, blocks: Blocks, df: float) -> float:
+    """The two-sided p-value of one of the comparisons, adjusted for all of them."""
+    return float(np.clip(1 - dunnett_coverage(abs(float(statistic)), blocks, df), 0, 1))
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:

@@ -1,4 +1,4 @@
-"""Files that show whether they are what was written: digests in JSON and YAML, checksums in archives."""
+"""Whether data are what was recorded: digests in JSON and YAML, checksums of archives, fingerprints of images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,3 +240,56 @@ def load_arrays(
             return {name: content[name] for name in (*names, *(n for n in optional if n in content))}
     except Exception as error:  # whole, and of another kind: pickled objects, no arrays, other names
         raise DamagedError(path, f"not the arrays that were written ({_one_line(error)})", remedy) from error
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells the images of one split from others, as provenance.json has it."""
+
+    images: int
+    names: str
+    """16 hex digits of all names and sizes; of the pixels' shape for images in memory, of the options for FractalDB."""
+    sample: str | None = None
+    """16 hex digits of the ends of `SAMPLE` files."""
+    contents: str | None = None
+    """16 hex digits of all bytes; null where they were not read."""
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def agrees(self, other: Fingerprint) -> bool:
+        """Whether nothing that both know differs."""
+        known = ((self.sample, other.sample), (self.contents, other.contents))
+        return self.names == other.names and all(None in pair or pair[0] == pair[1] for pair in known)
+
+    def joined(self, other: Fingerprint) -> Fingerprint:
+        """What either knows of the same images."""
+        return replace(self, sample=self.sample or other.sample, contents=self.contents or other.contents)
+
+    @property
+    def short(self) -> str:
+        """Equal for fingerprints that hold the same; a name for a file."""
+        return "-".join(part for part in (self.names, self.sample, self.contents) if part)
+
+
+FINGERPRINT: dict[str, Shape] = {"images": int, "names": str, "sample?": str, "contents?": str}
+"""The shape of a plain fingerprint."""
+
+
+def plain_fingerprints(value: Any) -> bool:
+    """Whether a value is a mapping of splits to plain fingerprints."""
+    return isinstance(value, Mapping) and not any(misfit(inner, FINGERPRINT) for inner in value.values())
+
+
+def fingerprint_from(plain: Mapping[str, Any]) -> Fingerprint:
+    """The inverse of `Fingerprint.plain`. Raises ValueError for anything else."""
+    try:
+        return Fingerprint(int(plain["images"]), str(plain["names"]), plain.get("sample"), plain.get("contents"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"no fingerprint of a data set: {plain!r}") from error
+
+
+def fingerprints_from(plain: Any) -> dict[str, Fingerprint]:
+    """Split → fingerprint, from their plain form; empty for anything that is no mapping, such as the text that older
+    records hold. Raises ValueError for a mapping to anything else."""
+    return {split: fingerprint_from(value) for split, value in plain.items()} if isinstance(plain, Mapping) else {}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vitlab.core.files import make_folder, written_whole
-from vitlab.explain.faithfulness import Curves
+
+if TYPE_CHECKING:
+    from vitlab.explain.faithfulness import Curves
 
 HEAT = "inferno"
 """Perceptually uniform, in order of lightness: read alike in grey and by the colour-blind."""

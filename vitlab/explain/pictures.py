@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vitlab.config import AugmentConfig, ConfigError, DatasetConfig
-from vitlab.core.names import text_of
+from vitlab.core.files import text_of
 from vitlab.data.augment import Augment
 from vitlab.data.crop import central_squares
 from vitlab.data.decode import BadImageError, decode, reading_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from vitlab.config import ModelConfig
-from vitlab.config.model_names import native_image_size
+from vitlab.config.choices import native_image_size
 
 _SIZES = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24), "huge": (1280, 32)}
 """timm's names → width and depth."""

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from vitlab.config import Config, ConfigError
-from vitlab.core.cores import usable_cores
+from vitlab.core.device import usable_cores
 from vitlab.study.provenance import visible_gpus
 
 BUSY_SHARE = 0.1

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.errors import UserError
-from vitlab.core.fingerprint import fingerprints_from
+from vitlab.core.integrity import fingerprints_from
 from vitlab.data.sources.inventory import Inventory
 from vitlab.data.sources.known import describe_changes, other_name, remember_data
 from vitlab.data.sources.on_disk import inventories, take_inventory

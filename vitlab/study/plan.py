@@ -11,8 +11,8 @@ from typing import Any
 
 from vitlab.config import GROUPS, CellConfig, Config, ConfigError, experiment
 from vitlab.core.errors import UserError
+from vitlab.core.files import clean_name
 from vitlab.core.integrity import DamagedError, NewerError
-from vitlab.core.names import clean_name
 from vitlab.data.order import epoch_length
 from vitlab.study.capacity import Capacity, capacity
 from vitlab.study.contents import read_contents

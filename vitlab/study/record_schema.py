@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitlab.config import GROUPS
-from vitlab.core.fingerprint import plain_fingerprints
-from vitlab.core.integrity import Shape, digest_of, finite, number, percent, texts
+from vitlab.core.integrity import Shape, digest_of, finite, number, percent, plain_fingerprints, texts
 
 FIGURES: dict[str, Shape] = {"loss": number, "top1": percent, "top5": percent}
 """An evaluation: mean cross-entropy in nats, accuracies in percent."""

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vitlab.analysis.formats.reasons import shown_classes
+from vitlab.analysis.formats.grids import shown_classes
 from vitlab.analysis.table_model import Entry, Table
 from vitlab.core.comparisons import Comparison
 from vitlab.core.files import written_whole

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import FractalConfig, build
-from vitlab.core.cores import usable_cores
+from vitlab.core.device import usable_cores
 from vitlab.core.files import make_folder, remove_parts, require_space
 from vitlab.data.formula.geometry import NUM_VARIANTS, build_geometry, resampled_geometry
 from vitlab.data.formula.render import pack

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vitlab.core.errors import UserError
-from vitlab.core.files import make_folder, require_space, unwritten, write_text, written_whole
-from vitlab.core.pictures import maker
+from vitlab.core.files import make_folder, maker, require_space, unwritten, write_text, written_whole
 from vitlab.data.decode import picture_format
 from vitlab.data.formula.cache import VERSION
 from vitlab.data.formula.geometry import GREY

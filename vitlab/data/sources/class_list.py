@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.core.files import text_of
 from vitlab.core.integrity import DamagedError, misfit, read_mapping
-from vitlab.core.names import text_of
 from vitlab.data.sources.claims import compare
 from vitlab.data.sources.known import describe_changes, known_data, other_name, read_known, write_known
 from vitlab.data.sources.on_disk import inventories

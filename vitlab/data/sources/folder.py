@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
-from vitlab.core.names import text_of
+from vitlab.core.files import text_of
 from vitlab.core.plugins import register_dataset
 from vitlab.data.decode import AS_STORED, Reading, decode, reading_of
 from vitlab.data.sources.claims import compare

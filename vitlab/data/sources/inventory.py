@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.core.files import save_arrays
-from vitlab.core.fingerprint import Fingerprint
-from vitlab.core.integrity import DamagedError, load_arrays
+from vitlab.core.integrity import DamagedError, Fingerprint, load_arrays
 
 SAMPLE = 64
 """Files, spread evenly over a split, whose ends are read."""

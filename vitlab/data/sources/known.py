@@ -13,8 +13,15 @@ from typing import Any
 
 from vitlab.config import DatasetConfig
 from vitlab.core.files import make_folder, write_text
-from vitlab.core.fingerprint import Fingerprint, fingerprints_from, plain_fingerprints
-from vitlab.core.integrity import DamagedError, misfit, read_mapping, sealed
+from vitlab.core.integrity import (
+    DamagedError,
+    Fingerprint,
+    fingerprints_from,
+    misfit,
+    plain_fingerprints,
+    read_mapping,
+    sealed,
+)
 from vitlab.data.sources.inventory import Inventory, differences, load_items, save_items
 
 SHOWN = 3

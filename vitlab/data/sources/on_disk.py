@@ -24,8 +24,7 @@ import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.files import DiskError, make_folder, write_text
-from vitlab.core.fingerprint import FINGERPRINT, fingerprint_from
-from vitlab.core.integrity import DamagedError, misfit, read_mapping, sealed
+from vitlab.core.integrity import FINGERPRINT, DamagedError, fingerprint_from, misfit, read_mapping, sealed
 from vitlab.data.sources.arrays import ArraySource, cifar_root, fashion_folder
 from vitlab.data.sources.file_hashes import cache_file, hash_files
 from vitlab.data.sources.folder import class_folders, find_root, train_folder

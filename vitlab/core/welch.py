@@ -1,9 +1,10 @@
-"""Two means with scatters of their own: critical values that hold whatever the ratio of the two variances is.
+"""Welch's t: critical values that hold for any ratio of the variances, of two means and of several to one baseline.
 
-The statistic is Welch's, T = (difference of means - true difference) / sqrt(e1 + e2) with e = s² / n of each group, and
-u = e1 / (e1 + e2) is the first group's share. Welch's critical value (Biometrika 1947), Student's t with
-1 / (u² / f1 + (1 - u)² / f2) degrees of freedom, is exceeded too often with few values a group: 1.8 times the nominal
-rate with three values and a level of 0.0085 (six comparisons), 8 times with two beside ten. Banerjee's (Sankhya 1960),
+**Two means** (`critical_value`). The statistic is Welch's, T = (difference of means - true difference) / sqrt(e1 + e2)
+with e = s² / n of each group, and u = e1 / (e1 + e2) is the first group's share. Welch's critical value (Biometrika
+1947), Student's t with 1 / (u² / f1 + (1 - u)² / f2) degrees of freedom, is exceeded too often with few values a
+group: 1.8 times the nominal rate with three values and a level of 0.0085 (six comparisons), 8 times with two beside
+ten. Banerjee's (Sankhya 1960),
 
     B(u) = sqrt(u t1² + (1 - u) t2²)    (t1, t2: Student's with f1 and f2 degrees of freedom)
 
@@ -16,6 +17,19 @@ is Banerjee's towards both ends, Welch's W(u) in between,
 with q the smallest for which no ratio of the variances makes the rate larger than the level. The rate is an integral
 over one variable: given the shares x and 1 - x of the two sums of squares (x is Beta distributed), T is a multiple of
 Student's t with f1 + f2 degrees of freedom. Where no q will do, and with two values a group, v is Banerjee's.
+
+**Several means and one baseline**, with as many values each (`common_critical_value`). The critical value c is common
+to all comparisons with one baseline: that which the largest of the |T_i|, T_i = (m_i - m_0 - true difference) /
+sqrt(s_i² / n + s_0² / n), exceeds with a small probability if the estimated variances are taken for the true ones (a
+parametric bootstrap, Krishnamoorthy, Lu and Mathew 2007, by quadrature). All rows together show how the baseline's
+scatter compares with theirs, and rows that depend on one noisy baseline are not counted as many, so c is far below
+what each comparison alone would need at Šidák's level: with three values a group and six comparisons by a third, with
+a noisy baseline by 40 %.
+
+Taking estimates for the truth errs more often than asked for: with three or four values a group in up to 1.3 times as
+many cases, with two in 1.6, and relatively more at smaller levels. So c is taken at a lower level, `asked`. Simulated
+for 2 to 12 comparisons, 2 to 20 values and deviations of ratio 1 to 20, it then errs in at most 5 %
+(benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -176,6 +190,64 @@ def _steepness_at(first: int, second: int, index: int) -> float:
     else:
         found = float(np.exp(_root(excess, low, high, 1e-3)))
     return max(found, _steepness_at(first, second, index - 1) if index else 0.0)
+
+
+def asked(level: float, count: int) -> float:
+    """The level at which c is taken so that the family errs in at most `level`, with `count` values a group."""
+    return (1 - 1 / count) * level * min(1.0, level / 0.05) ** (1.2 / count)
+
+
+def reached(exceeded: float, count: int) -> float:
+    """The inverse of `asked`."""
+    level = exceeded / (1 - 1 / count)
+    return min(1.0, level if level >= 0.05 else 0.05 * (level / 0.05) ** (1 / (1 + 1.2 / count)))
+
+
+def exceeded(critical: Array | float, base: Array | float, others: Array, count: int, fine: bool = True) -> Array:
+    """P(max |T_i| > critical) if the variances are `base` (...) and `others` (..., K), with `count` values a group.
+
+    `fine=False` takes fewer nodes: good to half a percent of the probability, where thousands are wanted.
+    """
+    law = _quantiles(count, *((32, 24) if fine else (16, 12)))
+    deviation = np.sqrt(np.asarray(base)[..., None] / others)[
+        ..., None, None, None
+    ]  # (..., K, 1, 1, 1) in each row's own
+    shift = law.z[:, None, None] * deviation  # (..., K, Z, 1, 1)
+    error = np.sqrt(law.row + law.base[:, None] * deviation**2)  # (..., K, 1, C, R)
+    bound = np.asarray(critical)[..., None, None, None, None] * error
+    inside = (special.ndtr(shift + bound) - special.ndtr(shift - bound)) @ law.row_weights  # (..., K, Z, C)
+    return np.maximum(0.0, 1 - law.base_weights @ (inside.prod(-3) @ law.base_weights)[..., None])[..., 0]
+
+
+def common_critical_value(base: float, others: Array, count: int, level: float) -> float:
+    """c for simultaneous two-sided intervals of K comparisons at `level`, from the estimated variances."""
+    wanted = asked(level, count)
+
+    def excess(log_critical: float) -> float:
+        return wanted - float(exceeded(np.exp(log_critical), base, others, count))
+
+    return float(np.exp(_root(excess, 0.0, 12.0, 1e-4)))
+
+
+class _Quantiles:
+    """The quantiles over which everything is integrated, dense at both ends, and their weights."""
+
+    def __init__(self, count: int, outer: int, inner: int) -> None:
+        freedom = count - 1
+        uniform, self.base_weights = _nodes_of(outer)
+        self.z = special.ndtri(0.5 + uniform / 2)  # (Z,) the baseline's mean, whose sign does not matter
+        self.base = 2 * special.gammaincinv(freedom / 2, uniform) / freedom  # (C,) its estimated over its true variance
+        uniform, self.row_weights = _nodes_of(inner)
+        self.row = 2 * special.gammaincinv(freedom / 2, uniform) / freedom  # (R,) the same of the other group
+
+
+_quantiles = functools.lru_cache(maxsize=64)(_Quantiles)
+
+
+def _nodes_of(count: int) -> tuple[Array, Array]:
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    uniform = (nodes + 1) / 2
+    return uniform**3 * (10 - 15 * uniform + 6 * uniform**2), weights / 2 * 30 * (uniform * (1 - uniform)) ** 2
 
 
 def _root(function: Callable[[float], float], low: float, high: float, within: float) -> float:

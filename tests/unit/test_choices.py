@@ -3,7 +3,7 @@
 import pytest
 
 from vitlab.config import ModelConfig
-from vitlab.config.model_names import native_image_size
+from vitlab.config.choices import native_image_size
 from vitlab.models.build import build_without_memory
 from vitlab.models.size import check_label, count_parameters
 from vitlab.study.plan import build_plan
@@ -38,7 +38,7 @@ def test_a_name_brings_its_own_sizes_and_those_typed_beside_it_win(compose_confi
 
 def test_a_name_in_a_file_brings_its_own_sizes_too(compose_config):
     """An experiment's file may name another architecture and give some of its sizes."""
-    from vitlab.config.model_names import own_sizes
+    from vitlab.config.choices import own_sizes
     from vitlab.config.schema import plain
 
     micro = plain(compose_config().cell.model)

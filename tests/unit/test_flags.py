@@ -2,8 +2,7 @@
 
 import pytest
 
-from vitlab.cli.flags import mistakes_in_flags
-from vitlab.cli.hints import NAMES, hint_for, hint_for_flag, hints_for_flags
+from vitlab.cli.flags import NAMES, hint_for, hint_for_flag, hints_for_flags, mistakes_in_flags
 from vitlab.config import options
 
 
