@@ -1,0 +1,171 @@
+"""From requests to square images on the device: of data sets in memory at once, of all others in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vitlab.data.crop import Cropping, resize_crops
+from vitlab.data.decode import BadImageError
+from vitlab.data.sources.arrays import ArraySource
+from vitlab.data.sources.registry import Source
+
+CHUNK = 32
+"""Images that are read at a time."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Samples that are wanted together: `index` and `repetition` (b,) int64, in a row from `position` on in the epoch's
+    global order."""
+
+    position: int
+    index: np.ndarray
+    repetition: np.ndarray
+
+
+class Reader(Protocol):
+    """Reads images in the order in which they are wanted."""
+
+    bad: dict[int, str]
+    """The bad images met so far: place in the data set → what is wrong with which file."""
+
+    def read(self, epoch: int, requests: Sequence[Request]) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """For each request: images (b, 3, S, S) uint8 on the device, and the indices (b,) that they are of.
+
+        Raises BadImageError for a bad image; where it may be skipped it is left out, and noted in `bad`.
+        """
+        ...
+
+
+class MemoryReader:
+    """Reads an ArraySource: pixels stay on the device, crops are made there for a whole batch at once."""
+
+    def __init__(self, source: ArraySource, cropping: Cropping, device: torch.device) -> None:
+        self.cropping, self.device = cropping, device
+        self.bad: dict[int, str] = {}  # what is in memory has been read
+        self.pixels = torch.from_numpy(np.ascontiguousarray(source.images)).to(device)  # (N, H, W, 3)
+
+    def read(self, epoch: int, requests: Sequence[Request]) -> Iterator[tuple[Tensor, np.ndarray]]:
+        for request in requests:
+            images = self.pixels[torch.from_numpy(request.index).to(self.device)].permute(0, 3, 1, 2)
+            yield self.cropping.squares(images, epoch, request.index, request.repetition), request.index
+
+
+class FileReader:
+    """Reads any other source in `workers` processes, a chunk of images at a time."""
+
+    def __init__(self, source: Source, cropping: Cropping, device: torch.device, workers: int) -> None:
+        self.device, self.source, self.cropping = device, source, cropping
+        self.bad: dict[int, str] = {}
+        self._order = _Order()
+        pinned = device.type == "cuda"
+        self._loader = DataLoader(
+            ImageChunks(source, cropping), sampler=self._order, batch_size=None, num_workers=workers,
+            persistent_workers=workers > 0, pin_memory=pinned, prefetch_factor=8 if workers else None,
+        )  # fmt: skip
+
+    def read(
+        self, epoch: int, requests: Sequence[Request], go_on: Callable[[int], bool] = lambda number: True
+    ) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """As Reader.read, up to the first request after the first one of which `go_on(its number)` is false."""
+        self._order.epoch, self._order.requests, self._order.go_on = epoch, requests, go_on
+        chunks = iter(self._loader)
+        for request in requests:
+            parts: list[Tensor] = []
+            kept: list[np.ndarray] = []
+            for _ in range(0, len(request.index), CHUNK):
+                chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                if isinstance(chunk.images, str):
+                    raise BadImageError(chunk.images)
+                self.bad.update((place, text) for _, place, text in chunk.bad)
+                parts.append(chunk.images.to(self.device, non_blocking=True))
+                kept.append(chunk.kept)
+            yield (torch.cat(parts) if len(parts) > 1 else parts[0]), np.concatenate(kept)
+
+
+class _Order(Sampler):
+    """The chunks of the requests that come next, in order."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.requests: Sequence[Request] = ()
+        self.go_on: Callable[[int], bool] = lambda number: True
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        for number, request in enumerate(self.requests):
+            if number and not self.go_on(number):
+                return
+            for at in range(0, len(request.index), CHUNK):
+                yield self.epoch, request.index[at : at + CHUNK], request.repetition[at : at + CHUNK]
+
+
+class Chunk(NamedTuple):
+    """What was read of up to CHUNK samples."""
+
+    images: Tensor | str
+    """(b, 3, S, S) uint8; or an error's message."""
+    kept: np.ndarray
+    """(b,) int64: which images of the data set they are."""
+    bad: list[tuple[int, int, str]]
+    """The bad images met: for which sample of the chunk, the image's place in the data set, what is wrong."""
+
+
+class ImageChunks(Dataset):
+    """Decodes, crops and resizes the images of a chunk, given its epoch, `index` and `repetition`."""
+
+    def __init__(self, source: Source, cropping: Cropping) -> None:
+        self.source, self.cropping = source, cropping
+
+    def __getitem__(self, request: tuple[int, np.ndarray, np.ndarray]) -> Chunk:
+        epoch, index, repetition = request
+        if hasattr(self.source, "crop"):
+            return Chunk(self._render(epoch, index, repetition), index, [])
+        bad: list[tuple[int, int, str]] = []
+        pixels, kept = [], []
+        for row, i in enumerate(index):
+            try:
+                image, at = self._good_image(row, int(i), bad)
+            except BadImageError as error:
+                text = f"{error}; fix the file, or leave such images out with dataset.bad_images=skip"
+                return Chunk(text, index, bad)
+            if image is not None:
+                pixels.append(image)
+                kept.append(at)
+        taken, size = np.array(kept, dtype=np.int64), self.cropping.image_size
+        if not pixels:
+            return Chunk(torch.empty(0, 3, size, size, dtype=torch.uint8), taken, bad)
+        return Chunk(self.cropping.squares(pixels, epoch, index, repetition), taken, bad)
+
+    def _render(self, epoch: int, index: np.ndarray, repetition: np.ndarray) -> Tensor:
+        """Images of a source that draws only the part that is wanted (FractalDB): grey, so resized once."""
+        source: Any = self.source
+        sizes = np.full((len(index), 2), source.image_size)
+        boxes = np.rint(self.cropping.boxes(sizes, epoch, index, repetition)).astype(np.int64)
+        greys = [source.crop(int(i), box, epoch)[..., None] for i, box in zip(index, boxes, strict=True)]
+        whole = np.array([[0, 0, *grey.shape[:2]] for grey in greys])
+        squares = resize_crops(greys, whole, self.cropping.image_size, self.cropping.interpolation)
+        return squares.expand(-1, 3, -1, -1).contiguous()
+
+    def _good_image(self, row: int, index: int, bad: list[tuple[int, int, str]]) -> tuple[np.ndarray | None, int]:
+        """The image at `index`; where it is bad and may be skipped, the next good one (training) or None."""
+        first = None
+        for at in (*range(index, len(self.source)), *range(index)):
+            try:
+                return self.source.image(at), at
+            except BadImageError as error:
+                first = first or error
+                bad.append((row, at, str(error)))
+                if self.cropping.dataset.bad_images == "error":
+                    raise
+                if self.cropping.seed is None:
+                    return None, at
+        raise BadImageError(f"every image of {self.cropping.dataset.name} is bad; the first: {first}")

@@ -1,0 +1,286 @@
+"""Images that the cells of a study have in common, read once: the crops they train on, the images they evaluate on.
+
+One reading process decodes, crops and resizes for all cells that see the same crops (`Ring`); the images to evaluate
+on stay in memory from the first evaluation on (`EvaluationMemory`). A cell whose images are not there reads them for
+itself; either way it gets the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import multiprocessing as mp
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitlab.config import CellConfig, DatasetConfig, RecipeConfig
+from vitlab.core.plugins import import_plugins
+from vitlab.core.processes import SharedMemory, end_with_parent
+from vitlab.data.crop import Cropping
+from vitlab.data.order import epoch_length, epoch_order
+from vitlab.data.readers import CHUNK, FileReader, ImageChunks, Reader, Request
+from vitlab.data.ring import APART, FREE, IMAGES, Crops, Ring
+from vitlab.data.sources.arrays import ArraySource
+from vitlab.data.sources.registry import build_source
+
+_AFTER_THE_CROP = ("mean", "std", "hflip", "eval_crop")
+"""Fields of a data set that change no crop, only what is made of it, or how it is evaluated."""
+_OF_TRAINING = (
+    "mean", "std", "hflip", "train_crop", "crop_scale", "crop_ratio", "pad", "train_per_class", "train_fraction",
+    "subset_seed",
+)  # fmt: skip
+"""Fields that change no image to evaluate on."""
+
+
+def crops_of(cell: CellConfig) -> Crops:
+    """What decides the crops of a cell's training."""
+    data = _without(cell.dataset, _AFTER_THE_CROP)
+    recipe = cell.recipe
+    return Crops(data, cell.model.image_size, cell.augment.interpolation, recipe.repeated_augmentation, cell.seed)
+
+
+def epoch_samples(dataset: DatasetConfig, recipe: RecipeConfig) -> int:
+    """Samples that an epoch of a training uses."""
+    return epoch_length(dataset.train_images, recipe.repeated_augmentation) // recipe.batch_size * recipe.batch_size
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the process that started this one shares with it. `member` is its first number in `ring`: rank 0's."""
+
+    ring: Ring | None = None
+    member: int = 0
+    evaluation: tuple[EvaluationMemory, ...] = ()
+
+
+_given = Given()
+
+
+def take(given: Given) -> None:
+    """Let the loaders of this process, and of those that it forks, use what it was given."""
+    global _given
+    _given = given
+
+
+def share_crops(reader: Reader, recipe: RecipeConfig, rank: int) -> Reader:
+    """`reader`, or one that takes from the ring that this process was given, where that holds these very crops."""
+    ring = _given.ring
+    if ring is None or not isinstance(reader, FileReader):
+        return reader
+    crop = reader.cropping
+    crops = Crops(
+        _without(crop.dataset, _AFTER_THE_CROP), crop.image_size, crop.interpolation, recipe.repeated_augmentation,
+        crop.seed or 0,
+    )  # fmt: skip
+    fits = crops == ring.crops and epoch_samples(crop.dataset, recipe) <= ring.length
+    return RingReader(reader, ring, _given.member + rank, recipe.epochs) if fits else reader
+
+
+def share_evaluation(reader: Reader) -> Reader:
+    """`reader`, or one that keeps what it reads in the memory that this process was given for these very images."""
+    if isinstance(reader, FileReader):
+        for memory in _given.evaluation:
+            if memory.is_for(reader.cropping.dataset, reader.cropping.image_size, len(reader.source)):
+                return KeepingReader(reader, memory)
+    return reader
+
+
+class RingReader:
+    """Reads crops from a ring as member `member`; where they are not to be had there, with `own`, until they are."""
+
+    def __init__(self, own: FileReader, ring: Ring, member: int, epochs: int) -> None:
+        self.own, self.ring, self.member, self.epochs = own, ring, member, epochs
+        self.bad = own.bad
+
+    def read(self, epoch: int, requests: Sequence[Request]) -> Iterator[tuple[Tensor, np.ndarray]]:
+        ring, member = self.ring, self.member
+        numbers = [epoch * ring.chunks + request.position // CHUNK for request in requests]
+        numbers.append((epoch + 1) * ring.chunks)
+        ring.begin(member, numbers[0], self.epochs * ring.chunks)
+        if ring.facts[IMAGES]:
+            self._is_ours()
+        done = 0
+        while done < len(requests):
+            found = self._take(epoch, requests[done])
+            if found is not None:
+                done += 1
+                ring.advance(member, numbers[done])
+                yield found
+                continue
+            alone, first = ring.state_of(member) == APART, done
+            rest = requests[first:] if alone or ring.state_of(member) == FREE else requests[first : first + 1]
+            for result in self.own.read(epoch, rest, lambda i, at=first: not ring.join(member, numbers[at + i])):
+                done += 1
+                if done - first == len(rest) or not alone:
+                    ring.advance(member, numbers[done])
+                yield result
+        if epoch + 1 == self.epochs:
+            ring.leave(member)
+
+    def _take(self, epoch: int, request: Request) -> tuple[Tensor, np.ndarray] | None:
+        """The images of a request from the ring; None where one of its chunks is not to be had there."""
+        ring, length, side = self.ring, len(request.index), self.own.cropping.image_size
+        pinned = self.own.device.type == "cuda"
+        images = torch.empty(length, 3, side, side, dtype=torch.uint8, pin_memory=pinned)
+        kept, bad = np.empty(length, np.int64), {}
+        done = 0
+        while done < length:
+            chunk, row = divmod(request.position + done, CHUNK)
+            chunk += epoch * ring.chunks
+            place = ring.wait(self.member, chunk)
+            if place is None or not self._is_ours():
+                return None
+            count = min(CHUNK - row, length - done)
+            images[done : done + count].copy_(torch.from_numpy(ring.images[place, row : row + count]))
+            kept[done : done + count] = ring.kept[place, row : row + count]
+            bad |= {index: text for of, index, text in ring.bad(place) if row <= of < row + count}
+            if not ring.holds(self.member, place, chunk):
+                return None
+            done += count
+        self.bad.update(bad)
+        return images.to(self.own.device, non_blocking=True), kept
+
+    @functools.cached_property
+    def _same_files(self) -> bool:
+        """Whether the reading process has the very files of this one; a tree may change between their starts."""
+        name = self.own.source.fingerprint().encode()[: len(self.ring.name)]
+        same = self.ring.name.tobytes().rstrip(b"\0") == name and self.ring.facts[IMAGES] == len(self.own.source)
+        return bool(same)
+
+    def _is_ours(self) -> bool:
+        if not self._same_files:
+            self.ring.leave(self.member)
+        return self._same_files
+
+
+def read_for_all(ring: Ring, plugins: tuple[str, ...], workers: int) -> None:
+    """Fill a ring until its members have ended: the life of a reading process, which ends with the one that started it.
+
+    It decodes with `workers` processes of its own, or, with fewer than two, by itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the cells save, and read while they do
+    end_with_parent(signal.SIGKILL)
+    ring.serve_as(0)
+    torch.set_num_threads(1)
+    import_plugins(plugins)
+    crops = ring.crops
+    source = build_source(crops.dataset, "train")
+    if isinstance(source, ArraySource):
+        return ring.describe(0, "")
+    chunks = ImageChunks(source, Cropping(crops.dataset, crops.image_size, crops.interpolation, crops.seed))
+    ring.describe(len(source), source.fingerprint())
+    if workers < 2:
+        return _fill(ring, chunks, 0)
+    context = mp.get_context("fork")
+    helpers: dict[int, Any] = {}
+    while not ring.is_over():
+        for number in range(1, workers + 1):
+            if number not in helpers or not helpers[number].is_alive():
+                helpers[number] = context.Process(target=_help, args=(ring, chunks, number), daemon=True)
+                helpers[number].start()
+        wait([helper.sentinel for helper in helpers.values()], timeout=0.5)
+        ring.bury()
+    return None
+
+
+def _help(ring: Ring, chunks: ImageChunks, number: int) -> None:
+    end_with_parent(signal.SIGKILL)
+    ring.serve_as(number)
+    _fill(ring, chunks, number)
+
+
+def _fill(ring: Ring, chunks: ImageChunks, reader: int) -> None:
+    """Read one chunk after another that is wanted."""
+    order = functools.lru_cache(2)(
+        lambda epoch: epoch_order(len(chunks.source), ring.crops.seed, epoch, ring.crops.repeats)
+    )
+    idle, looked = 0, time.monotonic()
+    while not ring.is_over():
+        claimed = ring.claim(reader)
+        if claimed is None:
+            idle += 1
+            time.sleep(min(0.001 * idle, 0.02))
+            if time.monotonic() - looked > 0.2:
+                looked = time.monotonic()
+                ring.bury()
+            continue
+        idle = 0
+        place, number = claimed
+        epoch, chunk = divmod(number, ring.chunks)
+        rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, ring.length))
+        index, repetition = order(epoch)
+        try:
+            ring.publish(place, chunks[epoch, index[rows], repetition[rows]])
+        except Exception:  # whoever needs it reads it, and meets and reports the error
+            ring.fail(place)
+
+
+class EvaluationMemory:
+    """Memory for the square images, `image_size` a side, that cells evaluate on, of which the data set has `count`.
+
+    Raises OSError where the machine has not so much (`evaluation_bytes`).
+    """
+
+    def __init__(self, dataset: DatasetConfig, image_size: int, count: int, memory: SharedMemory | None = None) -> None:
+        self.dataset, self.image_size = _without(dataset, _OF_TRAINING), image_size
+        self.memory = memory or SharedMemory(evaluation_bytes(count, image_size) + count)
+        self.images = self.memory.array(0, (count, 3, image_size, image_size), np.uint8)
+        self.there = self.memory.array(self.images.nbytes, (count,), np.uint8)
+        """Which of them are in it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EvaluationMemory, (self.dataset, self.image_size, len(self.images), self.memory)
+
+    def is_for(self, dataset: DatasetConfig, image_size: int, count: int) -> bool:
+        wanted = (_without(dataset, _OF_TRAINING), image_size, count)
+        return wanted == (self.dataset, self.image_size, len(self.images))
+
+
+def evaluation_bytes(count: int, image_size: int) -> int:
+    """The memory of so many square images."""
+    return count * 3 * image_size**2
+
+
+class KeepingReader:
+    """Reads with `own` what is not yet in `memory`, and keeps it there; batches with bad images are read each time."""
+
+    def __init__(self, own: FileReader, memory: EvaluationMemory) -> None:
+        self.own, self.memory = own, memory
+        self.bad = own.bad
+
+    def read(self, epoch: int, requests: Sequence[Request]) -> Iterator[tuple[Tensor, np.ndarray]]:
+        done = 0
+        while done < len(requests):
+            index = requests[done].index
+            if self._has(index):
+                done += 1
+                images = torch.from_numpy(self.memory.images[index[0] : index[-1] + 1])
+                yield images.to(self.own.device, non_blocking=True), index
+                continue
+            first = done
+            rest = requests[first:]
+            for images, kept in self.own.read(epoch, rest, lambda i, r=rest: not self._has(r[i].index)):
+                index = requests[done].index
+                if len(kept) == len(index):
+                    self.memory.images[index[0] : index[-1] + 1] = images.cpu().numpy()
+                    self.memory.there[index[0] : index[-1] + 1] = 1
+                done += 1
+                yield images, kept
+
+    def _has(self, index: np.ndarray) -> bool:
+        return bool(self.memory.there[index[0] : index[-1] + 1].all())
+
+
+def _without(dataset: DatasetConfig, names: Sequence[str]) -> DatasetConfig:
+    """`dataset` with these fields at their defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(dataset) if f.name in names}
+    return dataclasses.replace(dataset, **defaults)
