@@ -50,7 +50,7 @@ def test_imports_go_left(file: Path):
         if parts[0] == "vitlab" and len(parts) > 1:
             assert parts[1] in ALLOWED[room], f"{place} imports {module}"
             if room == "analysis" and parts[1] == "study":
-                known = ("record", "record_schema", "contents", "mixture")
+                known = ("record", "contents", "mixture")
                 assert parts[2] in known, f"{place} imports {module}: analysis knows records only"
         assert parts[0] != "hydra" or room in ("config", "cli"), f"{place} imports {module}"
 

@@ -13,8 +13,7 @@ from vitlab.config import CellConfig, WandbConfig, choice, experiment
 from vitlab.core.integrity import Fingerprint
 from vitlab.study.identity import SEMANTICS, identity
 from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
-from vitlab.study.record import Record, write_study
-from vitlab.study.record_schema import experiment_digest
+from vitlab.study.record import Record, experiment_digest, write_study
 
 IMAGES = {
     split: Fingerprint(count, f"{split} names", f"{split} ends").plain()

@@ -19,9 +19,9 @@ from vitlab.core.wandb import require_key
 from vitlab.data.sources.claims import check_claims
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.survey import describe
-from vitlab.study.drift import Compose
 from vitlab.study.guard import check_data
 from vitlab.study.identity import identity
+from vitlab.study.mixture import Compose
 from vitlab.study.plan import Request, build_plan, name_cells, study_content, study_name
 from vitlab.study.progress import View
 from vitlab.study.record import write_study

@@ -24,8 +24,7 @@ from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
 from vitlab.study.mixture import attempts
 from vitlab.study.progress import line_of
 from vitlab.study.provenance import code_patch, settings, whereabouts
-from vitlab.study.record import SCHEMA_VERSION, Record, name_of_record, place
-from vitlab.study.record_schema import experiment_digest
+from vitlab.study.record import SCHEMA_VERSION, Record, experiment_digest, name_of_record, place
 
 if TYPE_CHECKING:
     from vitlab.train.events import Event

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.core.errors import UserError
 from vitlab.core.integrity import DamagedError, file_digest, load_arrays
-from vitlab.study.record import Record, State
-from vitlab.study.record_schema import FIGURES
+from vitlab.study.record import FIGURES, Record, State
 
 if TYPE_CHECKING:
     import numpy as np

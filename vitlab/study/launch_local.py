@@ -24,7 +24,6 @@ from vitlab.core.errors import as_user_error
 from vitlab.core.files import make_folder
 from vitlab.core.plugins import import_plugins
 from vitlab.study.capacity import require_devices
-from vitlab.study.fork_server import fork_server
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.preflight import require_all_data
 from vitlab.study.progress import View
@@ -99,6 +98,22 @@ def prove_locally(plan: Plan) -> None:
         if (problem := reader.recv()) is not None:
             raise problem
     process.join()
+
+
+def fork_server(config: Config) -> Any:
+    """The start method whose processes have torch, timm and, where it is used, W&B loaded."""
+    _make_importable()
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["vitlab.study.preload", *(["wandb"] if config.wandb.mode != "disabled" else [])])
+    return context
+
+
+def _make_importable() -> None:
+    """Let the fork server import vitlab from any working directory; where it cannot, it silently preloads nothing."""
+    root = str(Path(__file__).parents[2])
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if root not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, known)])
 
 
 def _prove_in_process(named: list[tuple[str, Config]], pipe: Connection) -> None:

@@ -19,8 +19,7 @@ from vitlab.core.integrity import DIGEST, digest_of
 from vitlab.core.metrics import PRIMARY, row_key
 from vitlab.core.wandb import Choice, choose_mode, quiet_settings
 from vitlab.study.contents import load_predictions
-from vitlab.study.record import Record
-from vitlab.study.record_schema import summary_figures
+from vitlab.study.record import Record, summary_figures
 from vitlab.train.events import Interrupted
 
 OUTCOME = "wandb.json"

@@ -16,9 +16,8 @@ from vitlab.core.integrity import DamagedError, NewerError
 from vitlab.data.order import epoch_length
 from vitlab.study.capacity import Capacity, capacity
 from vitlab.study.contents import read_contents
-from vitlab.study.drift import Compose, drifted
 from vitlab.study.identity import identity
-from vitlab.study.mixture import attempts, mixtures
+from vitlab.study.mixture import Compose, attempts, drifted, mixtures
 from vitlab.study.provenance import device_kind, settings
 from vitlab.study.record import Record, State, name_of_record, read_study
 

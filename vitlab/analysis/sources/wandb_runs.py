@@ -23,8 +23,7 @@ from vitlab.config import GROUPS, ConfigError
 from vitlab.core.files import make_folder, write_text
 from vitlab.core.integrity import DIGEST, DamagedError, Shape, digest_of, misfit, read_mapping, sealed, texts
 from vitlab.study.mixture import attempts
-from vitlab.study.record import SCHEMA_VERSION
-from vitlab.study.record_schema import FILES, ROW, experiment_digest, summary_figures
+from vitlab.study.record import FILES, ROW, SCHEMA_VERSION, experiment_digest, summary_figures
 
 _TRIES = 4
 _STATES = {
