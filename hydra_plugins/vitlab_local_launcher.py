@@ -20,15 +20,17 @@ class LocalLauncher(Launcher):
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.config = config
 
-    def prove_plan(self, plan: Any) -> None:
-        from vitlab.study.launch_local import prove_locally
+    @property
+    def prove(self) -> Any:
+        from vitlab.study.launch_local import prove_apart
 
-        prove_locally(plan)
+        return prove_apart
 
-    def run_plan(self, plan: Any, view: Any) -> dict[str, str]:
+    @property
+    def run_plan(self) -> Any:
         from vitlab.study.launch_local import run_locally
 
-        return run_locally(plan, view)
+        return run_locally
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         sys.exit("vitlab: hydra/launcher=local runs studies of hydra/sweeper=study; with another sweeper use basic")

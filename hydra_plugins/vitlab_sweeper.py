@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.cli.command_line import explain, with_whole_commands
-from vitlab.cli.execute import program
 from vitlab.cli.flags import split_command
 from vitlab.cli.keys import context_of, keys_of, typed_keys
+from vitlab.cli.summary import program
 from vitlab.cli.typos import mistakes_in_words
 from vitlab.cli.values import readable, typed
 from vitlab.config import GROUPS, CellConfig, Config, ConfigError, parse
@@ -55,7 +55,7 @@ class StudySweeper(BasicSweeper):
 
     def _with_whole_commands(self, error: ConfigError, arguments: list[str]) -> ConfigError:
         """`error`, naming commands that are accepted in place of what was typed, where there are such."""
-        from vitlab.cli.train_task import resolved
+        from vitlab.study.preflight import resolved
 
         def accept(words: list[str]) -> None:
             resolved(self._requests([word for word in words if not word.startswith(("hydra.", "hydra/"))]))
@@ -96,7 +96,7 @@ class StudySweeper(BasicSweeper):
             return run_task(requests)
         launcher = self.launcher
         if hasattr(launcher, "run_plan"):
-            prove = getattr(launcher, "prove_plan", None)  # absent where other machines train
+            prove = getattr(launcher, "prove", None)  # absent where other machines train
             return run_study(requests, launcher.run_plan, prove, self.cell_of)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         if "submitit" in type(launcher).__module__:
             raise ConfigError(
@@ -104,11 +104,13 @@ class StudySweeper(BasicSweeper):
                 "submitit's launchers lose results of killed cells and let dependents of failed cells "
                 "run; use hydra/launcher=slurm, which takes the same partition, gpus_per_node and timeout_min",
             )
-        return run_study(requests, self._through_stock_launcher, _prove_here, self.cell_of)
+        from vitlab.study.preflight import prove
+
+        return run_study(requests, self._through_stock_launcher, prove, self.cell_of)
 
     def cell_of(self, overrides: Sequence[str]) -> CellConfig:
         """The cell that overrides mean today. Raises UserError where they mean none."""
-        from vitlab.cli.train_task import resolved
+        from vitlab.study.preflight import resolved
 
         try:
             request = Request(tuple(overrides), self._composer.compose(list(overrides)))
@@ -123,11 +125,11 @@ class StudySweeper(BasicSweeper):
         for stage in sorted({cell.stage for cell in plan.todo}):
             ready = []
             for cell in (c for c in plan.todo if c.stage == stage):
-                if cell.needs is None or plan.state_of(cell.needs) == "finished":
-                    ready.append(cell)
-                else:
+                if why := plan.blocked_by(cell):
                     outcomes[cell.id] = "blocked"
-                    view.status(cell.id, "blocked", f"its pre-training {cell.needs} is not finished")
+                    view.status(cell.id, "blocked", why)
+                else:
+                    ready.append(cell)
             jobs = self.launcher.launch([list(cell.overrides) for cell in ready], initial_job_idx=0) if ready else ()
             for job in jobs:
                 try:
@@ -164,12 +166,6 @@ def _in_cell(error: UserError, overrides: list[str], combinations: list[list[str
     shared = set(combinations[0]).intersection(*combinations)
     own = [override for override in overrides if override not in shared]
     return error.in_cell(shlex.join(own)) if own else error
-
-
-def _prove_here(plan: Any) -> None:
-    from vitlab.study.preflight import prove
-
-    prove([(cell.name, cell.config) for cell in plan.todo])
 
 
 class _Composer:

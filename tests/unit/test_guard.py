@@ -7,15 +7,14 @@ import shutil
 import pytest
 from planned import finish, with_study
 
-from vitlab.cli import train_task
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.data.sources.known import known_data, read_known, remember_data
 from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.registry import build_source
 from vitlab.study.data_record import record_data, require_evaluated_data, require_same_data
-from vitlab.study.guard import check_data
 from vitlab.study.identity import identity
 from vitlab.study.plan import build_plan
+from vitlab.study.preflight import _with_class_list, check_plan
 from vitlab.study.record import Record
 
 
@@ -41,7 +40,7 @@ def requested(requests_for, tree):
 
     def made(*lists, rerun=None, shared=()):
         words = ["dataset=folder", f"dataset.root={tree}", "recipe.batch_size=8", *shared]
-        requests = [train_task._with_class_list(r.config) for r in requests_for(*lists, shared=words)]
+        requests = [_with_class_list(r.config) for r in requests_for(*lists, shared=words)]
         return [
             dataclasses.replace(old, config=with_study(config, rerun=rerun))
             for old, config in zip(requests_for(*lists, shared=words), requests, strict=True)
@@ -57,7 +56,7 @@ def trained(folder, config, **origin):
 
 
 def plan_of(requests):
-    return check_data(build_plan(requests, "s"))
+    return check_plan(build_plan(requests, "s"))
 
 
 def test_a_finished_cell_on_the_same_files_is_finished(requested, tmp_path):
@@ -192,9 +191,7 @@ def test_a_pretraining_on_changed_images_is_trained_again_with_what_starts_from_
 
     def requested(rerun=None, words=()):
         made = requests_for(["seed=0"], shared=[*shared, *words])
-        return [
-            dataclasses.replace(r, config=with_study(train_task._with_class_list(r.config), rerun=rerun)) for r in made
-        ]
+        return [dataclasses.replace(r, config=with_study(_with_class_list(r.config), rerun=rerun)) for r in made]
 
     (request,) = requested()
     before, after = request.config.cell.pretraining, request.config.cell

@@ -11,6 +11,7 @@ import pytest
 from vitlab.config import ConfigError
 from vitlab.study import launch_local
 from vitlab.study.plan import build_plan
+from vitlab.study.preflight import require_startable
 from vitlab.study.record import Record
 
 
@@ -50,15 +51,15 @@ def test_more_devices_than_there_are_is_refused(requests_for, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     plan = build_plan(requests_for(["seed=0"], shared=("study.cells_at_once=2", "devices=2")), "s")
     with pytest.raises(ConfigError, match=r"2 cells on 2 devices each need 4 GPUs, and 2 are visible"):
-        launch_local.prove_locally(plan)
+        require_startable(plan, launch_local.prove_apart)
 
 
 def test_a_cells_process_sees_its_devices_only(compose_config, monkeypatch, tmp_path):
     seen = tmp_path / "seen"
     monkeypatch.setattr(
         launch_local,
-        "run_on_this_machine",
-        lambda *a: seen.write_text(os.environ["CUDA_VISIBLE_DEVICES"], encoding="utf-8") and "finished",
+        "run_cell",
+        lambda *a, **_: seen.write_text(os.environ["CUDA_VISIBLE_DEVICES"], encoding="utf-8") and "finished",
     )
     reader, writer = mp.Pipe(duplex=False)
     arguments = (compose_config(), "s", "none/s0", tmp_path / "log.txt", writer, ["3", "GPU-8f1e"])

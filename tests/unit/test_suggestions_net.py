@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from typed_commands import on_screen
 
-from vitlab.cli.train_task import only_configuration, resolved
+from vitlab.cli.train_task import only_configuration
 from vitlab.core.metrics import figure
 from vitlab.explain.options import parse_options
+from vitlab.study.preflight import resolved
 
 ROOT = Path(__file__).parents[2]
 SUGGESTS = re.compile(r"(?<![\w./{-])(?:[a-z_]+[./])*[a-z_]+=[^\s;,)=]+|(?:give|type|use|instance) [\w.{}]+=")

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.vitlab_sweeper import StudySweeper
 from vitlab.cli.command_line import command_line
-from vitlab.cli.train_task import resolved
 from vitlab.config import register_schemas
+from vitlab.study.preflight import resolved
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing as mp
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +79,9 @@ def _start(cell: CellConfig, output_dir: str) -> dict[str, Any] | None:
 
 
 def run_cell(config: Config, *, study: str, name: str, report: Report = lambda event: None) -> Outcome:
-    """Train the cell that `config` means, or continue it; every process of its world calls this.
+    """Train the cell that `config` means, or continue it, on `devices` processes.
 
+    Where something else has started the processes, each of them calls this; else the other ranks are started here.
     Rank 0 holds the lock, decides whether there is anything to do, and records. `report` gets fit's events. A failure
     is written to failure.json, unless another process trains the cell, and raised again. Raises ConfigError where the
     record was made with other data than those on the disk.
@@ -89,15 +93,16 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
 
     import_plugins(config.plugins)
     cell = cell_of(config)
-    world = world_from_environment()
     record = Record(Path(config.output_dir) / identity(cell))
     decision: Outcome | None = None
     held, refused = False, None
 
-    def ours() -> bool:
-        return world.is_main and record.state() != "finished" and (held or not record.is_locked())
+    with _other_ranks(config, study, name), _stop_on_signals() as stop, contextlib.ExitStack() as stack:
+        world = world_from_environment()
 
-    with _stop_on_signals() as stop, contextlib.ExitStack() as stack:
+        def ours() -> bool:
+            return world.is_main and record.state() != "finished" and (held or not record.is_locked())
+
         with _failure_recorded(record, ours):
             device = pick_device(config.device)
             stack.enter_context(process_group(world, device))
@@ -131,6 +136,38 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
                 record.log(f"{name}: interrupted")
             return "interrupted"
         return "finished"
+
+
+@contextlib.contextmanager
+def _other_ranks(config: Config, study: str, name: str) -> Iterator[None]:
+    """Inside, the other ranks of a cell on several devices run, each in a process, and this process is rank 0."""
+    from vitlab.train.distributed import spawn_ranks
+
+    if config.devices == 1 or "RANK" in os.environ:
+        yield
+        return
+    with spawn_ranks(config.devices, _other_rank, (config, study, name)):
+        yield
+
+
+def _other_rank(config: Config, study: str, name: str) -> None:
+    """A rank other than 0: it stops when rank 0 says so, and ends when rank 0 is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    stop_with_parent(signal.SIGKILL)
+    run_cell(config, study=study, name=name)
+
+
+def stop_with_parent(number: int = signal.SIGTERM) -> None:
+    """Signal this process when the one that started it has died, so that no cell trains on without a controller."""
+    parent = mp.parent_process()
+    assert parent is not None, "only called in child processes"
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _finished(record: Record) -> Outcome:

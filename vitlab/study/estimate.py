@@ -13,7 +13,7 @@ from vitlab.core.metrics import PRIMARY
 from vitlab.models.size import count_parameters
 from vitlab.study.cell import cell_of
 from vitlab.study.cost import Price, kind_here, measuring_command, price, throughputs, wall_seconds
-from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.plan import Plan, PlannedCell, counted
 from vitlab.study.progress import duration, shortened
 
 RECOMMENDED_SEEDS = 5
@@ -139,11 +139,6 @@ def _unit(cost: Price) -> str:
 
 def _bytes(number: int) -> str:
     return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 cell`, `2 cells`."""
-    return f"{number} {noun}" + "s" * (number != 1)
 
 
 def _detectable(plan: Plan) -> list[str]:

@@ -23,9 +23,9 @@ from vitlab.config import Config
 from vitlab.core.errors import as_user_error
 from vitlab.core.files import make_folder
 from vitlab.core.plugins import import_plugins
-from vitlab.study.capacity import require_devices
+from vitlab.study.cell import run_cell, stop_with_parent
 from vitlab.study.plan import Plan, PlannedCell
-from vitlab.study.preflight import require_all_data
+from vitlab.study.preflight import Named, prove
 from vitlab.study.progress import View
 from vitlab.study.record import Record
 
@@ -84,14 +84,10 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
     return outcomes
 
 
-def prove_locally(plan: Plan) -> None:
-    """See that every cell to train can start on this machine. Raises UserError, before anything is recorded."""
-    config = plan.cells[0].config
-    require_devices(config, plan.capacity)
-    named = [(cell.name, cell.config) for cell in plan.todo]
-    require_all_data(named)  # at once: the fork server takes seconds to start
+def prove_apart(named: Named) -> None:
+    """`preflight.prove` in a process of the fork server, which has torch loaded. Raises UserError like it."""
     reader, writer = mp.Pipe(duplex=False)
-    process = fork_server(config).Process(target=_prove_in_process, args=(named, writer))
+    process = fork_server(named[0][1]).Process(target=_prove_in_process, args=(named, writer))
     process.start()
     writer.close()
     with contextlib.suppress(EOFError):  # it died: the cells will tell why
@@ -116,9 +112,7 @@ def _make_importable() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, known)])
 
 
-def _prove_in_process(named: list[tuple[str, Config]], pipe: Connection) -> None:
-    from vitlab.study.preflight import prove
-
+def _prove_in_process(named: Named, pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
     try:
         import_plugins(named[0][1].plugins)
@@ -138,10 +132,10 @@ def _ready(waiting: list[PlannedCell], plan: Plan, outcomes: dict[str, str], vie
     """
     ready = []
     for cell in list(waiting):
-        state = "finished" if cell.needs is None else plan.state_of(cell.needs)
-        if state == "finished":
+        if not (why := plan.blocked_by(cell)):
             ready.append(cell)
             continue
+        state = plan.state_of(cell.needs or "")
         first = next((c for c in plan.todo if c.id == cell.needs), None)
         if first is not None and (first in waiting or first.id not in outcomes):
             continue  # ours, and still to come
@@ -153,7 +147,7 @@ def _ready(waiting: list[PlannedCell], plan: Plan, outcomes: dict[str, str], vie
         else:
             waiting.remove(cell)
             outcomes[cell.id] = "blocked"
-            view.status(cell.id, "blocked", f"its pre-training {cell.needs} is {outcomes.get(cell.needs or '', state)}")
+            view.status(cell.id, "blocked", why)
     return ready
 
 
@@ -250,43 +244,8 @@ def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connec
     sys.stdout = sys.stderr = stream
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches us too; the controller decides
-    _stop_with_parent()
-    outcome = run_on_this_machine(config, study, name, pipe.send)
-    pipe.send(outcome)
-
-
-def run_on_this_machine(config: Config, study: str, name: str, report: Any) -> str:
-    """Run a cell on `devices` processes of this machine; this one is rank 0."""
-    from vitlab.study.cell import run_cell
-
-    if config.devices == 1 or "RANK" in os.environ:
-        return run_cell(config, study=study, name=name, report=report)
-    from vitlab.train.distributed import spawn_ranks
-
-    with spawn_ranks(config.devices, _other_rank, (config, study, name)):
-        return run_cell(config, study=study, name=name, report=report)
-
-
-def _other_rank(config: Config, study: str, name: str) -> None:
-    """A rank other than 0: it stops when rank 0 says so, and ends when rank 0 is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    _stop_with_parent(signal.SIGKILL)
-    from vitlab.study.cell import run_cell
-
-    run_cell(config, study=study, name=name)
-
-
-def _stop_with_parent(number: int = signal.SIGTERM) -> None:
-    """Signal this process when the one that started it has died, so that no cell trains on without a controller."""
-    parent = mp.parent_process()
-    assert parent is not None, "only called in child processes"
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), number)
-
-    threading.Thread(target=watch, daemon=True).start()
+    stop_with_parent()
+    pipe.send(run_cell(config, study=study, name=name, report=pipe.send))
 
 
 @contextlib.contextmanager

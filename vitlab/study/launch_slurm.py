@@ -53,11 +53,9 @@ def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str
                 view.status(cell.id, "waiting", f"already in the queue as {jobs[cell.id]}")
             elif plan.record(cell).state() == "finished":  # by another command, since this one has planned
                 outcomes[cell.id] = "finished"
-            elif cell.needs and cell.needs not in {c.id for c in cells}:
-                before = plan.state_of(cell.needs)
-                if before != "finished":
-                    outcomes[cell.id] = "blocked"
-                    view.status(cell.id, "blocked", f"its pre-training {cell.needs} is {before}")
+            elif cell.needs not in {c.id for c in cells} and (why := plan.blocked_by(cell)):
+                outcomes[cell.id] = "blocked"
+                view.status(cell.id, "blocked", why)
         for stage in (0, 1):
             missing = [c for c in cells if c.stage == stage and c.id not in jobs and c.id not in outcomes]
             for cell in missing:

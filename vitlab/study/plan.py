@@ -72,9 +72,9 @@ class Plan:
 
     @functools.cached_property
     def blocked(self) -> frozenset[str]:
-        """Identities of the cells to train whose pre-training has failed, or is damaged, and is not to be repeated."""
-        failed = {c.id for c in self.cells if c.state in ("failed", "damaged") and not c.selected}
-        return frozenset(c.id for c in self.cells if c.selected and c.needs in failed)
+        """Identities of the cells to train whose pre-training is not finished, and which nobody trains."""
+        todo = {c.id for c in self.todo}
+        return frozenset(c.id for c in self.todo if c.needs not in todo and self.blocked_by(c))
 
     @functools.cached_property
     def capacity(self) -> Capacity:
@@ -86,6 +86,11 @@ class Plan:
         if any(c.id == identity and c.state == "damaged" and not c.selected for c in self.cells):
             return "damaged"
         return self.record_of(identity).state()
+
+    def blocked_by(self, cell: PlannedCell) -> str:
+        """Why a cell cannot start now: its pre-training and where that stands; empty where it can."""
+        state = "finished" if cell.needs is None else self.state_of(cell.needs)
+        return "" if state == "finished" else f"its pre-training {cell.needs} is {state}"
 
     def record(self, cell: PlannedCell) -> Record:
         return self.record_of(cell.id)
@@ -282,3 +287,8 @@ def _mixture(cells: Sequence[PlannedCell], output_dir: Path, trains_here: bool) 
     if not mixed:
         return []
     return [f"this study would mix {'; '.join(mixed)}. study.rerun=all trains its cells again, with what is here"]
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{number} {noun}" + "s" * (number != 1)

@@ -98,8 +98,8 @@ def _conclude(cell: PlannedCell, job: str, plan: Plan, view: View) -> str:
         outcome = "running elsewhere"
     elif state == "failed":
         note = record.why_failed()
-    elif cell.needs is not None and plan.state_of(cell.needs) != "finished":
-        outcome, note = "blocked", f"its pre-training {cell.needs} is {plan.state_of(cell.needs)}"
+    elif why := plan.blocked_by(cell):
+        outcome, note = "blocked", why
     elif state != "finished":
         said = final_state(job)
         outcome = "interrupted" if was_ended(said) else "killed"

@@ -1,4 +1,4 @@
-"""From a study's plan to its end: show it, run what is missing, say what became of it."""
+"""What the command of a study prints: its plan before, and what became of every cell after."""
 
 from __future__ import annotations
 
@@ -6,28 +6,20 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from vitlab.config import Config
 from vitlab.study.contents import Contents, read_contents
-from vitlab.study.estimate import counted, describe
-from vitlab.study.plan import Plan, PlannedCell, study_content
-from vitlab.study.progress import MARKS, View
-from vitlab.study.record import failure_line, write_study
+from vitlab.study.estimate import describe
+from vitlab.study.plan import Plan, PlannedCell, counted
+from vitlab.study.progress import MARKS
+from vitlab.study.record import failure_line
 from vitlab.study.uploads import describe_uploads
 
-RunCells = Callable[[Plan, View], dict[str, str]]
-"""Runs a plan's cells somewhere; returns identity → outcome."""
 
-
-Prove = Callable[[Plan], None]
-"""Sees that a plan's cells can start on this machine; raises ConfigError."""
-
-
-def execute(plan: Plan, config: Config, run: RunCells, prove: Prove | None = None) -> int:
-    """Carry out a plan; returns the exit code: 0, or 1 where a cell failed, 130 where it was interrupted."""
+def describe_plan(plan: Plan) -> None:
+    """Print a plan, and after a dry run how to carry it out. Of a large study only the lines on the whole are shown."""
     lines = describe(plan, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
-    dry = config.study.dry_run
+    dry = plan.cells[0].config.study.dry_run
     cells = counted(len(plan.cells), "cell")
     print(f"study {plan.study}: {cells}, {len(plan.todo)} to train, records in {plan.output_dir}/")
     for line in lines if dry or len(plan.cells) <= 40 else lines[len(plan.cells) :]:
@@ -36,18 +28,6 @@ def execute(plan: Plan, config: Config, run: RunCells, prove: Prove | None = Non
         print(f"note: {note}")
     if dry:
         print(f"dry run: nothing was trained. To train: {command(without='study.dry_run')}")
-        return 0
-    if plan.todo and prove:
-        prove(plan)
-    write_study(plan.output_dir, plan.study, study_content(plan, config))
-    outcomes: dict[str, str] = {}
-    if plan.todo:
-        for cell in plan.todo:
-            if cell.again and cell.state != "missing":
-                print(f"archived {plan.record(cell).archive()}")
-        with View(plan) as view:
-            outcomes = run(plan, view)
-    return summarise(plan, outcomes)
 
 
 def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
@@ -111,8 +91,7 @@ def _show_failure(plan: Plan, cell: PlannedCell, outcome: str, shown: set[str]) 
     record = plan.record(cell)
     failure = record.read_intact("failure.json")
     if outcome == "blocked":
-        damaged = plan.state_of(cell.needs or "") == "damaged"
-        print(f"    its pre-training {cell.needs} {'is damaged' if damaged else 'did not finish'}")
+        print(f"    {plan.blocked_by(cell)}")
     elif failure:
         print(f"    {failure_line(failure)}")
         frames = failure.get("traceback", "").strip()

@@ -1,32 +1,29 @@
 """From the plan to the summary: dry runs, failures."""
 
-import dataclasses
 import json
 
 import pytest
-from planned import finish, with_study
+from planned import finish
 
-from vitlab.cli.execute import command, execute
+from vitlab.cli.summary import command
+from vitlab.cli.train_task import run_study
 from vitlab.core.errors import ConfigError
-from vitlab.study.plan import build_plan
 
 
 def test_a_dry_run_trains_nothing(requests_for, capsys, tmp_path):
-    requests = [
-        dataclasses.replace(r, config=with_study(r.config, dry_run=True)) for r in requests_for(["seed=0"], ["seed=1"])
-    ]
+    requests = requests_for(["seed=0"], ["seed=1"], shared=["study.dry_run=true"])
 
     def never(*_):
         raise AssertionError("a dry run trains nothing")
 
-    assert execute(build_plan(requests, "s"), requests[0].config, never) == 0
+    assert run_study(requests, never) == 0
     assert "dry run: nothing was trained" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("error", [ConfigError("device", "no such luck"), KeyError("no such key")])
 def test_a_summary_shows_the_error_and_fails(requests_for, capsys, tmp_path, error):
-    requests = requests_for(["seed=0"], ["seed=1"], ["seed=2"])
+    requests = requests_for(["seed=0"], ["seed=1"], ["seed=2"], shared=["study.name=s"])
 
     def run(plan, view):
         finish(tmp_path, plan.cells[0].config)
@@ -37,13 +34,13 @@ def test_a_summary_shows_the_error_and_fails(requests_for, capsys, tmp_path, err
                 plan.record(cell).fail_by(caught)
         return {cell.id: outcome for cell, outcome in zip(plan.cells, ("finished", "failed", "failed"), strict=True)}
 
-    assert execute(build_plan(requests, "s"), requests[0].config, run) == 1
+    assert run_study(requests, run) == 1
     out = capsys.readouterr().out
     assert "log.txt" in out and "retry_failed" in out and "2 of 3 cells did not finish" in out
     if isinstance(error, ConfigError):
         assert out.count("\n    device: no such luck\n") == 2 and "Traceback" not in out, "the user's: one line"
     else:
-        assert out.count("    KeyError: 'no such key'\n") == 2 and "test_execute.py" in out, "a bug: its traceback"
+        assert out.count("    KeyError: 'no such key'\n") == 2 and "test_summary.py" in out, "a bug: its traceback"
         assert out.count("| Traceback (most recent call last)") == 1 and "| the traceback is the one above" in out
     assert json.loads((tmp_path / "studies/s.json").read_text(encoding="utf-8"))["cells"][1]["name"] == "none/s1"
 
