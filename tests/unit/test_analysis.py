@@ -12,7 +12,7 @@ from statsmodels.stats.anova import anova_lm
 from written_records import SCORES, SPEC, write_all, write_cell
 
 from vitlab.analysis import collect
-from vitlab.analysis.formats.grids import to_markdown
+from vitlab.analysis.formats.text import to_markdown
 from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import TableSpec
 from vitlab.cli.analyze import analyze

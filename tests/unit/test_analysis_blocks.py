@@ -7,7 +7,7 @@ import pytest
 from written_records import SPEC, write_all, write_cell
 
 from vitlab.analysis import collect
-from vitlab.analysis.formats.grids import to_csv, to_markdown
+from vitlab.analysis.formats.text import to_csv, to_markdown
 from vitlab.analysis.table import build_table
 from vitlab.config import ConfigError
 from vitlab.core import welch
@@ -61,7 +61,7 @@ def test_each_row_stands_beside_the_baseline_of_its_block(tmp_path):
     text = to_markdown(table)
     assert "Δ to none of the same pre-training" in text and "hold for all rows together" in text
     assert "mixup / checkpoint +0.17 points over none / checkpoint" in text
-    line = next(line for line in to_csv(table).splitlines() if line.startswith("erase / checkpoint"))
+    line = next(line for line in to_csv(table).splitlines() if line.startswith("rows,erase / checkpoint"))
     assert ",none / checkpoint," in line
 
 

@@ -6,7 +6,7 @@ import pytest
 from written_records import IMAGES, SPEC, write_all, write_cell
 
 from vitlab.analysis import collect
-from vitlab.analysis.formats.grids import to_markdown
+from vitlab.analysis.formats.text import to_markdown
 from vitlab.analysis.table import build_table
 
 SCORES = {"none": [90.0, 90.4], "mixup": [91.0, 91.5]}

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import io
 import json
 import re
@@ -12,10 +13,12 @@ import pytest
 from written_records import SCORES, SPEC, write_all, write_cell
 
 from vitlab.analysis import collect
-from vitlab.analysis.formats.grids import extras, to_csv, to_json, to_markdown
+from vitlab.analysis.formats.grids import blocks, grids
 from vitlab.analysis.formats.html import to_html
-from vitlab.analysis.formats.latex import escape, to_latex
+from vitlab.analysis.formats.latex import _SPECIAL, escape, to_latex
 from vitlab.analysis.formats.svg import nice_ticks
+from vitlab.analysis.formats.text import to_csv, to_json, to_markdown
+from vitlab.analysis.reference import beside_reference, read_reference
 from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import Context
 from vitlab.cli.analyze import write_table
@@ -26,6 +29,7 @@ def test_all_formats_say_the_same(tmp_path):
     table = build_table(write_all(tmp_path), SPEC)
     lines = list(csv.DictReader(io.StringIO(to_csv(table))))
     content = json.loads(to_json(table))
+    lines = [line for line in lines if line["block"] == "rows"]
     assert [line["row"] for line in lines] == [r["label"] for r in content["rows"]] == list(SCORES)
     page, tex, text = to_html(table, {}, {}, "p"), to_latex(table), to_markdown(table)
     for line in lines:
@@ -114,12 +118,121 @@ def test_ticks_are_round():
     assert nice_ticks((-13.2, 2.1), 4) == [-10, -5, 0] and nice_ticks((0.0079, 0.0088), 4) == [0.008, 0.0085]
 
 
-def test_latex_has_every_block_of_text_that_markdown_has(tmp_path):
-    spec = dataclasses.replace(SPEC, pairs=(("mixup", "erase"),))
-    table = build_table(write_all(tmp_path), spec)
-    blocks = extras(table)
-    assert any(title.startswith("Further pairs") for title, _ in blocks)
-    tex, text = to_latex(table), to_markdown(table)
-    for _, lines in blocks:
-        for line in lines:
-            assert line in text and escape(line.split(" ", 1)[1] if line.startswith("^") else line) in tex
+def everything(folder):
+    """A table with every grid and block that several seeds give: two data sets, classes, pairs, causes, a gap."""
+    scores = {"none": [80.0, 80.5, 79.75], "mixup": [82.0, 82.5, 81.5], "erase": [79.0, 78.5, None]}
+    cells = [
+        write_cell(
+            folder, a, s, None if v is None else v + 5 * (d == "digits"), "failed" if v is None else "finished", d
+        )
+        for a, values in scores.items()
+        for s, v in enumerate(values)
+        for d in ("digits", "fashion_mnist")
+    ]
+    write_study(folder, "s", {"table": None, "cells": cells})
+    spec = dataclasses.replace(
+        SPEC, rows=tuple(scores), footnotes={"mixup": "100 % of A_1 & B"}, pairs=(("mixup", "erase"),), margin=0.5,
+        columns=("scatter",), per_class=True,
+    )  # fmt: skip
+    header = "row,dataset,figure,value,sd,source,epochs,batch_size,ema_decay\n"
+    (folder / "r.csv").write_text(header + "none,digits,top1,99,0.1,them,300,1024,\n", encoding="utf-8")
+    return beside_reference(build_table(collect(folder, "s"), spec), read_reference(str(folder / "r.csv")))
+
+
+def single_seeds(folder):
+    return build_table(
+        write_all(folder, {"none": [90.0], "mixup": [95.0]}), dataclasses.replace(SPEC, rows=("none", "mixup"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [
+        (everything, ["findings", "confusions", "pairs", "anova", "causes", "seeds", "notes"]),
+        (single_seeds, ["findings", "checkpoints"]),
+    ],
+)
+def test_every_format_holds_the_same_facts(tmp_path, build, names):
+    """Every cell of every grid and every sentence, as each file has them, beside those of the Markdown."""
+    table = build(tmp_path)
+    assert [block.name for block in blocks(table)] == names
+    if build is everything:
+        assert [grid.name for grid in grids(table)] == ["main", "details", "scatter", "classes", "reference"]
+    cells, sentences = of_markdown(to_markdown(table))
+    assert len(sentences) == sum(len(block.lines) for block in blocks(table)) and len(cells) > 10
+    for read, text in (
+        (of_json, to_json(table)), (of_html, to_html(table, {}, {}, "p")), (of_latex, to_latex(table)),
+        (of_csv, to_csv(table)),
+    ):  # fmt: skip
+        found = read(text)
+        assert found[1] == sentences, read.__name__
+        assert found[0] == cells, read.__name__
+    for text in (to_markdown(table), html.unescape(to_html(table, {}, {}, "p")), json.loads(to_json(table))["caption"]):
+        assert table.caption in text
+    assert escape(table.caption) in to_latex(table)
+
+
+def of_markdown(text):
+    rows = [line[1:-1].split("|") for line in text.splitlines() if line.startswith("|")]
+    rules = [i for i, row in enumerate(rows) if all(re.fullmatch(r":?-+:?", cell.strip()) for cell in row)]
+    rows = [row for i, row in enumerate(rows) if i not in rules and i + 1 not in rules]
+    cells = {re.sub(r"\*\*|( \^[a-z]+$)", "", cell.strip()) for row in rows for cell in row}
+    return cells - {""}, {line[2:] for line in text.splitlines() if line.startswith("- ")}
+
+
+def of_json(text):
+    content = json.loads(text)
+    cells = {cell for grid in content["grids"] for row in grid["rows"] for cell in row}
+    return cells - {""}, {line for block in content["blocks"] for line in block["lines"]}
+
+
+def of_html(text):
+    body = text.split("<h2>Runs</h2>")[0]
+    body = re.sub(r'<ul class="facts">.*?</ul>|<svg.*?</svg>|<thead>.*?</thead>', "", body)
+    cells = re.findall(r"<t[dh](?: [^>]*)?>(.*?)</t[dh]>", body)
+    found = {html.unescape(re.sub(r"<sup>[a-z]+</sup>|<[^>]+>", "", cell)) for cell in cells}
+    items = re.findall(r"<li(?: [^>]*)?>(.*?)</li>", body)
+    return found - {""}, {html.unescape(re.sub(r"<sup>([a-z]+)</sup>", r"^\1", item)) for item in items}
+
+
+def of_latex(text):
+    plain = {special: sign for sign, special in _SPECIAL.items()}
+
+    def read(part):
+        part = re.sub(r"\\num\{([^}]*)\}|\\text(?:bf)\{(.*)\}$", r"\1\2", part.strip().replace(r"\bfseries ", ""))
+        part = re.sub(r"\\textsuperscript\{[a-z]+\}$", "", part)
+        for special in sorted(plain, key=len, reverse=True):
+            part = part.replace(special, plain[special])
+        part = part.replace("+-", "±") if re.fullmatch(r"[\d.]+ \+- [\d.]+", part) else part
+        return part.removeprefix("{").removesuffix("}").replace("−", "-")
+
+    body, below = text.split(r"\begin{minipage}")
+    rows = [line.removesuffix(r" \\") for line in body.splitlines() if line.endswith(r" \\")]
+    tables = re.findall(r"\\toprule\n(.*)", body)
+    cells = {read(cell) for row in rows if row + r" \\" not in tables for cell in re.split(r"(?<!\\)& ", row)}
+    lines = [line.removesuffix(r"\par") for line in below.splitlines() if line.endswith(r"\par")]
+    sentences = {re.sub(r"^\\textsuperscript\{([a-z]+)\}", r"^\1 ", line) for line in lines if not line.endswith(":")}
+    return cells - {""}, {
+        f"{m[0]}{read(line[m.end() :])}" if (m := re.match(r"\^[a-z]+ ", line)) else read(line) for line in sentences
+    }
+
+
+def of_csv(text):
+    lines = list(csv.DictReader(io.StringIO(text)))
+    cells, grids_of_text = set(), ("details", "scatter", "classes", "reference")
+    for line in lines:
+        if line["block"] == "rows":
+            cells |= {line["row"], line["n"], *("✓" if line[key] == "1" else "✗" for key in ("Mixup", "Erase"))}
+            spread = f" ± {float(line['sd']):.2f}" if line["sd"] else ""
+            cells.add(f"{float(line['top1']):.2f}{spread}")
+            if line["delta"]:
+                ends = f" ({float(line['ci_low']):+.2f} to {float(line['ci_high']):+.2f})" if line["ci_low"] else ""
+                cells.add(f"{float(line['delta']):+.2f}{ends}")
+            if line["p_adjusted"]:
+                p = float(line["p_adjusted"])
+                cells.add("< 0.001" if p < 0.001 else f"{p:.3f}")
+            cells |= {f"{float(line[key]):.2f}" for key in ("top5", "best_top1")}
+            cells |= {f"{int(line['parameters']) / 1e6:.3g} M", f"{float(line['device_hours']):.2g}"}
+        elif line["block"] in grids_of_text:
+            cells |= {line["row"], line["dataset"], *(part.partition(": ")[2] for part in line["text"].split("; "))}
+    return cells, {line["text"] for line in lines if line["block"] not in ("rows", "caption", *grids_of_text)}

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from vitlab.analysis import collect_logs
-from vitlab.analysis.formats.grids import to_markdown
+from vitlab.analysis.formats.text import to_markdown
 from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import TableSpec
 from vitlab.config import ConfigError

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from written_records import SPEC, write_all
 
-from vitlab.analysis.formats.grids import to_markdown
+from vitlab.analysis.formats.text import to_markdown
 from vitlab.analysis.reference import beside_reference, read_reference
 from vitlab.analysis.table import build_table
 from vitlab.config import ConfigError

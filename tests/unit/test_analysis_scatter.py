@@ -8,7 +8,7 @@ from scipy import stats
 from written_records import SPEC, write_all
 
 from vitlab.analysis import collect
-from vitlab.analysis.formats.grids import classes_csv, to_markdown
+from vitlab.analysis.formats.text import classes_csv, to_markdown
 from vitlab.analysis.scatter import (
     Excess,
     Scatter,

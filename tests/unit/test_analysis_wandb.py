@@ -8,8 +8,8 @@ import pytest
 from written_records import SPEC, write_all, write_cell
 
 from vitlab.analysis import collect_wandb
-from vitlab.analysis.formats.grids import to_csv, to_json, to_markdown
 from vitlab.analysis.formats.latex import to_latex
+from vitlab.analysis.formats.text import to_csv, to_json, to_markdown
 from vitlab.analysis.sources.wandb_files import merge_runs, offline_runs
 from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import TableSpec

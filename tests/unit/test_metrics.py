@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 from written_records import SPEC, write_all
 
-from vitlab.analysis.formats.grids import to_csv, to_markdown
 from vitlab.analysis.formats.html import to_html
 from vitlab.analysis.formats.latex import to_latex
+from vitlab.analysis.formats.text import to_csv, to_markdown
 from vitlab.analysis.table import build_table
 from vitlab.config import ConfigError
 from vitlab.core.metrics import METRICS, figure, figures, register_metric

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from vitlab.analysis.compare_cells import describe_difference
-from vitlab.analysis.formats.grids import classes_csv, to_markdown
+from vitlab.analysis.formats.text import classes_csv, to_markdown
 from vitlab.analysis.reference import beside_reference, read_reference
 from vitlab.analysis.sources.deit_logs import collect_logs
 from vitlab.analysis.sources.records import collect

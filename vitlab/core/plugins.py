@@ -141,7 +141,7 @@ _FORMATS = "vitlab.analysis.formats"
 FORMATS: Registry[Callable[..., str]] = Registry(
     "output format",
     {
-        "md": f"{_FORMATS}.grids", "tex": f"{_FORMATS}.latex", "csv": f"{_FORMATS}.grids", "json": f"{_FORMATS}.grids",
+        "md": f"{_FORMATS}.text", "tex": f"{_FORMATS}.latex", "csv": f"{_FORMATS}.text", "json": f"{_FORMATS}.text",
         "html": f"{_FORMATS}.html",
     },
 )  # fmt: skip

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vitlab.analysis.prose import checkpoint_lines, pair_line, seed_lines
-from vitlab.analysis.table_model import ClassEffect, Context, Entry, Row, Table
+from vitlab.analysis.table_model import ClassEffect, Entry, Table
 from vitlab.core.metrics import Figure, figure
-from vitlab.core.plugins import register_format
 
 PLUS_MINUS, DELTA, TICK, CROSS, GAP = "±", "Δ", "✓", "✗", "--"
 
@@ -144,21 +138,31 @@ def footnotes(table: Table) -> list[str]:
     return [*lines, *table.notes]
 
 
-def extras(table: Table) -> list[tuple[str, list[str]]]:
-    """The blocks of text below the grids: title and lines."""
-    several = len(table.datasets) > 1
-    blocks = [
-        ("Findings", [*table.findings, *table.detectable]),
-        ("Confusions (mean over seeds)", list(table.confusions)),
-        ("These two checkpoints, not their conditions", checkpoint_lines(table)),
-        ("Further pairs (scatter as in the caption; p by Holm, intervals hold for all pairs together)",
-         [pair_line(pair, several, table.figure) for pair in table.pairs]),
-        (_ANOVA["pooled" if table.statistics == "pooled" else "auto"], [_effect(e) for e in table.anova]),
-        ("Causes that the records can show", [line["causes"] for line in table.reference if line["causes"]]),
-        (f"Every seed ({table.figure.metric.title}, {_SEEDS[table.figure.selection]})", seed_lines(table)),
-        ("Notes", footnotes(table)),
-    ]  # fmt: skip
-    return [(title, lines) for title, lines in blocks if lines]
+@dataclass(frozen=True)
+class Block:
+    """Sentences under one heading."""
+
+    name: str
+    title: str
+    lines: tuple[str, ...]
+
+
+def blocks(table: Table) -> list[Block]:
+    """The text below the grids: every block that has a sentence."""
+    several, shown = len(table.datasets) > 1, table.figure
+    anova = _ANOVA["pooled" if table.statistics == "pooled" else "auto"]
+    found = (
+        ("findings", "Findings", [*table.findings, *table.detectable]),
+        ("confusions", "Confusions (mean over seeds)", table.confusions),
+        ("checkpoints", "These two checkpoints, not their conditions", checkpoint_lines(table)),
+        ("pairs", "Further pairs (scatter as in the caption; p by Holm, intervals hold for all pairs together)",
+         [pair_line(pair, several, shown) for pair in table.pairs]),
+        ("anova", f"Main effects and interaction ({anova})", [_effect(e) for e in table.anova]),
+        ("causes", "Causes that the records can show", [line["causes"] for line in table.reference if line["causes"]]),
+        ("seeds", f"Every seed ({shown.metric.title}, {_SEEDS[shown.selection]})", seed_lines(table)),
+        ("notes", "Notes", footnotes(table)),
+    )  # fmt: skip
+    return [Block(name, title, tuple(lines)) for name, title, lines in found if lines]
 
 
 _SEEDS = {
@@ -166,8 +170,8 @@ _SEEDS = {
     "ema.best": "averaged weights, best epoch",
 }  # fmt: skip
 _ANOVA = {
-    "auto": "Main effects and interaction (Brunner, Dette and Munk's analysis of variance, every row its own scatter)",
-    "pooled": "Main effects and interaction (analysis of variance, type II, one variance for all rows)",
+    "auto": "Brunner, Dette and Munk's analysis of variance, every row its own scatter",
+    "pooled": "analysis of variance, type II, one variance for all rows",
 }
 
 
@@ -176,92 +180,6 @@ def _effect(effect: dict[str, Any]) -> str:
     p = "< 0.001" if effect["p"] < 0.001 else f"= {effect['p']:.3f}"
     freedom = ", ".join(f"{effect[key]:.3g}" for key in ("df", "df_residual"))
     return f"{effect['effect']}{on}: F({freedom}) = {effect['F']:.2f}, p {p}"
-
-
-@register_format("md")
-def markdown_file(table: Table, context: Context) -> str:
-    """The Markdown, with the provenance in a comment."""
-    return f"{to_markdown(table)}\n<!-- {context.provenance} -->\n"
-
-
-def to_markdown(table: Table) -> str:
-    first, *others = grids(table)
-    lines = [*_pipes(first), "", table.caption]
-    for grid in others:
-        lines += ["", f"{grid.title}:", "", *_pipes(grid)]
-    for title, block in extras(table):
-        lines += ["", f"{title}:", "", *(f"- {entry}" for entry in block)]
-    return "\n".join(lines) + "\n"
-
-
-def _pipes(grid: Grid) -> list[str]:
-    text = [[_marked(cell) for cell in row] for row in grid.rows]
-    columns = grid.rows[0]
-    widths = [max(len(t), *(len(r[i]) for r in text), 3) for i, t in enumerate(grid.titles)]
-    ends = {"left": (":", "-"), "center": (":", ":"), "right": ("-", ":")}
-    rule = [ends[c.align][0] + "-" * (w - 2) + ends[c.align][1] for c, w in zip(columns, widths, strict=True)]
-    place = {"left": str.ljust, "center": str.center, "right": str.rjust}
-
-    def line(parts: list[str]) -> str:
-        cells = zip(parts, widths, columns, strict=True)
-        return "| " + " | ".join(place[cell.align](part, width) for part, width, cell in cells) + " |"
-
-    return [line(list(grid.titles)), "| " + " | ".join(rule) + " |", *map(line, text)]
-
-
-def _marked(cell: Cell) -> str:
-    text = f"**{cell.text}**" if cell.bold else cell.text
-    return f"{text} ^{cell.mark}" if cell.mark else text
-
-
-@register_format("csv")
-def to_csv(table: Table, context: Context | None = None) -> str:
-    """One line per condition and data set, with every seed's value; numbers unrounded."""
-    stream = io.StringIO()
-    ticks, shown = list(table.rows[0].ticks), table.figure
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([
-        "row", "dataset", *ticks, "n", "seeds", shown.slug, "sd", "baseline", "delta", "ci_low", "ci_high",
-        "p_adjusted", "same_within_margin", *(each.slug for each in _csv_figures(shown)), f"{shown.slug}_values",
-        "parameters", "device_hours", "missing", "ids",
-    ])  # fmt: skip
-    for row in table.rows:
-        for dataset, entry in row.entries.items():
-            writer.writerow(_csv_line(row, dataset, entry, shown))
-    return stream.getvalue()
-
-
-def _csv_figures(shown: Figure) -> list[Figure]:
-    return [each for each in map(figure, FURTHER) if each != shown]
-
-
-def _csv_line(row: Row, dataset: str, e: Entry, shown: Figure) -> list[Any]:
-    c = e.comparison
-    figures = [e.mean(each.column) for each in _csv_figures(shown)]
-    return [
-        row.label, dataset, *(int(on) for on, _ in row.ticks.values()), c.n, " ".join(map(str, e.seeds)),
-        c.mean if c.n else "", "" if c.sd is None else c.sd, e.versus or "",
-        *("" if v is None else v for v in (c.delta, c.low, c.high, c.p)), "" if c.same is None else int(c.same),
-        *("" if v is None else v for v in figures), " ".join(map(repr, e.scores)),
-        e.parameters or "", "" if e.device_hours is None else e.device_hours, "; ".join(e.missing), " ".join(e.ids),
-    ]  # fmt: skip
-
-
-@register_format("json")
-def to_json(table: Table, context: Context | None = None) -> str:
-    """The table as JSON; missing values are null."""
-    content = {"schema_version": 1, "provenance": context.provenance if context else None} | _plain(
-        dataclasses.asdict(table)
-    )
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def scatter_grid(table: Table) -> Grid | None:
@@ -314,16 +232,3 @@ def classes_grid(table: Table) -> Grid:
             rows.append((*cells, Cell(delta, bold=c.significant), Cell(p)))
     heads = ("", *(("data set",) if several else ()), "class", "images", "baseline", "top-1", f"{DELTA} (95 % CI)", "p")
     return Grid("classes", "Per class (intervals hold for all classes of a row together)", heads, tuple(rows))
-
-
-def classes_csv(table: Table) -> str:
-    """One line per row, data set and class; numbers unrounded."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    titles = "row,baseline,dataset,class,images,baseline_top1,top1,n,delta,ci_low,ci_high,p_adjusted"
-    writer.writerow(titles.split(","))
-    for e in table.classes:
-        c = e.comparison
-        figures = ("" if v is None else v for v in (c.delta, c.low, c.high, c.p))
-        writer.writerow([e.row, e.versus, e.dataset, e.name, e.images, e.base, c.mean, c.n, *figures])
-    return stream.getvalue()

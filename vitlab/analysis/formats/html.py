@@ -6,11 +6,10 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from vitlab.analysis.formats.grids import Cell, Grid, extras, grids, scatter_grid
+from vitlab.analysis.formats.grids import Cell, Grid, blocks, grids, scatter_grid
 from vitlab.analysis.formats.plots import Curves, verdict
 from vitlab.analysis.formats.svg import cost_chart, curves_panel, forest, forest_axis, forest_scale, padded
 from vitlab.analysis.table_model import Context, Row, Table
-from vitlab.core.metrics import Figure
 from vitlab.core.plugins import register_format
 
 _STYLE = """
@@ -92,10 +91,10 @@ def to_html(table: Table, curves: Curves, links: Mapping[str, str], provenance: 
     parts.append(_curves(curves, table))
     if chart := cost_chart(table):
         parts.append(f"<h2>Accuracy against cost</h2>{chart}")
-    for heading, lines in extras(table):
-        if heading != "Findings" and not heading.startswith("Every seed"):  # these stand above, and beside the runs
-            items = "".join(f"<li>{_superscript(html.escape(line))}</li>" for line in lines)
-            parts.append(f"<h2>{html.escape(heading)}</h2><ul>{items}</ul>")
+    for block in blocks(table):
+        if block.name != "findings":  # these are shown above
+            items = "".join(f"<li>{_superscript(html.escape(line))}</li>" for line in block.lines)
+            parts.append(f"<h2>{html.escape(block.title)}</h2><ul>{items}</ul>")
     parts.append(_runs(table, links))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -196,18 +195,18 @@ def _curves(curves: Curves, table: Table) -> str:
 
 
 def _runs(table: Table, links: Mapping[str, str]) -> str:
-    items = "".join(_run_links(row, links, table.figure) for row in table.rows)
+    items = "".join(_run_links(row, links) for row in table.rows)
     return f"<h2>Runs</h2><ul>{items}</ul>" if items else ""
 
 
-def _run_links(row: Row, links: Mapping[str, str], shown: Figure) -> str:
+def _run_links(row: Row, links: Mapping[str, str]) -> str:
     anchors = []
     for entry in row.entries.values():
-        for seed, identity, value in zip(entry.seeds, entry.ids, entry.scores, strict=True):
+        for seed, identity in zip(entry.seeds, entry.ids, strict=True):
             name = f"<code>{html.escape(identity)}</code>"
             if link := links.get(identity):
                 name = f'<a href="{html.escape(link)}">{name}</a>'
-            anchors.append(f"{name} (seed {seed}: {shown.shown(value)})")
+            anchors.append(f"{name} (seed {seed})")
     return f"<li>{html.escape(row.label)}: {', '.join(anchors)}</li>" if anchors else ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from vitlab.analysis.formats.grids import CROSS, DELTA, TICK, Cell, Grid, extras, grids
+from vitlab.analysis.formats.grids import CROSS, DELTA, TICK, Cell, Grid, blocks, grids
 from vitlab.analysis.table_model import Context, Table
 from vitlab.core.plugins import register_format
 
@@ -16,7 +16,7 @@ _SPECIAL = {
     "−": r"$-$", "…": r"\dots{}",
 }  # fmt: skip
 _NUMBER = re.compile(r"(-?)(\d+)(?:\.(\d+))?(?: ± (\d+)\.(\d+))?")
-_PLAIN = ("Findings", "Notes")
+_UNTITLED = ("findings", "notes")
 """Blocks of text whose lines need no title."""
 _SIGNED = re.compile(r"[+-]\d+\.\d+")
 
@@ -30,7 +30,9 @@ def latex_file(table: Table, context: Context) -> str:
 def to_latex(table: Table) -> str:
     r"""The fragment; its first lines say which packages it needs. A table wider than the line is made to fit."""
     tabulars = [_tabular(grid) for grid in grids(table)]
-    below = [line for title, lines in extras(table) for line in (*([] if title in _PLAIN else [f"{title}:"]), *lines)]
+    below: list[str] = []
+    for block in blocks(table):
+        below += [*([] if block.name in _UNTITLED else [f"{block.title}:"]), *block.lines]
     lines = [
         r"% needs: \usepackage{booktabs,siunitx,amssymb,graphicx}",
         r"\providecommand{\cmark}{\ensuremath{\checkmark}}",
