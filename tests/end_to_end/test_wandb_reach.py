@@ -15,9 +15,8 @@ from wandb_stand_in import StandIn
 from vitlab.config import ConfigError, WandbConfig
 from vitlab.core import wandb as reach
 from vitlab.core.wandb import choose_mode, has_key, require_accepted_key, require_key
-from vitlab.study.mirror import Mirror
 from vitlab.study.record import Record
-from vitlab.study.uploads import describe_uploads
+from vitlab.study.uploads import CellRun, describe_uploads
 
 ROOT = Path(__file__).parents[2]
 KEY = "0123456789" * 4
@@ -58,7 +57,7 @@ def logged(tmp_path, mode="auto", name="c0123456789a"):
     """A run with one row, from its beginning to its end; returns its record."""
     folder = tmp_path / "runs" / name
     folder.mkdir(parents=True)
-    with Mirror(
+    with CellRun(
         WandbConfig(mode=mode), identity=name, name="none/s0", study="s", folder=folder, config={"a": 1}
     ) as run:
         run.log({"epoch": 1, "step": 3, "eval/top1": 50.0})
@@ -157,7 +156,7 @@ def test_a_server_that_goes_away_costs_no_more_than_the_limit(server, tmp_path, 
     monkeypatch.setattr(reach, "FINISH_SECONDS", 3.0)
     folder = tmp_path / "runs" / "c1"
     folder.mkdir(parents=True)
-    with Mirror(WandbConfig(), identity="c1", name="n", study="s", folder=folder, config={}) as run:
+    with CellRun(WandbConfig(), identity="c1", name="n", study="s", folder=folder, config={}) as run:
         server.__exit__()
         run.log({"epoch": 1, "step": 3, "eval/top1": 50.0})
         run.finish({"last/top1": 50.0})

@@ -12,8 +12,8 @@ from vitlab.analysis.table_model import TableSpec
 from vitlab.config import CellConfig, WandbConfig, choice, experiment
 from vitlab.core.integrity import Fingerprint
 from vitlab.study.identity import SEMANTICS, identity
-from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
 from vitlab.study.record import Record, experiment_digest, write_study
+from vitlab.study.uploads import CellRun, summary_of
 
 IMAGES = {
     split: Fingerprint(count, f"{split} names", f"{split} ends").plain()
@@ -63,7 +63,7 @@ def write_cell(
         about = {"id": record.id, "name": name, "study": "s", "labels": labels, "devices": 1,
                  "part": "cell", "table": None, "place": place}  # fmt: skip
         about |= origin | {"digest": experiment_digest(experiment(cell))}
-        run = Mirror(WandbConfig(mode="offline"), identity=record.id, name=name, study="s", folder=record.folder,
+        run = CellRun(WandbConfig(mode="offline"), identity=record.id, name=name, study="s", folder=record.folder,
                      config=experiment(cell) | {"vitlab": about})  # fmt: skip
     if state != "finished":
         if state == "failed":
@@ -100,7 +100,7 @@ def write_cell(
     if run is not None:
         for row in rows:
             run.log(row)
-        run.finish(flat_summary(result) | {"hits": packed_hits(record.folder), "curve": packed_curve(rows)})
+        run.finish(summary_of(record, result))
         _wait_until_written(record.folder)
     return entry
 

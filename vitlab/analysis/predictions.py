@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from vitlab.analysis.compare_cells import saw_the_same
-from vitlab.analysis.sources.wandb_runs import unpacked_hits
 from vitlab.analysis.table_model import ClassEffect, Entry, Row
 from vitlab.core.comparisons import Group, Rule, compare
 from vitlab.core.errors import ConfigError
+from vitlab.core.wandb import unpack_hits
 from vitlab.study.contents import load_predictions
 from vitlab.study.record import Record
 
@@ -27,7 +27,7 @@ def hits(frame: pd.DataFrame, i: int) -> np.ndarray | None:
     """Which evaluation images the cell's last model gets right (N,) bool; None where that is not stored."""
     packed = frame.at[i, "hits"] if "hits" in frame else None
     if isinstance(packed, str):
-        return unpacked_hits(packed)
+        return unpack_hits(packed)
     found = answers(frame, i)
     return None if found is None else found[0] == found[1]
 

@@ -24,9 +24,9 @@ def run_explain(config: Config) -> list[str]:
 
     import torch
 
+    from vitlab.core.wandb import log_figures
     from vitlab.explain.explained_model import load_subjects
     from vitlab.explain.faithfulness import measure, measure_scenes
-    from vitlab.explain.mirror import mirror_figures
     from vitlab.explain.position import draw_place
     from vitlab.explain.reports import draw_panels
     from vitlab.study.data_record import require_evaluated_data
@@ -52,7 +52,12 @@ def run_explain(config: Config) -> list[str]:
             lines += table
         else:
             files = draw_panels(subjects, options, folder, config.output_dir)
-    mirror_figures(config, options.kind, [f for f in files if f.suffix == ".png"])
+    wandb = config.wandb
+    log_figures(
+        wandb.mode, [f for f in files if f.suffix == ".png"], project=wandb.project, entity=wandb.entity,
+        name=f"explain-{options.kind}", job_type="explain", tags=["explain", *wandb.tags],
+        config={"explain": dict(config.options), "checkpoint": config.checkpoint},
+    )  # fmt: skip
     figures = [str(f) for f in files if f.suffix in (".png", ".md")]
     rest = len(files) - len(figures)
     if (

@@ -1,4 +1,4 @@
-"""Whether W&B can be reached, and how: one rule for the runs of cells and for figures."""
+"""W&B: whether and how it can be reached, the runs of cells and of figures, and what their summaries hold packed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from vitlab.core.errors import ConfigError
+from vitlab.core.metrics import PRIMARY, row_key
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ANSWER_SECONDS = 5.0
 """How long a server may take to answer before a run is logged offline."""
@@ -95,6 +102,73 @@ def quiet_settings(mode: str) -> Any:
     known = getattr(wandb.Settings, "model_fields", bounds)  # older ones have no limit to finishing
     words = {name: value for name, value in bounds.items() if name in known}
     return wandb.Settings(silent=True, console="off", x_disable_stats=True, **words)
+
+
+def start_run(choice: Choice, **about: Any) -> Any:
+    """Begin a run of the SDK's that prints nothing; `about` are further arguments of `wandb.init`.
+
+    Raises whatever the SDK raises.
+    """
+    import wandb
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return wandb.init(**about, mode=choice.mode, settings=quiet_settings(choice.mode))
+
+
+def log_figures(mode: str, figures: Sequence[Path], **about: Any) -> None:
+    """Log png files as images of one run; whatever goes wrong, a line is printed and the files are on the disk.
+
+    With `wandb.mode=auto` only where W&B would be online: pictures are no record, so none are kept for later.
+    """
+    if not figures or asked_mode(mode) == "disabled":
+        return
+    choice = choose_mode(mode)
+    if choice.mode != "online" and mode != "offline":
+        if choice.why in ("no answer", "key refused"):
+            said = "did not answer" if choice.why == "no answer" else "does not accept the key (wandb login --relogin)"
+            print(f"W&B: {choice.url} {said}; the figures are on the disk")
+        return
+    try:
+        run = start_run(choice, dir=str(figures[0].parent), **about)
+        import wandb
+
+        run.log({figure.stem: wandb.Image(str(figure)) for figure in figures})
+        run.finish()
+    except Exception as error:
+        print(f"W&B: {error} (the figures are on the disk)")
+
+
+def pack_hits(hits: np.ndarray) -> str:
+    """Which evaluation images a model gets right, (N,) bool, in their order: bits, compressed, in base64.
+
+    1 kB for ImageNet's 50,000, so that checkpoints can be compared from W&B alone.
+    """
+    import numpy as np
+
+    return f"{len(hits)}:{base64.b64encode(zlib.compress(np.packbits(hits).tobytes())).decode()}"
+
+
+def unpack_hits(packed: str) -> np.ndarray:
+    """The inverse of `pack_hits`. Raises ValueError or zlib.error for anything else."""
+    import numpy as np
+
+    count, _, data = packed.partition(":")
+    bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(data, validate=True)), np.uint8))
+    if not 0 <= len(bits) - int(count) < 8:
+        raise ValueError(f"{len(bits)} bits are not of {count} images")
+    return bits[: int(count)].astype(bool)
+
+
+def pack_curve(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The primary metric over the epochs as JSON, `[[epoch, top1], …]`: learning curves without a query per run."""
+    key = row_key(PRIMARY)
+    return json.dumps([[row["epoch"], row[key]] for row in rows if key in row])
+
+
+def unpack_curve(packed: str) -> list[dict[str, Any]]:
+    """The rows, of epoch and primary metric alone, that `pack_curve` packed. Raises ValueError or TypeError."""
+    return [{"epoch": epoch, row_key(PRIMARY): value} for epoch, value in json.loads(packed)]
 
 
 def base_url() -> str:

@@ -23,11 +23,11 @@ from vitlab.data.sources.survey import survey
 from vitlab.study.contents import read_contents
 from vitlab.study.data_record import record_data, require_same_data
 from vitlab.study.identity import SEMANTICS, identity, plugins_of
-from vitlab.study.mirror import Mirror, flat_summary, packed_curve, packed_hits
 from vitlab.study.mixture import attempts
 from vitlab.study.progress import line_of
 from vitlab.study.provenance import code_patch, settings, whereabouts
 from vitlab.study.record import SCHEMA_VERSION, Record, experiment_digest, name_of_record, place
+from vitlab.study.uploads import CellRun, summary_of
 
 if TYPE_CHECKING:
     from vitlab.train.events import Event
@@ -191,8 +191,8 @@ def _record_events(
     about["place"] = place(config.output_dir, study, record.id)
     about |= origin | {DIGEST: experiment_digest(experiment(cell))}
     shown = experiment(cell) | {"vitlab": about}
-    mirror = Mirror(config.wandb, identity=record.id, name=name, study=study, folder=record.folder, config=shown)
-    with mirror, _failure_recorded(record):
+    run = CellRun(config.wandb, identity=record.id, name=name, study=study, folder=record.folder, config=shown)
+    with run, _failure_recorded(record):
         result: dict[str, Any] | None = None
         while result is None:
             try:
@@ -210,19 +210,19 @@ def _record_events(
                 attempted = _attempts(record, origin | whereabouts()) | about_data
                 record.write("provenance.json", attempted)
                 about |= origin | {"attempts": attempts(attempted), "data": data}
-                mirror.describe({"vitlab": about})
+                run.describe({"vitlab": about})
                 if patch:
                     write_text(record.folder / "code.patch", patch)
             elif isinstance(event, EpochEnded):
                 record.append_row(event.row)
-                mirror.log(event.row)
+                run.log(event.row)
             if line := line_of(event, cell.recipe.epochs):
                 record.log(f"{name}: {line}")
             report(event)
         assert result is not None
         record.finish(result | {"finished_at": _now()})
         record.log(f"{name}: finished")
-        mirror.finish(flat_summary(result) | {"hits": packed_hits(record.folder), "curve": packed_curve(record.rows())})
+        run.finish(summary_of(record, result))
 
 
 @contextlib.contextmanager

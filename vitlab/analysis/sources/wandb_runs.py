@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import shutil
@@ -14,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from vitlab.analysis.sources.records import experiment_columns, frame, result_columns
@@ -22,6 +20,7 @@ from vitlab.analysis.sources.wandb_files import merge_runs, offline_runs
 from vitlab.config import GROUPS, ConfigError
 from vitlab.core.files import make_folder, write_text
 from vitlab.core.integrity import DIGEST, DamagedError, Shape, digest_of, misfit, read_mapping, sealed, texts
+from vitlab.core.wandb import unpack_curve, unpack_hits
 from vitlab.study.mixture import attempts
 from vitlab.study.record import FILES, ROW, SCHEMA_VERSION, experiment_digest, summary_figures
 
@@ -142,18 +141,9 @@ def _misfit(value: Any, shape: Shape) -> str | None:
     return problem and f"damaged ({problem})"
 
 
-def unpacked_hits(packed: str) -> np.ndarray:
-    """Which evaluation images a cell's last model gets right, (N,) bool, from what `study.mirror.packed_hits` made."""
-    count, _, data = packed.partition(":")
-    bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(data, validate=True)), np.uint8))
-    if not 0 <= len(bits) - int(count) < 8:
-        raise ValueError(f"{len(bits)} bits are not of {count} images")
-    return bits[: int(count)].astype(bool)
-
-
 def _unpacks(packed: Any) -> bool:
     try:
-        return bool(len(unpacked_hits(packed)))
+        return bool(len(unpack_hits(packed)))
     except (ValueError, AttributeError, zlib.error):
         return False
 
@@ -162,9 +152,9 @@ _SUMMARY = FILES["result.json"] | {"hits?": _unpacks, "bad_images?": object}
 
 
 def _curve(packed: Any) -> Any:
-    """The rows of a summary's `curve` (see `study.mirror.packed_curve`); what it is not is left for the caller."""
+    """The rows of a summary's `curve`; what it is not is left for the caller."""
     try:
-        return [{"epoch": epoch, "eval/top1": top1} for epoch, top1 in json.loads(packed or "[]")]
+        return unpack_curve(packed or "[]")
     except (ValueError, TypeError):
         return packed
 

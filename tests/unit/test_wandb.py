@@ -1,13 +1,16 @@
-"""Figures reach W&B where it is on, and nowhere else."""
+"""What goes to W&B: figures where it is on and nowhere else, and what summaries hold packed."""
 
 import sys
+import time
 import types
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from vitlab.explain.mirror import mirror_figures
+from vitlab.core.wandb import log_figures, pack_curve, pack_hits, unpack_curve, unpack_hits
 
 
 @pytest.fixture
@@ -34,30 +37,33 @@ def sdk(monkeypatch):
 FIGURES = [Path("out/lrp_cell.png"), Path("out/methods_cell.png")]
 
 
-def test_figures_are_images_of_one_run(sdk, compose_config):
-    mirror_figures(compose_config("task=explain", "wandb.mode=offline", "wandb.tags=[mine]"), "relevance", FIGURES)
+def test_figures_are_images_of_one_run(sdk):
+    log_figures("offline", FIGURES, project="p", name="explain-relevance")
     told = sdk["told"]
     assert told["logged"] == {
         "lrp_cell": ("image", "out/lrp_cell.png"),
         "methods_cell": ("image", "out/methods_cell.png"),
     }
     assert told["init"]["mode"] == "offline" and told["init"]["name"] == "explain-relevance" and told["finished"]
-    assert told["init"]["tags"] == ["explain", "mine"] and told["init"]["job_type"] == "explain"
+    assert told["init"]["project"] == "p" and told["init"]["dir"] == "out"
 
 
-def test_the_real_sdk_keeps_them_offline(compose_config, tmp_path, monkeypatch):
+def test_the_real_sdk_keeps_them_offline(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     Image.new("RGB", (4, 3), (9, 8, 7)).save(tmp_path / "lrp_cell.png")
-    mirror_figures(compose_config("task=explain", "wandb.mode=offline"), "relevance", [tmp_path / "lrp_cell.png"])
+    log_figures("offline", [tmp_path / "lrp_cell.png"])
     (kept,) = tmp_path.glob("wandb/offline-run-*/files/media/images/*.png")
     assert kept.name.startswith("lrp_cell") and Image.open(kept).getpixel((0, 0)) == (9, 8, 7)
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert kept.name.encode() in log.read_bytes()
+    end = time.monotonic() + 30  # the SDK's service may write its file after `finish` has returned
+    while kept.name.encode() not in log.read_bytes():
+        assert time.monotonic() < end, log.read_bytes()
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("mode", ["disabled", "auto"])
-def test_nothing_is_logged_where_it_is_off(mode, sdk, compose_config):
-    mirror_figures(compose_config("task=explain", f"wandb.mode={mode}"), "rollout", FIGURES)
+def test_nothing_is_logged_where_it_is_off(mode, sdk):
+    log_figures(mode, FIGURES)
     assert "init" not in sdk["told"]
 
 
@@ -69,22 +75,39 @@ def answering(monkeypatch):
     monkeypatch.setattr("vitlab.core.wandb.ask_server", lambda url: "ready")
 
 
-def test_auto_is_online_with_a_key(sdk, answering, compose_config):
-    mirror_figures(compose_config("task=explain", "wandb.mode=auto"), "rollout", FIGURES)
+def test_auto_is_online_with_a_key(sdk, answering):
+    log_figures("auto", FIGURES)
     assert sdk["told"]["init"]["mode"] == "online"
 
 
-def test_a_server_that_does_not_answer_is_named(sdk, answering, compose_config, monkeypatch, capsys):
+def test_a_server_that_does_not_answer_is_named(sdk, answering, monkeypatch, capsys):
     monkeypatch.setattr("vitlab.core.wandb.ask_server", lambda url: "no answer")
-    mirror_figures(compose_config("task=explain", "wandb.mode=online"), "rollout", FIGURES)
+    log_figures("online", FIGURES)
     assert "init" not in sdk["told"]
     assert "W&B: http://127.0.0.1:9 did not answer; the figures are on the disk" in capsys.readouterr().out
 
 
-def test_trouble_harms_nothing(sdk, answering, compose_config, capsys):
+def test_trouble_harms_nothing(sdk, answering, capsys):
     def fail(**words):
         raise OSError("no network")
 
     sdk["module"].init = fail
-    mirror_figures(compose_config("task=explain", "wandb.mode=online"), "rollout", FIGURES)
+    log_figures("online", FIGURES)
     assert "no network (the figures are on the disk)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 1797])
+def test_hits_come_back_as_they_were(count):
+    hits = np.random.default_rng(count).random(count) < 0.7
+    assert (unpack_hits(pack_hits(hits)) == hits).all() and len(unpack_hits(pack_hits(hits))) == count
+
+
+@pytest.mark.parametrize("packed", ["9:eJxjAAAAAQAB", "x", "8:!!"])
+def test_what_are_no_hits_is_refused(packed):
+    with pytest.raises((ValueError, zlib.error)):
+        unpack_hits(packed)
+
+
+def test_a_curve_keeps_the_epochs_that_were_evaluated():
+    rows = [{"epoch": 1}, {"epoch": 2, "eval/top1": 50.5, "eval/loss": 1.0}]
+    assert unpack_curve(pack_curve(rows)) == [{"epoch": 2, "eval/top1": 50.5}]
