@@ -155,7 +155,6 @@ def test_what_does_not_fit_is_named(cell, tmp_path, evaluate):
         "checkpoint=nowhere": "no file, cell folder or identity 'nowhere'",
         f"checkpoint={cell}/config.yaml": "config.yaml: not a checkpoint",
         "checkpoint=bare.pth model=vit_micro": "name its data set",
-        "checkpoint=bare.pth dataset=digits": "does not tell its model",
         f"checkpoint={cell} dataset=folder dataset.root={tree}": "class 0 is '0' there and 'a' in letters",
         "checkpoint=checkpoint_299.pth model=vit_micro": "has no images to evaluate on",
         f"checkpoint={cell} dataset=folder dataset.root={tree.parent}": "did you mean dataset.root=",

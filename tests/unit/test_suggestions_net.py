@@ -106,6 +106,7 @@ LISTED = {
     "goes down to the pixels": "tells which option it is about",
     "task=explain reads one or several": "tells which task it is about",
     "give its model: model=NAME": "NAME",
+    "so it predicts nothing": "FILE",
     "does not tell its model": "test_values_that_messages_name_are_accepted",
     "the checkpoint tells the sizes": "NAME",
     "does not tell how its pictures were normalised": "FOLDER",

@@ -19,7 +19,7 @@ from vitlab.data.loader import EvalLoader
 from vitlab.data.sources.registry import build_source
 from vitlab.data.sources.survey import describe
 from vitlab.models.last_block import shorten_last_block
-from vitlab.models.restore import Restored, restore, short_name
+from vitlab.models.restore import Restored, centred, restore, short_name
 from vitlab.study.data_record import evaluated_data, require_evaluated_data
 from vitlab.train.distributed import process_group, spawn_ranks, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, Evaluation, evaluate
@@ -56,6 +56,7 @@ def _evaluate_all(config: Config) -> list[str]:
     with process_group(world, device):
         for name in config.checkpoints:
             restored = restore(config, name, statistics=options.statistics)
+            restored.require_classifier("task=evaluate")
             require_evaluated_data(restored.weights.path, restored.dataset)
             evaluation = evaluate_restored(config, restored, device)
             if evaluation is not None:
@@ -83,7 +84,11 @@ def evaluate_restored(config: Config, restored: Restored, device: torch.device) 
     )  # fmt: skip
     recorded: Any = restored.weights.arguments.get("recipe")
     precision = recorded["precision"] if restored.weights.kind == "vitlab" else config.cell.recipe.precision
-    normalise = Augment(AugmentConfig(), dataset).normalise
+    plain = Augment(AugmentConfig(), dataset).normalise
+
+    def normalise(images: torch.Tensor) -> torch.Tensor:
+        return plain(centred(images, restored.input_size))
+
     shorten_last_block(restored.network)
     return evaluate(restored.network.to(device), batches, normalise, device, precision)
 

@@ -17,6 +17,12 @@ PATHS = (
     *(f"{group}.{key}" for group in ("dataset", "pretrain.dataset") for key in _OF_A_DATASET),
 )  # fmt: skip
 """The keys whose values are files or folders, of both commands."""
+INDEX = ".index.json"
+"""What the name of an index of shards ends in."""
+WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+"""The weights in a folder of timm's or transformers', the preferred first."""
 _VARIABLE = re.compile(r"\$(\w+)")
 
 
@@ -51,7 +57,8 @@ def with_whole_paths(composed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_checkpoint(name: str, output_dir: str, key: str = "checkpoint") -> Path:
-    """A file, a cell's folder (its last.pt), or a cell's identity below `output_dir`.
+    """A file, a cell's folder (its last.pt), a cell's identity below `output_dir`, or a folder as hubs and transformers
+    make them (its weights, or the index of their shards).
 
     Raises ConfigError, naming `key`, where there is none.
     """
@@ -59,9 +66,22 @@ def find_checkpoint(name: str, output_dir: str, key: str = "checkpoint") -> Path
         if path.is_file():
             return path
         if path.is_dir():
-            if (path / "last.pt").is_file():
-                return path / "last.pt"
-            raise ConfigError(key, f"no last.pt in {str(path)!r}; has the cell been trained?")
+            return _weights_in(path, key)
     raise ConfigError(
         key, f"no file, cell folder or identity {name!r} (also looked in {output_dir!r}); give a checkpoint file"
     )
+
+
+def _weights_in(folder: Path, key: str) -> Path:
+    if (folder / "last.pt").is_file():
+        return folder / "last.pt"
+    if (folder / "config.yaml").is_file():
+        raise ConfigError(key, f"no last.pt in {str(folder)!r}; has the cell been trained?")
+    for weights in WEIGHTS:
+        if (folder / weights).is_file():
+            return folder / weights
+    inside = sorted(file.name for file in folder.iterdir() if file.suffix in (".pth", ".pt", ".safetensors", ".npz"))
+    if len(inside) == 1:
+        return folder / inside[0]
+    held = f"it holds {', '.join(inside[:3])}; give one of them" if inside else "has the cell been trained?"
+    raise ConfigError(key, f"no last.pt in {str(folder)!r}, nor {', '.join(WEIGHTS[:2])}; {held}")

@@ -217,7 +217,8 @@ class PretrainConfig:
     path: str | None = _speed(None)
     digest: str | None = None
     """SHA-256 of the checkpoint file, read by `parse`."""
-    weights: Literal["raw", "ema"] = "raw"
+    weights: Literal["raw", "ema", "student"] = "raw"
+    """`student`: of a self-distillation such as DINO's, whose raw weights are the teacher's."""
     keep_head: bool = False
     """Keep the old classifier where the shapes match (what the book's fine-tuning does)."""
     seed: int | Literal["paired"] = _number(0, low=0, high=SEEDS)
@@ -297,7 +298,7 @@ class Config:
     """Modules of the user's, imported in every process, that register policies, data sets, models or metrics."""
     output_dir: str = "runs"
     checkpoint: str | tuple[str, ...] | None = None
-    weights: Literal["raw", "ema"] = "raw"
+    weights: Literal["raw", "ema", "student"] = "raw"
     wandb: WandbConfig = WandbConfig()
     study: StudyConfig = StudyConfig()
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitlab.config import Config, ConfigError, find_checkpoint
+from vitlab.config.paths import INDEX
 from vitlab.core.integrity import misfit, read_mapping
 
 _STUDY = {"cells": [{"id": str, "name?": str, "part?": str}]}
@@ -19,7 +20,7 @@ def named_checkpoints(config: Config) -> list[tuple[str, str | None]]:
     given = config.checkpoint
     names: list[tuple[str, str | None]] = []
     for name in [given] if isinstance(given, str) else list(given or ()):
-        if not name.endswith(".json"):
+        if not name.endswith(".json") or name.endswith(INDEX):
             names.append((name, None))
             continue
         study = read_mapping(Path(name), "give a study's file, DIR/studies/NAME.json, or checkpoints")

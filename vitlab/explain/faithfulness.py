@@ -153,7 +153,8 @@ def measure(
 
 def _curves(subject: Subject, options: ExplainConfig, output_dir: str) -> tuple[dict[str, Curves], str]:
     restored = subject.restored
-    size = restored.model.image_size
+    restored.require_classifier("explain=faithfulness")
+    size = restored.input_size
     if options.images is None:
         pictures = evaluation_pictures(restored.dataset, size, output_dir, options.num_images)
     else:

@@ -22,14 +22,17 @@ from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.listing import find_images
 from vitlab.data.sources.registry import Source, build_source
 from vitlab.explain.options import OF_EVALUATION
+from vitlab.models.restore import centred
 
+Size = int | tuple[int, int]
+"""The side in pixels of a model's square input, or its height and width."""
 _SHOWN = 4
 """Images of the evaluation set that `eval` alone means: the first of so many classes."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image: `pixels` (3, S, S) uint8, cropped for the model; its class where the data set tells it."""
+    """One image: `pixels` (3, h, w) uint8, cropped for the model; its class where the data set tells it."""
 
     name: str
     pixels: Tensor
@@ -37,7 +40,7 @@ class Picture:
 
 
 def load_pictures(
-    wanted: str | Sequence[str] | None, dataset: DatasetConfig, image_size: int, output_dir: str
+    wanted: str | Sequence[str] | None, dataset: DatasetConfig, image_size: Size, output_dir: str
 ) -> list[Picture]:
     """The pictures that `explain.images` names, cropped as `dataset` says. Raises ConfigError naming what is wrong."""
     if wanted is None:
@@ -59,7 +62,7 @@ def load_pictures(
     ]
 
 
-def sample_photographs(dataset: DatasetConfig, image_size: int) -> list[Picture]:
+def sample_photographs(dataset: DatasetConfig, image_size: Size) -> list[Picture]:
     """The two photographs that scikit-learn brings, a temple and a flower, so that there is always something to see."""
     from sklearn.datasets import load_sample_images
 
@@ -70,7 +73,7 @@ def sample_photographs(dataset: DatasetConfig, image_size: int) -> list[Picture]
     ]
 
 
-def evaluation_pictures(dataset: DatasetConfig, image_size: int, output_dir: str, count: int) -> list[Picture]:
+def evaluation_pictures(dataset: DatasetConfig, image_size: Size, output_dir: str, count: int) -> list[Picture]:
     """`count` images of the evaluation set, evenly spaced; all of them where there are fewer."""
     source = evaluation_source(dataset, output_dir)
     rows = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
@@ -83,7 +86,7 @@ def evaluation_source(dataset: DatasetConfig, output_dir: str) -> Source:
 
 
 def normalise(pictures: Sequence[Picture], dataset: DatasetConfig) -> Tensor:
-    """The model's float input (B, 3, S, S)."""
+    """The model's float input (B, 3, h, w)."""
     return Augment(AugmentConfig(), dataset).normalise(torch.stack([p.pixels for p in pictures]))
 
 
@@ -99,7 +102,7 @@ def _rows(match: re.Match[str], source: Source) -> list[int]:
     return rows
 
 
-def _picture_of(source: Source, row: int, dataset: DatasetConfig, image_size: int) -> Picture:
+def _picture_of(source: Source, row: int, dataset: DatasetConfig, image_size: Size) -> Picture:
     label = int(source.labels[row])
     try:
         pixels = _cropped(source.image(row), dataset, image_size)
@@ -108,7 +111,7 @@ def _picture_of(source: Source, row: int, dataset: DatasetConfig, image_size: in
     return Picture(f"eval-{row}", pixels, label)
 
 
-def _read(file: Path, dataset: DatasetConfig, image_size: int) -> Picture:
+def _read(file: Path, dataset: DatasetConfig, image_size: Size) -> Picture:
     """A file that the user names, upright whatever the data set does: it is for people to look at."""
     reading = dataclasses.replace(reading_of(dataset), upright=True)
     try:
@@ -118,6 +121,7 @@ def _read(file: Path, dataset: DatasetConfig, image_size: int) -> Picture:
         raise ConfigError("explain.images", str(error)) from error
 
 
-def _cropped(image: np.ndarray, dataset: DatasetConfig, image_size: int) -> Tensor:
-    """(3, S, S) uint8 of an image (H, W, 3), which may be read-only."""
-    return central_squares([np.array(image)], image_size, dataset.eval_crop)[0]
+def _cropped(image: np.ndarray, dataset: DatasetConfig, image_size: Size) -> Tensor:
+    """(3, h, w) uint8 of an image (H, W, 3), which may be read-only."""
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return centred(central_squares([np.array(image)], max(size), dataset.eval_crop)[0], size)

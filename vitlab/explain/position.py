@@ -117,10 +117,10 @@ def draw_place(subjects: Sequence[Subject], options: ExplainConfig, folder: Path
 def _distances(subject: Subject, options: ExplainConfig, output_dir: str) -> tuple[Tensor, float]:
     """Mean attention distance (L, H) over the pictures, and what uniform attention would give, in pixels."""
     restored = subject.restored
-    size = restored.model.image_size
+    size = restored.input_size
     images = subject.inputs(load_pictures(options.images, restored.dataset, size, output_dir))
     grid = patch_grid(restored.network, images)
-    patch = (size // grid[0], size // grid[1])
+    patch = (size[0] // grid[0], size[1] // grid[1])
     sums, count = torch.zeros(()), grid[0] * grid[1]
     for part in images.split(options.batch):
         attention = subject.explained(lambda part=part: attention_maps(restored.network, part))

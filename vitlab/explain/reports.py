@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vitlab.core.files import make_folder, save_array
@@ -40,7 +41,9 @@ class Seen:
         )
 
     def named(self, picture: int, k: int) -> str:
-        """`tabby, p = 0.93`: a class and its probability."""
+        """`tabby, p = 0.93`: a class and its probability; nothing where the model has no classes."""
+        if not self.subject.restored.num_classes:
+            return ""
         name = self.subject.classes.short(int(self.targets[picture, k]))
         chance = float(self.probabilities[picture, k])
         shown = f"p = {chance:.2f}" if chance >= 0.005 else "p < 0.01"
@@ -72,8 +75,13 @@ class Seen:
 def see(subject: Subject, options: ExplainConfig, methods: Sequence[MethodName], output_dir: str) -> list[Seen]:
     """Explain the chosen pictures by each of `methods`."""
     restored = subject.restored
-    pictures = load_pictures(options.images, restored.dataset, restored.model.image_size, output_dir)
+    if any(method != "rollout" for method in methods):
+        restored.require_classifier("explain=relevance", "; explain=rollout and explain=position need none")
+    pictures = load_pictures(options.images, restored.dataset, restored.input_size, output_dir)
     images = subject.inputs(pictures)
+    if not restored.num_classes:  # rollout knows no class
+        none = torch.zeros(len(images), 1, dtype=torch.int64)
+        return [Seen(subject, pictures, m, none, none, subject.maps(m, images, none, options)) for m in methods]
     probabilities = subject.probabilities(images, options.batch)
     targets = subject.targets(options, probabilities)
     chosen = probabilities.gather(1, targets)
@@ -116,7 +124,7 @@ def _map_rows(seen: Seen, picture: int) -> list[Tile]:
     """input | map | overlay"""
     named = seen.named(picture, 0)
     return [
-        Tile(f"predicted: {named}" if seen.method == "rollout" else "input", seen.image(picture)),
+        Tile(f"predicted: {named}" if named and seen.method == "rollout" else "input", seen.image(picture)),
         Tile("map", heat=seen.maps[picture, 0].numpy()),
         seen.tile(picture, 0, "overlay" if seen.method == "rollout" else named),
     ]

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vitlab.config import IMAGENET_MEAN, IMAGENET_STD, DatasetConfig, ModelConfig
+from vitlab.config.model_names import native_image_size
 from vitlab.core.errors import UserError
+from vitlab.core.integrity import DamagedError, misfit
+from vitlab.models.model_files import remedy_of
 
 BOOK_MODELS = {
     "vit_tiny_16_224": "vit_tiny_patch16_224",
@@ -28,33 +31,15 @@ BOOK_DATASETS = ("ImageNet", "CIFAR10", "CIFAR100", "FractalDB-1k")
 """The book's choices of --data-set; DeiT's are CIFAR, IMNET, INAT and INAT19."""
 BOOK_CIFAR_MEAN, BOOK_CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 HALF = (0.5, 0.5, 0.5)
-_PLAIN_SIZES = {(192, 12): ("tiny", 3), (384, 12): ("small", 6), (768, 12): ("base", 12), (1024, 24): ("large", 16)}
-"""(width, depth) → the name and the number of heads, which no tensor's shape tells."""
-_PLAIN_KEY = re.compile(
-    r"cls_token|pos_embed|patch_embed\.proj\.\w+|norm\.\w+|head\.\w+|"
-    r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.\w+"
-)
+_TRANSFORMERS = {"num_attention_heads": int, "hidden_size": int, "layer_norm_eps?": (int, float), "hidden_act?": str}
+"""What is read of a transformers config.json in addition to the tensors."""
 
 
 def model_of_name(name: str, state: Mapping[str, Tensor], image_size: int | None = None) -> ModelConfig:
-    """timm's model of that name (or the book's), for the image size that the position embeddings are of."""
-    return ModelConfig(BOOK_MODELS.get(name, name), image_size=_image_size(state) or image_size or 224)
-
-
-def model_of_shapes(state: Mapping[str, Tensor]) -> ModelConfig | None:
-    """A plain ViT's model from its tensors; None where they are of another kind or size, or do not tell."""
-    patch, size = state.get("patch_embed.proj.weight"), _image_size(state)
-    if patch is None or size is None or not all(_PLAIN_KEY.fullmatch(key) for key in state):
-        return None
-    depth = 1 + max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=-1)
-    known = _PLAIN_SIZES.get((patch.shape[0], depth))
-    if known is None or "cls_token" not in state:
-        return None
-    name, heads = known
-    return ModelConfig(
-        f"vit_{name}_patch16_224", image_size=size, patch_size=patch.shape[2], embed_dim=patch.shape[0], depth=depth,
-        num_heads=heads,
-    )  # fmt: skip
+    """timm's model of that name (or the book's), for the image size that the position embeddings are of, else that its
+    training says, else the architecture's own."""
+    own = BOOK_MODELS.get(name, name.partition(".")[0])
+    return ModelConfig(own, image_size=_image_size(state) or image_size or native_image_size(own))
 
 
 def _image_size(state: Mapping[str, Tensor]) -> int | None:
@@ -66,6 +51,14 @@ def _image_size(state: Mapping[str, Tensor]) -> int | None:
         grid = math.isqrt(max(position.shape[1] - prefix, 0))
         if grid and grid * grid == position.shape[1] - prefix:
             return grid * patch.shape[2]
+    return None
+
+
+def size_of(said: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width in pixels by a training's `img_size` or `input_size`."""
+    for size in (said.get("img_size"), said.get("input_size")):
+        if isinstance(size, list | tuple) and len(size) >= 2 and all(isinstance(side, int) for side in size):
+            return int(size[-2]), int(size[-1])
     return None
 
 
@@ -115,22 +108,137 @@ def dataset_of_timm(arguments: Mapping[str, Any], classes: int | None) -> Datase
     )  # fmt: skip
 
 
+def dataset_of_transformers(path: Path, classes: int | None) -> DatasetConfig | None:
+    """What a preprocessor_config.json beside the weights says: mean, std, and the share that the centre crop keeps.
+
+    Images are resized to the model's input whole unless it crops. None where there is no such file.
+    """
+    said = _read_json(path.with_name("preprocessor_config.json"))
+    mean, std = said.get("image_mean"), said.get("image_std")
+    if not mean or not std or not said.get("do_normalize", True):
+        return None
+    crop = 1.0
+    if said.get("do_center_crop"):
+        sides = [_side(said.get(key)) for key in ("crop_size", "size")]
+        crop = min(sides[0] / sides[1], 1.0) if sides[0] and sides[1] else 0.875
+    return DatasetConfig(
+        "folder", kind="folder", num_classes=classes, mean=_three(mean), std=_three(std), eval_crop=crop
+    )  # fmt: skip
+
+
+def told_by_transformers(path: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a transformers config.json tells in addition to the tensors, as arguments of `architecture_of`."""
+    if problem := misfit(card, _TRANSFORMERS):
+        raise DamagedError(path.with_name("config.json"), f"no configuration of a ViT ({problem})", remedy_of(path))
+    size = card.get("image_size")
+    activation = str(card.get("hidden_act") or "gelu")
+    known = {"gelu": None, "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu",
+             "relu": "relu", "silu": "silu", "swish": "silu"}  # fmt: skip
+    if activation not in known:
+        raise UserError(
+            f"{path.with_name('config.json')}: hidden_act {activation!r} is none that is read here ({', '.join(known)})"
+        )
+    return {
+        "heads": card["num_attention_heads"], "norm_eps": float(card.get("layer_norm_eps") or 1e-12),
+        "size": (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else None,
+        "activation": known[activation],
+    }  # fmt: skip
+
+
+def _side(size: Any) -> int | None:
+    """A number of pixels, as transformers writes it: a number, or a mapping of sides."""
+    if isinstance(size, Mapping):
+        size = next((size[key] for key in ("shortest_edge", "height", "width") if key in size), None)
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def labels_of(card: Mapping[str, Any], classes: int | None) -> tuple[str, ...] | None:
+    """The class names of a config.json: transformers' `id2label`, or timm's `label_names`; None unless there is one
+    for each class, and where they are transformers' place holders (LABEL_0)."""
+    numbered = card.get("id2label")
+    if isinstance(numbered, Mapping) and len(numbered) == classes:
+        try:
+            names = tuple(str(name) for _, name in sorted(numbered.items(), key=lambda pair: int(pair[0])))
+        except ValueError:
+            return None
+        return None if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
+    names = card.get("label_names")
+    if not isinstance(names, list) or len(names) != classes:
+        return None
+    said = card.get("label_descriptions")
+    return tuple(str(said.get(name, name)) if isinstance(said, Mapping) else str(name) for name in names)
+
+
+def arguments_of_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's further arguments in its config.json: `model_args`, and the pooling where it is not the model's own."""
+    pooling = card.get("global_pool")
+    return ({"global_pool": pooling} if isinstance(pooling, str) else {}) | plain_arguments(card.get("model_args"))
+
+
+def plain_arguments(given: Any) -> dict[str, Any]:
+    """A model's arguments that are plain values, without those that `ModelConfig` or the tensors tell."""
+    if not isinstance(given, Mapping):
+        return {}
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if isinstance(k, str)}
+    return {k: v for k, v in plain.items() if k not in ("num_classes", "img_size", "pretrained", "checkpoint_path")}
+
+
+def sized(model: ModelConfig, card: Mapping[str, Any]) -> ModelConfig:
+    """`model` with the image size of a timm config.json, where the tensors do not tell it."""
+    given = card.get("model_args")
+    size = given.get("img_size") if isinstance(given, Mapping) else None
+    return ModelConfig(model.name, image_size=size) if isinstance(size, int) else model
+
+
 def _three(values: Any) -> tuple[float, float, float]:
     numbers = [float(v) for v in values]
     red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
     return red, green, blue
 
 
-def read_model_card(path: Path) -> dict[str, Any]:
-    """timm's config.json next to a weights file: `architecture`, and `pretrained_cfg` with the statistics.
+def read_card(path: Path) -> dict[str, Any]:
+    """The config.json beside a weights file: timm's (`architecture`) or transformers' (`model_type`); an empty
+    dictionary where there is neither. Raises UserError for one that is damaged."""
+    content = _read_json(path.with_name("config.json"))
+    return content if "architecture" in content or "model_type" in content else {}
 
-    An empty dictionary where there is none. Raises ConfigError for one that is damaged.
-    """
-    card = path.with_name("config.json")
-    if not card.is_file():
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
         return {}
     try:
-        content = json.loads(card.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{card}: damaged ({error}); fix it, or move the weights elsewhere") from error
-    return content if isinstance(content, dict) and "architecture" in content else {}
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: damaged ({error}); fix it, or move the weights elsewhere") from error
+    return content if isinstance(content, dict) else {}
+
+
+_KEYS = {
+    "timm's Vision Transformer": r"blocks\.\d+\.(norm1|attn|mlp)",
+    "transformers' ViT": r"encoder\.layer\.\d+|layers\.\d+\.attention|layernorm_before",
+    "torchvision's ViT": r"encoder_layer_\d+|self_attention",
+    "Google's ViT (.npz)": r"encoderblock_\d+",
+    "CLIP of open_clip or OpenAI": r"(visual\.)?transformer\.resblocks\.\d+",
+    "timm's ConvNeXt or Swin": r"(stages|layers)\.\d+\.(blocks|downsample)",
+    "ResNet of timm or torchvision": r"layer\d\.\d+\.(conv|bn)\d",
+}
+
+
+def nearest_format(keys: Sequence[str]) -> str:
+    """The known format whose names most of the keys have."""
+    found = {name: sum(re.search(pattern, key) is not None for key in keys) for name, pattern in _KEYS.items()}
+    name = max(found, key=lambda one: found[one])
+    return f"{name} ({found[name]} of {len(keys)} names)" if found[name] else "none"
+
+
+def what_was_found(path: Path, keys: Sequence[str]) -> str:
+    """What to say of tensors that no reader knows: the first names, the nearest format, and how to convert."""
+    return (
+        f"its tensors ({', '.join(keys[:3])}, …) are not those of a Vision Transformer that is known here; the nearest "
+        f"known format: {nearest_format(keys)}. If timm has the model, name it: model=NAME. Else convert the file, "
+        "where RENAME(key) gives timm's name:\n"
+        f"    state = torch.load({str(path)!r}, weights_only=True)\n"
+        "    model = timm.create_model('NAME', num_classes=N); model.load_state_dict({RENAME(k): v for k, v in "
+        "state.items()})\n"
+        "    torch.save({'arch': 'NAME', 'state_dict': model.state_dict()}, 'converted.pth')"
+    )

@@ -1,37 +1,46 @@
-"""One reader for everybody's checkpoints: ours, timm's, DeiT's, the book's, safetensors.
+"""One reader for everybody's checkpoints: ours, timm's, DeiT's, the book's, Meta's, Google's, torchvision's and
+transformers'.
 
-Nothing is unpickled but tensors, plain containers and the `argparse.Namespace` that DeiT and the book store.
+A file's tensors get timm's names, and everything else that it says (architecture, statistics, labels) its field.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+import timm
 from timm.layers import resample_abs_pos_embed
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from vitlab.config import ConfigError, DatasetConfig, ModelConfig, PretrainConfig, build
 from vitlab.core.errors import UserError
-from vitlab.core.integrity import DamagedError, contradiction, is_archive, misfit, require_whole_archive, train_again
+from vitlab.core.integrity import DamagedError, contradiction, misfit
+from vitlab.models.architecture import Architecture, architecture_of
 from vitlab.models.formats import (
     BOOK_DATASETS,
     BOOK_MODELS,
+    arguments_of_card,
     dataset_of_deit,
     dataset_of_timm,
+    dataset_of_transformers,
     grid_of_arguments,
+    labels_of,
     model_of_name,
-    model_of_shapes,
-    read_model_card,
+    plain_arguments,
+    read_card,
+    size_of,
+    sized,
+    told_by_transformers,
+    what_was_found,
 )
+from vitlab.models.layouts import Layout, in_timms_names, known_layout, without_wrappers
+from vitlab.models.model_files import read_file, remedy_of, require_held
 
 LEAST_SHARE = 0.5
 """A checkpoint must supply at least this share of the model's parameters outside its head."""
@@ -41,8 +50,11 @@ _OURS = {
 }  # fmt: skip
 """What is read of our own checkpoints in addition to the tensors."""
 HEADS = ("head.", "head_dist.")
-CLASSIFIERS = ("head.weight", "head.fc.weight")
-"""A classifier's weight in timm's Vision Transformers, and in Swin and its like."""
+CLASSIFIERS = ("head.weight", "head.fc.weight", "fc.weight", "classifier.weight")
+"""A classifier's weight in timm's Vision Transformers, in Swin and its like, and in convolutional networks."""
+STATES = ("model", "state_dict", "model_state_dict", "net", "module", "weights", "params")
+"""The keys under which programs store the tensors, in the order of preference."""
+_NO_STATES = ("optimizer", "optimizer_state_dict", "scaler", "lr_scheduler", "scheduler", "dino_loss")
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,9 @@ class Weights:
 
     path: Path
     state: dict[str, Tensor]
+    """By timm's names."""
     kind: str
-    """vitlab, book, deit, timm or plain (bare tensors)."""
+    """Who wrote it: vitlab, book, deit, timm, transformers, torchvision, google, or plain (bare tensors)."""
     model: ModelConfig | None = None
     dataset: DatasetConfig | None = None
     """Statistics and evaluation crop, from the record or the training's own arguments."""
@@ -62,11 +75,16 @@ class Weights:
     """Patches down and across, where the arguments tell the image's height and width."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """What the training was told: our configuration, or the other program's flags."""
+    build: Mapping[str, Any] = field(default_factory=dict)
+    """timm's arguments beyond those of `model`."""
+    said: tuple[str, ...] = ()
+    """What was inferred or chosen, in lines."""
 
     @property
     def num_classes(self) -> int | None:
         """Width of the classifier, if there is one."""
-        return next((self.state[key].shape[0] for key in CLASSIFIERS if key in self.state), None)
+        own = classifiers_of(self.model.name) if self.model else ()
+        return next((self.state[k].shape[0] for k in (*own, *CLASSIFIERS) if k in self.state), None)
 
     def describe(self) -> str:
         """Which file, of what kind, of which epoch."""
@@ -96,31 +114,72 @@ class LoadReport:
 
 
 def read_checkpoint(path: Path, *, weights: str = "raw") -> Weights:
-    """Read a checkpoint of any of the known kinds; `weights` is `raw` or `ema` (the moving average).
+    """Read a checkpoint of any of the known kinds.
 
-    Raises ConfigError, naming the file and the reason, for a file that is missing, truncated, no checkpoint, or that
-    holds anything beyond tensors and plain values.
+    `weights` is `raw`, `ema` (the moving average) or `student` (of a self-distillation such as DINO's, where raw is the
+    teacher). Raises ConfigError, naming the file and the reason, for a file that is missing, truncated, no checkpoint,
+    or that holds anything beyond tensors and plain values.
     """
-    content = _read(path)
-    if weights == "ema" and not isinstance(content.get("model_ema") or content.get("state_dict_ema"), Mapping):
-        raise ConfigError("weights", f"{path} holds no moving average; use raw")
-    keys = ("model_ema", "state_dict_ema") if weights == "ema" else ("model", "state_dict", "model_state_dict")
-    state = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
-    tensors = {_clean(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    content = read_file(path)
+    state, notes = _state_of(path, content, weights)
+    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no weights (its keys: {', '.join(map(str, list(content)[:6])) or 'none'})")
-    if "cls_token" not in tensors and not any("attn.qkv" in key or "attn.q" in key for key in tensors):
-        raise UserError(
-            f"{path}: its tensors ({', '.join(list(tensors)[:3])}, …) are not those of a Vision Transformer of timm's; "
-            "give a ViT's checkpoint (ours, timm's, DeiT's, the book's)"
-        )
+    require_held(path, tensors)
+    known, taken, layout = known_layout(tensors, "student" if weights == "student" else "teacher"), None, None
+    heads = None
+    if known is None:
+        tensors = {without_wrappers(key): value for key, value in tensors.items()}
+    else:
+        layout, prefix = known
+        try:
+            heads = layout.heads(tensors)
+            named = (
+                isinstance(content.get("arch"), str) or "schema_version" in content or "architecture" in read_card(path)
+            )
+            tensors, taken = in_timms_names(tensors, layout, prefix, named=named)
+        except (UserError, RuntimeError, KeyError, IndexError) as error:
+            raise UserError(f"{path}: {layout.name}'s names, and not all of its tensors: {error}") from error
+    if taken not in (None, "head", "classifier"):
+        notes.append(f"the classifier is taken from {taken}.weight")
     epoch = content.get("epoch")
-    known = _describe(path, content, tensors, state is not content)
-    grid = grid_of_arguments(known.get("arguments", {}), tensors)
-    return Weights(path, tensors, **known, grid=grid, epoch=epoch if isinstance(epoch, int) else None)
+    found = _describe(path, content, tensors, state is not content, layout, heads)
+    found["said"] = (*notes, *found.get("said", ()))
+    grid = found.pop("grid", None) or grid_of_arguments(found.get("arguments", {}), tensors)
+    return Weights(path, tensors, **found, grid=grid, epoch=epoch if isinstance(epoch, int) else None)
 
 
-def _describe(path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor], wrapped: bool) -> dict[str, Any]:
+def _state_of(path: Path, content: Mapping[str, Any], weights: str) -> tuple[Mapping[str, Any], list[str]]:
+    """The mapping of a checkpoint's tensors, and what to say of the choice."""
+    if weights == "student" and not isinstance(content.get("student"), Mapping):
+        if any("student." in str(key) for key in content):
+            return content, []
+        raise ConfigError("weights", f"{path} holds no student; use raw")
+    if weights == "ema":
+        for key in ("model_ema", "state_dict_ema", "ema", "ema_state_dict"):
+            if isinstance(content.get(key), Mapping):
+                return content[key], []
+        raise ConfigError("weights", f"{path} holds no moving average; use raw")
+    if isinstance(content.get("teacher"), Mapping) or weights == "student":
+        whose = "student" if weights == "student" else "teacher"
+        other = "" if weights == "student" else "; weights=student takes the other"
+        return content[whose], [f"it holds a teacher and a student: the {whose} is taken{other}"]
+    for key in STATES:
+        if isinstance(content.get(key), Mapping):
+            return content[key], []
+    if not any(isinstance(value, Tensor) for value in content.values()):
+        nested = {k: v for k, v in content.items() if isinstance(v, Mapping) and k not in _NO_STATES}
+        held = {k: v for k, v in nested.items() if any(isinstance(x, Tensor) for x in v.values())}
+        if len(held) == 1:
+            ((key, state),) = held.items()
+            return state, [f"its weights are taken from {key!r}"]
+    return content, []
+
+
+def _describe(
+    path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor], wrapped: bool, layout: Layout | None,
+    heads: int | None,
+) -> dict[str, Any]:  # fmt: skip
     """Everything that a checkpoint's content says apart from its tensors, as fields of `Weights`."""
     config, arguments, name = content.get("config"), content.get("args"), content.get("arch")
     width = next((state[key].shape[0] for key in CLASSIFIERS if key in state), None)
@@ -134,83 +193,59 @@ def _describe(path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor
             "classes": tuple(classes) if classes else None,
         }  # fmt: skip
     said = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
-    if isinstance(name, str):
+    if isinstance(name, str) and timm.is_model(BOOK_MODELS.get(name, name)):
         size = said.get("img_size")
         model = model_of_name(name, state, size if isinstance(size, int) else None)
-        return {"kind": "timm", "model": model, "dataset": dataset_of_timm(said, width), "arguments": said}
-    if isinstance(said.get("model"), str):
-        book = said.get("data_set") in BOOK_DATASETS or said["model"] in BOOK_MODELS
         return {
-            "kind": "book" if book else "deit", "model": model_of_name(said["model"], state, said.get("input_size")),
-            "dataset": dataset_of_deit(said, width), "arguments": said,
+            "kind": "timm", "model": model, "dataset": dataset_of_timm(said, width), "arguments": said,
+            "build": plain_arguments(said.get("model_kwargs")),
         }  # fmt: skip
-    if card := read_model_card(path):
-        model = model_of_name(card["architecture"], state)
+    if isinstance(of_deit := said.get("model"), str):
+        book = said.get("data_set") in BOOK_DATASETS or of_deit in BOOK_MODELS
+        found = {"kind": "book" if book else "deit", "dataset": dataset_of_deit(said, width), "arguments": said}
+        if timm.is_model(BOOK_MODELS.get(of_deit, of_deit)):
+            return found | {"model": model_of_name(of_deit, state, said.get("input_size"))}
+        return found | _fields(architecture_of(state, size=size_of(said)))  # a name of its own, as DeiT-III's
+    card = read_card(path)
+    if isinstance(card.get("architecture"), str):
         told = card.get("pretrained_cfg") or {}
-        return {"kind": "timm", "model": model, "dataset": dataset_of_timm(told, width), "arguments": told}
-    return {"kind": "timm" if wrapped else "plain", "model": model_of_shapes(state)}
+        model = model_of_name(card["architecture"], state)
+        return {
+            "kind": "timm", "model": sized(model, card), "dataset": dataset_of_timm(told, width), "arguments": told,
+            "classes": labels_of(card, width), "build": arguments_of_card(card),
+        }  # fmt: skip
+    kind = layout.name if layout is not None and layout.name != "timm" else "timm" if wrapped else "plain"
+    found = {"kind": kind, "arguments": said}
+    options: dict[str, Any] = {"heads": heads}
+    if layout is not None and layout.name == "transformers" and "model_type" in card:
+        options = told_by_transformers(path, card)
+        found |= {"dataset": dataset_of_transformers(path, width), "classes": labels_of(card, width)}
+    return found | _fields(architecture_of(state, **{"size": size_of(said), **options}))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError("checkpoint", f"there is no file {str(path)!r}")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from error
-    if is_archive(path):
-        require_whole_archive(path, remedy_of(path))
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickle protocols: what cannot be read is refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if culprit := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise UserError(
-                f"{path}: refused: reading it would call or build {culprit[1]}, and only tensors, plain values and "
-                "argparse.Namespace are allowed; save the model's state_dict() instead"
-            ) from error
-        raise DamagedError(path, "not a checkpoint, or a damaged one", remedy_of(path)) from error
-    except Exception as error:  # a damaged pickle makes the reader raise nearly anything
-        reason = (str(error).splitlines() or ["it is empty"])[0].partition(". ")[0]
-        raise DamagedError(path, f"not a checkpoint, or a truncated one ({reason})", remedy_of(path)) from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
-    return dict(content)
-
-
-def remedy_of(path: Path) -> str:
-    """What to do about a damaged checkpoint: train again where it lies in a cell's folder, else get it again."""
-    if path.with_name("config.yaml").exists():
-        return train_again(path.parent.name)
-    return "copy or download it again"
-
-
-def _clean(key: str) -> str:
-    """A parameter's name without what wrappers put before it (DDP, torch.compile)."""
-    for prefix in ("module.", "_orig_mod.", "model."):
-        key = key.removeprefix(prefix)
-    return key
+def _fields(architecture: Architecture | None) -> dict[str, Any]:
+    if architecture is None:
+        return {}
+    return {
+        "model": architecture.model, "build": architecture.arguments, "grid": architecture.grid,
+        "said": (architecture.said,),
+    }  # fmt: skip
 
 
 def load_weights(model: nn.Module, weights: Weights, *, keep_head: bool = False) -> LoadReport:
-    """Put a checkpoint's tensors into a Vision Transformer of timm's.
+    """Put a checkpoint's tensors into a model of timm's.
 
     Position embeddings of another grid are resized. The classifier is left as initialised unless `keep_head` and its
     shape is the model's. Raises ConfigError where a tensor has another shape for a reason that resizing does not
     fix, or where less than half of the parameters outside the head would be loaded.
     """
-    wanted = model.state_dict()
+    wanted, heads = model.state_dict(), _heads_in(model)
     taken: dict[str, Tensor] = {}
     resized: list[str] = []
     dropped: list[str] = []
     for key, tensor in weights.state.items():
         target = wanted.get(key)
-        is_head = key.startswith(HEADS)
+        is_head = key.startswith(heads)
         if target is None or (is_head and (not keep_head or target.shape != tensor.shape)):
             dropped.append(key)
         elif target.shape == tensor.shape:
@@ -224,16 +259,33 @@ def load_weights(model: nn.Module, weights: Weights, *, keep_head: bool = False)
                 f"{weights.path}: {key} is {tuple(tensor.shape)} there and {tuple(target.shape)} in the model; "
                 f"give the model that the checkpoint is of{of} with model=…"
             )
-    body = [key for key in wanted if not key.startswith(HEADS)]
+    body = [key for key in wanted if not key.startswith(heads)]
     total, found = (sum(wanted[k].numel() for k in keys) for keys in (body, [k for k in body if k in taken]))
     if found < LEAST_SHARE * total:
         missing = [key for key in body if key not in taken]
+        if not found and known_layout(weights.state) is None:
+            raise UserError(f"{weights.path}: {what_was_found(weights.path, list(weights.state))}")
         raise UserError(
             f"{weights.path}: supplies {100 * found / total:.0f} % of the model's parameters (missing: "
             f"{', '.join(missing[:4])}, …); training would start from noise. Give the model that the file is of"
         )
     model.load_state_dict(taken, strict=False)
     return LoadReport(len(taken), tuple(resized), tuple(dropped), tuple(k for k in wanted if k not in taken))
+
+
+def _heads_in(model: nn.Module) -> tuple[str, ...]:
+    """What the names of the classifier's parameters begin with."""
+    if isinstance(model, VisionTransformer):
+        return HEADS
+    names = getattr(model, "default_cfg", {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names)) or HEADS
+
+
+def classifiers_of(name: str) -> tuple[str, ...]:
+    """The classifier's weights, by name, in timm's architecture `name`."""
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    names = (known.classifier if known else None) or ()
+    return tuple(f"{one}.weight" for one in ([names] if isinstance(names, str) else names))
 
 
 def load_start(
