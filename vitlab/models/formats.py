@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from vitlab.config import IMAGENET_MEAN, IMAGENET_STD, DatasetConfig, ModelConfig
-from vitlab.config.model_names import native_image_size
+from vitlab.config.choices import native_image_size
 from vitlab.core.errors import UserError
 from vitlab.core.integrity import DamagedError, misfit
 from vitlab.models.model_files import remedy_of
