@@ -231,7 +231,7 @@ def of_csv(text):
             if line["p_adjusted"]:
                 p = float(line["p_adjusted"])
                 cells.add("< 0.001" if p < 0.001 else f"{p:.3f}")
-            cells |= {f"{float(line[key]):.2f}" for key in ("top5", "best_top1")}
+            cells |= {f"{float(line[key]):.2f}" for key in ("top5", "best.top1")}
             cells |= {f"{int(line['parameters']) / 1e6:.3g} M", f"{float(line['device_hours']):.2g}"}
         elif line["block"] in grids_of_text:
             cells |= {line["row"], line["dataset"], *(part.partition(": ")[2] for part in line["text"].split("; "))}

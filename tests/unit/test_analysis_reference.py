@@ -49,6 +49,15 @@ def test_causes_are_what_the_records_show(tmp_path):
     assert second.startswith("mixup on digits, top1: no choice of epoch or weights explains it"), "all else is alike"
 
 
+def test_the_earlier_spelling_of_a_figure_is_read(tmp_path):
+    """`best_top1`, as files for earlier versions have it."""
+    table = build_table(write_all(tmp_path), SPEC)
+    for name in ("best.top1", "best_top1"):
+        (tmp_path / "r.csv").write_text(HEADER + f"none,digits,{name},90.6,0.1,them,,,\n", encoding="utf-8")
+        (line,) = beside_reference(table, read_reference(str(tmp_path / "r.csv"))).reference
+        assert line["figure"] == "best.top1" and line["delta"] == pytest.approx(0, abs=0.01)
+
+
 def test_one_seed_each_decides_nothing(tmp_path):
     table = build_table(write_all(tmp_path, {"none": [90.0], "mixup": [91.0]}), dataclasses.replace(SPEC, rows=None))
     (tmp_path / "r.csv").write_text(HEADER + "none,*,top1,95,,them,,,\n", encoding="utf-8")

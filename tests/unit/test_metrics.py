@@ -1,6 +1,9 @@
 """METRICS: names, what `metric=` means, tables of any figure, metrics of plugins."""
 
+import ast
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 from written_records import SPEC, write_all
@@ -15,15 +18,26 @@ from vitlab.core.metrics import METRICS, figure, figures, register_metric
 
 def test_one_name_from_the_row_to_the_table():
     best = figure("ema.best.loss")
-    assert (best.column, best.row_key, best.slug, best.title, best.points) == (
-        "ema.best.loss", "eval_ema/loss", "ema_best_loss", "best EMA loss", "nats"
+    assert (best.column, best.row_key, best.name, best.title, best.points) == (
+        "ema.best.loss", "eval_ema/loss", "ema.best.loss", "best EMA loss", "nats"
     )  # fmt: skip
     top1 = figure()
-    assert (top1.column, top1.row_key, top1.slug, top1.title, top1.points) == (
+    assert (top1.column, top1.row_key, top1.name, top1.title, top1.points) == (
         "last.top1", "eval/top1", "top1", "top-1", "points"
     )  # fmt: skip
     assert figure("ema.top1") == figure("ema.last.top1") and figure("last.top5").column == "last.top5"
     assert len({each.column for each in figures()}) == 4 * len(METRICS)
+
+
+def test_no_other_module_spells_an_evaluations_metric():
+    """All spellings but the name itself come from `Figure` and `row_key`; docstrings may show them."""
+    spelt, found = re.compile(r"(eval|eval_ema|last|best)/(top1|top5|loss)|last[.](top1|top5|loss)|(best|ema)_top1"), []
+    for file in (Path(__file__).parents[2] / "vitlab").rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        found += [f"{file.name}:{n.lineno}" for n in texts if id(n) not in said and spelt.search(n.value)]
+    assert not [place for place in found if not place.startswith("metrics.py")]
 
 
 @pytest.mark.parametrize("text", ["top2", "first.top1", "", "best", "ema.worst.top1"])

@@ -17,6 +17,7 @@ import pandas as pd
 from vitlab.analysis.conditions import COLUMN
 from vitlab.core.errors import UserError
 from vitlab.core.integrity import Fingerprint, fingerprints_from
+from vitlab.core.metrics import figure
 from vitlab.study.contents import load_predictions, read_contents
 from vitlab.study.record import Record
 
@@ -69,7 +70,8 @@ def saw_the_same(frame: pd.DataFrame, first: int, second: int) -> bool:
 
 
 def _is_evaluated(frame: pd.DataFrame, i: int) -> bool:
-    value = frame.at[i, "last.top1"] if "last.top1" in frame else None
+    column = figure().column
+    value = frame.at[i, column] if column in frame else None
     return frame.at[i, "state"] == "finished" and value is not None and value == value
 
 
@@ -135,9 +137,8 @@ def describe_difference(output_dir: Path, first: str, second: str) -> list[str]:
     for record in (a, b):
         result = record.read("result.json")
         last = result and result.get("last")
-        lines.append(
-            f"{record.id}: {record.state()}" + (f", top-1 {last['top1']:.2f}, loss {last['loss']:.4f}" if last else "")
-        )
+        shown = [f"{f.title} {f.shown(last[f.metric.name])}" for f in (figure(), figure("loss"))] if last else []
+        lines.append(", ".join([f"{record.id}: {record.state()}", *shown]))
     lines.append(_disagreement(a, b))
     return lines
 

@@ -22,7 +22,9 @@ from vitlab.core.metrics import PRIMARY, figure
 COLUMNS = ("row", "dataset", "figure", "value", "sd", "source")
 RECIPE = {"epochs": "recipe.epochs", "batch_size": "recipe.batch_size", "ema_decay": "recipe.ema_decay"}
 """Further columns that a file may have → the setting of ours that they are held against."""
-FIGURES = {each.slug: each.column for each in map(figure, ("top1", "top5", "best.top1", "ema.top1"))}
+FIGURES = {each.name: each.column for each in map(figure, ("top1", "top5", "best.top1", "ema.top1"))}
+_OLDER = {name.replace(".", "_"): name for name in FIGURES}
+"""How earlier files spell these names: `best_top1`."""
 _WORDS = {
     f"{selection}.{PRIMARY}": words
     for selection, words in {
@@ -49,6 +51,7 @@ def read_reference(name: str) -> list[dict[str, Any]]:
     lines = list(csv.DictReader(text for _, text in numbered))
     for (number, _), line in zip(numbered[1:], lines, strict=True):
         keys = set(line)
+        line["figure"] = _OLDER.get(str(line.get("figure")), line.get("figure"))
         if not set(COLUMNS) <= keys <= {*COLUMNS, *RECIPE} or line["figure"] not in FIGURES:
             raise ConfigError(
                 "reference",
@@ -165,7 +168,7 @@ def _causes(line: Mapping[str, Any], entry: Entry, margin: float) -> list[str]:
             causes.append(f"{name} {shown} here, not told there")
         elif ours != (line[key],):
             causes.append(f"{name} {shown} here, {line[key]:g} there")
-    if line["figure"] in ("top1", "best_top1"):
+    if line["figure"] in (figure().name, figure("best.top1").name):
         asked = FIGURES[line["figure"]]
         others = {f: mean for f in _WORDS if f != asked and (mean := entry.mean(f)) is not None}
         near = [f"{_WORDS[f]} {mean:.2f} would match" for f, mean in others.items()

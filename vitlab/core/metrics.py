@@ -1,7 +1,8 @@
 """METRICS: every figure of an evaluation, with its name, title, unit, direction and format, written once.
 
-A metric has one name from the evaluation to the table: `top1` is `eval/top1` in an epoch's row, `last.top1` in a
-result and in a table's `metric=`, which also knows `best.top1`, `ema.top1` (averaged weights) and `ema.best.top1`.
+A metric has one name from the evaluation to the table: `top1`. A prefix says which evaluation it is of:
+`last.` (needed in data frames only), `best.`, `ema.` (of the averaged weights), `ema.best.`. W&B groups by `/`: an
+epoch's row has `eval/top1`, a run's summary `last/top1`. Code takes all of these from `Figure`.
 """
 
 from __future__ import annotations
@@ -89,14 +90,19 @@ class Figure:
         return f"{self.selection}.{self.metric.name}"
 
     @property
+    def summary_key(self) -> str:
+        """Its name in the summary of a W&B run: `last/top1`, `ema/best/loss`."""
+        return self.column.replace(".", "/")
+
+    @property
     def row_key(self) -> str:
         """Its name in an epoch's row: `eval/top1`, or `eval_ema/top1` for averaged weights."""
         return row_key(self.metric.name, averaged=self.selection.startswith("ema"))
 
     @property
-    def slug(self) -> str:
-        """Its name in a CSV file: `top1`, `best_top1`, `ema_top1`, `ema_best_top1`."""
-        prefix = {"last": "", "best": "best_", "ema.last": "ema_", "ema.best": "ema_best_"}[self.selection]
+    def name(self) -> str:
+        """Its name in `metric=`, in CSV files and in those of published values: `top1`, `best.top1`, `ema.top1`."""
+        prefix = {"last": "", "best": "best.", "ema.last": "ema.", "ema.best": "ema.best."}[self.selection]
         return prefix + self.metric.name
 
     @property

@@ -230,5 +230,14 @@ def classes_grid(table: Table) -> Grid:
             p = "" if c.p is None else "< 0.001" if c.p < 0.001 else f"{c.p:.3f}"
             cells = [*(Cell(name, align="left") for name in names), *map(Cell, figures)]
             rows.append((*cells, Cell(delta, bold=c.significant), Cell(p)))
-    heads = ("", *(("data set",) if several else ()), "class", "images", "baseline", "top-1", f"{DELTA} (95 % CI)", "p")
+    heads = (
+        "",
+        *(("data set",) if several else ()),
+        "class",
+        "images",
+        "baseline",
+        figure().title,
+        f"{DELTA} (95 % CI)",
+        "p",
+    )
     return Grid("classes", "Per class (intervals hold for all classes of a row together)", heads, tuple(rows))

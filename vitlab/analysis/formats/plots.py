@@ -20,6 +20,7 @@ from vitlab.analysis.formats.grids import shown_classes
 from vitlab.analysis.table_model import Entry, Table
 from vitlab.core.comparisons import Comparison
 from vitlab.core.files import written_whole
+from vitlab.core.metrics import METRICS, PRIMARY
 from vitlab.core.metrics import Figure as Shown
 
 KINDS = {"up": ("#0072B2", "^"), "down": ("#D55E00", "v"), "level": ("#6E7781", "D"), "same": ("#009E73", "s")}
@@ -99,7 +100,7 @@ def draw_classes(table: Table) -> Figure:
         axis.invert_yaxis()
     for axis in places[len(groups) :]:
         axis.set_visible(False)
-    figure.supxlabel(f"top-1 of a class beside {table.against} (points)", fontsize=9)
+    figure.supxlabel(f"difference to {table.against} in {METRICS[PRIMARY].title} of a class (points)", fontsize=9)
     figure.tight_layout()
     return figure
 

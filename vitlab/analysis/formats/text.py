@@ -62,8 +62,8 @@ def to_csv(table: Table, context: Context | None = None) -> str:
     stream, shown = io.StringIO(), table.figure
     ticks = list(table.rows[0].ticks)
     columns = [
-        "block", "row", "dataset", *ticks, "n", "seeds", shown.slug, "sd", "baseline", "delta", "ci_low", "ci_high",
-        "p_adjusted", "same_within_margin", *(each.slug for each in _csv_figures(shown)), f"{shown.slug}_values",
+        "block", "row", "dataset", *ticks, "n", "seeds", shown.name, "sd", "baseline", "delta", "ci_low", "ci_high",
+        "p_adjusted", "same_within_margin", *(each.name for each in _csv_figures(shown)), f"{shown.name}_values",
         "parameters", "device_hours", "missing", "ids", "text",
     ]  # fmt: skip
     writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
@@ -84,11 +84,11 @@ def _numbers(row: Row, dataset: str, e: Entry, shown: Figure) -> dict[str, Any]:
     return {
         "block": "rows", "row": row.label, "dataset": dataset,
         **{title: int(on) for title, (on, _) in row.ticks.items()}, "n": c.n,
-        "seeds": " ".join(map(str, e.seeds)), shown.slug: c.mean if c.n else "", "sd": c.sd, "baseline": e.versus,
+        "seeds": " ".join(map(str, e.seeds)), shown.name: c.mean if c.n else "", "sd": c.sd, "baseline": e.versus,
         "delta": c.delta, "ci_low": c.low, "ci_high": c.high, "p_adjusted": c.p,
         "same_within_margin": None if c.same is None else int(c.same),
-        **{each.slug: e.mean(each.column) for each in _csv_figures(shown)},
-        f"{shown.slug}_values": " ".join(map(repr, e.scores)), "parameters": e.parameters,
+        **{each.name: e.mean(each.column) for each in _csv_figures(shown)},
+        f"{shown.name}_values": " ".join(map(repr, e.scores)), "parameters": e.parameters,
         "device_hours": e.device_hours, "missing": "; ".join(e.missing), "ids": " ".join(e.ids),
     }  # fmt: skip
 
@@ -117,7 +117,8 @@ def classes_csv(table: Table) -> str:
     """One line per row, data set and class; numbers unrounded."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    titles = "row,baseline,dataset,class,images,baseline_top1,top1,n,delta,ci_low,ci_high,p_adjusted"
+    top1 = figure().name
+    titles = f"row,baseline,dataset,class,images,baseline_{top1},{top1},n,delta,ci_low,ci_high,p_adjusted"
     writer.writerow(titles.split(","))
     for e in table.classes:
         c = e.comparison

@@ -14,6 +14,10 @@ import pandas as pd
 from vitlab.analysis.sources.records import frame
 from vitlab.config import ConfigError
 from vitlab.core.errors import UserError
+from vitlab.core.metrics import PRIMARY, row_key
+
+_THEIRS = {"top1": "test_acc1", "top5": "test_acc5", "loss": "test_loss"}
+"""A metric of ours → its name in DeiT's log."""
 
 
 def collect_logs(places: Sequence[Path]) -> pd.DataFrame:
@@ -43,7 +47,7 @@ def collect_logs(places: Sequence[Path]) -> pd.DataFrame:
             {e["epoch"]: e for e in epochs}.values()
         )  # a resumed run logs an epoch again: the later one holds
         name, seed = _name(file)
-        evaluated = [e for e in epochs if "eval/top1" in e]
+        evaluated = [e for e in epochs if row_key(PRIMARY) in e]
         row = {
             "id": "d" + hashlib.sha256(file.read_bytes()).hexdigest()[:11],
             "name": f"{name}/s{seed}",
@@ -58,10 +62,9 @@ def collect_logs(places: Sequence[Path]) -> pd.DataFrame:
             "rows": json.dumps(epochs),
         }
         if evaluated:
-            best = max(evaluated, key=lambda e: e["eval/top1"])
+            best = max(evaluated, key=lambda e: e[row_key(PRIMARY)])
             for part, e in (("last", evaluated[-1]), ("best", best)):
-                row |= {f"{part}.top1": e["eval/top1"], f"{part}.top5": e["eval/top5"],
-                        f"{part}.loss": e["eval/loss"], f"{part}.epoch": e["epoch"]}  # fmt: skip
+                row |= {f"{part}.{name}": e[row_key(name)] for name in _THEIRS} | {f"{part}.epoch": e["epoch"]}
         rows.append(row)
     names = [row["name"] for row in rows]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -88,8 +91,8 @@ def _epoch(file: Path, number: int, line: str) -> dict[str, float]:
                "n_parameters": content["n_parameters"]}  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}, line {number}: not a line of DeiT's log.txt ({error!r})") from error
-    if "test_acc1" in content:
-        row |= {"eval/top1": content["test_acc1"], "eval/top5": content["test_acc5"], "eval/loss": content["test_loss"]}
+    if _THEIRS[PRIMARY] in content:
+        row |= {row_key(name): content[theirs] for name, theirs in _THEIRS.items()}
     for key, value in row.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"{file}, line {number}: {key} is {value!r}, not a number; the run is damaged")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.core.integrity import DamagedError
+from vitlab.core.metrics import figure
 
 _BLOCK, _HEADER = 32768, 7
 _REMEDY = "take the table from the records (source=runs), or remove the file"
@@ -40,14 +41,15 @@ def merge_runs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _joined(identity: str, earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    finished = [run for run in (earlier, later) if run["state"] == "finished" and "last/top1" in run["summary"]]
-    figures = [run["summary"]["last/top1"] for run in finished]
+    key = figure().summary_key
+    finished = [run for run in (earlier, later) if run["state"] == "finished" and key in run["summary"]]
+    figures = [run["summary"][key] for run in finished]
     faults = [*earlier.get("faults", ()), *later.get("faults", ())]
     kept, other = (earlier, later) if finished == [earlier] else (later, earlier)
     state = kept["state"]
     if len(figures) > 1 and figures[0] != figures[1]:
         first, second = (run.get("origin") or run.get("url") or run["id"] for run in (later, earlier))
-        told = f"last/top1 {figures[0]} and {figures[1]}; the other is {second}"
+        told = f"{key} {figures[0]} and {figures[1]}; the other is {second}"
         problem = f"two finished runs of cell {identity} disagree ({told})"
         faults.append(DamagedError(first, problem, "remove the one that is not to count"))
         state = "damaged"

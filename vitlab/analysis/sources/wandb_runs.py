@@ -20,6 +20,7 @@ from vitlab.analysis.sources.wandb_files import merge_runs, offline_runs
 from vitlab.config import GROUPS, ConfigError
 from vitlab.core.files import make_folder, write_text
 from vitlab.core.integrity import DIGEST, DamagedError, Shape, digest_of, misfit, read_mapping, sealed, texts
+from vitlab.core.metrics import figure
 from vitlab.core.wandb import unpack_curve, unpack_hits
 from vitlab.study.mixture import attempts
 from vitlab.study.record import FILES, ROW, SCHEMA_VERSION, experiment_digest, summary_figures
@@ -118,7 +119,7 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
         row["data"] = json.dumps(about.get("data"))
     else:  # not even known which cell it is
         row["state"] = "damaged"
-    if row["state"] == "finished" and "last/top1" not in summary:  # saved and stopped before its end
+    if row["state"] == "finished" and figure().summary_key not in summary:  # saved and stopped before its end
         row["state"] = "interrupted"
     if row["state"] == "finished":
         other, result = changed(summary, lambda: digest_of(summary_figures(summary)), "its summary"), _nest(summary)
