@@ -179,7 +179,7 @@ def test_two_controllers_never_train_a_cell_twice(tmp_path):
     texts = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], texts
     trained = [line.split(":")[0] for text in texts for line in text.splitlines() if ": epoch 2/2" in line]
-    assert sorted(trained) == ["deit/s0", "mixup/s0", "none/s0"], texts
+    assert sorted(trained) == ["deit/mix_group=8/s0", "mixup/mix_group=8/s0", "none/s0"], texts
 
 
 def test_a_read_only_folder_is_said(tmp_path):

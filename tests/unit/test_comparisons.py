@@ -152,7 +152,7 @@ def test_what_seeds_detect():
     def least(n, rule="auto"):
         return least_differences([with_scatter(n, 0.2)] * 7, [(0, i) for i in range(1, 7)], rule)[0]
 
-    assert least(3) == pytest.approx(1.08, abs=0.02) and least(5) == pytest.approx(0.57, abs=0.02)
+    assert least(3) == pytest.approx(1.18, abs=0.02) and least(5) == pytest.approx(0.58, abs=0.02)
     assert least(10) == pytest.approx(0.35, abs=0.01)
     assert least(3, "pooled") == pytest.approx(0.62, abs=0.01)
     assert least(1) is None and least_differences([with_scatter(3, 0.0)] * 2, [(0, 1)]) == [None]
@@ -184,14 +184,14 @@ def test_planned_widths_are_those_of_the_intervals():
 @pytest.mark.slow()
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_the_detectable_difference_is_found_four_times_in_five(n):
-    """A common critical value varies with the scatters found; taken as it is for the true ones, power is near 80 %."""
+    """Although a common critical value varies with the scatters that a study finds."""
     pairs = [(0, i) for i in range(1, 7)]
     least = least_differences([with_scatter(n, 1.0)] * 7, pairs)[0]
     rng, found = np.random.default_rng(n), 0
     for _ in range(1_000):
         groups = [Group(tuple(rng.normal(least * (i == 1), 1.0, n))) for i in range(7)]
         found += compare(groups, pairs)[0].significant
-    assert found / 1_000 == pytest.approx(0.8, abs=0.06)
+    assert found / 1_000 == pytest.approx(0.8, abs=0.04)
 
 
 def _rates(rule, sds, sizes, runs=2_000, seed=0, shift=0.0):

@@ -218,7 +218,7 @@ def least_differences(
 ) -> list[float | None]:
     """For each pair the smallest true difference that is found four times in five, if groups scatter as these do.
 
-    None where the seeds support no interval. A common critical value is taken as it is for these scatters.
+    None where the seeds support no interval.
     """
     estimates = {i: e for i, pair in enumerate(pairs) if (e := _estimate(groups, pair, rule)) is not None}
     family = _family(list(estimates.values()), rule, part)

@@ -148,10 +148,15 @@ class SeparateFamily(Family):
 
     def detectable(self, estimate: Estimate, power: float) -> float:
         (one, two), (n, m) = estimate.variances, estimate.counts
-        ratio = min(1e6, math.sqrt(one / n / (two / m))) if two else 1e6
-        common = None if self._alike(estimate) is None else self.critical(estimate)
-        level = sidak(self.count)
-        return estimate.error * welch.detectable_shift(ratio, n - 1, m - 1, level, power, common)
+        if (alike := self._alike(estimate)) is None:
+            ratio = min(1e6, math.sqrt(one / n / (two / m))) if two else 1e6
+            return estimate.error * welch.detectable_shift(ratio, n - 1, m - 1, sidak(self.count), power)
+        bounds = _common_bounds(*self._law(alike))[:, alike.index(estimate)] / estimate.error
+
+        def excess(shift: float) -> float:
+            return float(np.mean(special.ndtr(shift - bounds) + special.ndtr(-shift - bounds))) - power
+
+        return _root(excess, 0.0, float(bounds.max()) + 50) * estimate.error
 
     def alone(self, estimate: Estimate, statistic: float) -> float:
         return welch.p_value(statistic, estimate.share, *(n - 1 for n in estimate.counts))
@@ -175,6 +180,11 @@ class SeparateFamily(Family):
 @functools.lru_cache(maxsize=1024)
 def _common_critical_value(base: float, others: tuple[float, ...], seeds: int, level: float) -> float:
     return welch.common_critical_value(base, np.array(others), seeds, level)
+
+
+@functools.lru_cache(maxsize=256)
+def _common_bounds(base: float, others: tuple[float, ...], seeds: int, level: float) -> np.ndarray:
+    return welch.common_bounds(base, np.array(others), seeds, level)
 
 
 def sidak(count: float, level: float = LEVEL) -> float:

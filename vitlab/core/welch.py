@@ -35,11 +35,12 @@ for 2 to 12 comparisons, 2 to 20 values and deviations of ratio 1 to 20, it then
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize, special, stats
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(128)
 _UNIFORM = (_NODES + 1) / 2
@@ -93,16 +94,13 @@ def rate(ratio: Array | float, first: int, second: int, level: float) -> Array:
     return 2 * special.stdtr(first + second, -critical * law.scale) @ _QUANTILE_WEIGHTS
 
 
-def detectable_shift(
-    ratio: float, first: int, second: int, level: float, power: float, common: float | None = None
-) -> float:
+def detectable_shift(ratio: float, first: int, second: int, level: float, power: float) -> float:
     """The true difference, in its true standard errors, for which |T| exceeds v with probability `power`.
 
-    `ratio` is that of the true standard errors of the two means; `common` a critical value in place of v.
+    `ratio` is that of the true standard errors of the two means.
     """
     law, freedom = _law(first, second, np.array([float(ratio)])), first + second
-    critical = critical_value(law.share, first, second, level) if common is None else common
-    critical = critical * law.scale  # (1, Q), for Student's t
+    critical = critical_value(law.share, first, second, level) * law.scale  # (1, Q), for Student's t
     sizes = np.sqrt(2 * special.gammaincinv(freedom / 2, _QUANTILES) / freedom)  # of Student's denominator
     bound = critical[0, :, None] * sizes
 
@@ -227,6 +225,23 @@ def common_critical_value(base: float, others: Array, count: int, level: float) 
         return wanted - float(exceeded(np.exp(log_critical), base, others, count))
 
     return float(np.exp(_root(excess, 0.0, 12.0, 1e-4)))
+
+
+def common_bounds(base: float, others: Array, count: int, level: float) -> Array:
+    """Half widths (R, K) of `common_critical_value`, over the variances that R studies estimate of these true ones.
+
+    The estimates are a Sobol sequence of chi-squared quantiles, so that the same design gives the same numbers.
+    """
+    number = max(8, min(64, 2 ** int(math.log2(max(1, 512 // len(others))))))
+    points = stats.qmc.Sobol(len(others) + 1, scramble=False).random(number) + 0.5 / number
+    estimates = stats.chi2.ppf(points, count - 1) / (count - 1) * np.concatenate([[base], others])  # (R, 1 + K)
+    first, second, wanted = estimates[:, 0], estimates[:, 1:], asked(level, count)
+    low, high = np.zeros(number), np.full(number, 6.0)  # of the critical value's logarithm
+    for _ in range(12):
+        middle = (low + high) / 2
+        more = exceeded(np.exp(middle), first, second, count, fine=False) > wanted
+        low, high = np.where(more, middle, low), np.where(more, high, middle)
+    return np.exp((low + high) / 2)[:, None] * np.sqrt((first[:, None] + second) / count)
 
 
 class _Quantiles:
