@@ -73,6 +73,7 @@ ELSEWHERE = {
     "dataset.kind": "another kind is another data set (test_sources.py)",
     "dataset.bad_images": "acts on damaged files (test_loader.py)",
     "dataset.grey16": "acts on files of more than 8 bits (test_decode_grey.py)",
+    "dataset.eval_split": "acts where there are several splits to evaluate on (test_layouts.py)",
     "dataset.exif": "acts on photos that say how they were held (test_decode_exif.py)",
     "dataset.pack_id": "the digest of a pack (test_pack.py)",
     "dataset.fractal.degenerate": "acts on degenerate variants (test_formula_cache.py)",

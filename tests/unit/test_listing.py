@@ -103,9 +103,10 @@ def test_what_is_left_out_is_counted_by_its_extension(tree, monkeypatch):
     for name in ("a.HEIC", "b.heic", "c.npy", "noextension", "two.tar.gz", ".DS_Store"):
         (tree / "cat" / name).write_bytes(b"x")
     (tree / "dog" / "more").mkdir()
-    for name in ("cat", "dog"):
+    (tree / "dog" / "more" / "d.heic").write_bytes(b"x")
+    for name in ("cat", "dog", "dog/more"):
         age(tree / name)
-    counted = {"": 1, "/": 1, ".gz": 1, ".heic": 2, ".npy": 1, ".txt": 2}
+    counted = {"": 1, ".gz": 1, ".heic": 3, ".npy": 1, ".txt": 2}
     assert list_tree(tree, ["cat", "dog"]).left_out == counted
     monkeypatch.setattr(listing, "_walk", no_walk)
     assert list_tree(tree, ["cat", "dog"]).left_out == counted, "also from the cache"

@@ -36,8 +36,8 @@ def about(tree, **changes):
     return DatasetConfig("birds", "folder", root=str(tree), num_classes=2, num_train=24, num_eval=8, **changes)
 
 
-def no_header(file):
-    raise AssertionError(f"{file} was opened")
+def no_header(content, index):
+    raise AssertionError(f"{content.where(index)} was opened")
 
 
 def test_all_that_is_peculiar_is_said(tree):
@@ -85,7 +85,7 @@ def test_of_a_large_tree_a_sample_is_looked_at(tree, monkeypatch):
     (tree / "train" / "a" / "x.heic").write_bytes(b"x")
     opened = []
     header = survey._header
-    monkeypatch.setattr(survey, "_header", lambda file: opened.append(file) or header(file))
+    monkeypatch.setattr(survey, "_header", lambda *of: opened.append(of) or header(*of))
     lines = describe(about(tree))
     assert lines[0] == f"data: birds: 2 classes, 24 + 8 images in {tree}; left out (in 2 of 4 class folders): 1 .heic"
     assert "of a sample of 8 images carry an EXIF rotation" in lines[1] and len(opened) == 8

@@ -55,6 +55,8 @@ RULES = (
          lambda d, c: bool(d.train_per_class) or d.train_fraction < 1),
     Rule("dataset.bad_images", "with image files (dataset=folder and its like, or a pack)",
          lambda d, c: d.kind == "folder" or bool(d.pack or d.pack_id)),
+    Rule("dataset.eval_split", "with image files that have a split to evaluate on, without dataset.val_fraction",
+         lambda d, c: d.kind == "folder" and d.num_eval != 0 and d.val_fraction == 0),
     Rule("dataset.grey16", "with image files (dataset=folder and its like)", lambda d, c: d.kind == "folder"),
     Rule("dataset.exif", "with image files (dataset=folder and its like)", lambda d, c: d.kind == "folder"),
     Rule("augment.mixup", "with augment.mixup_prob above 0 and, beside cutmix, augment.mixup_switch_prob below 1",

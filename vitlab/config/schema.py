@@ -126,6 +126,8 @@ class DatasetConfig:
     subset_seed: int | Literal["paired"] | None = _later(None, low=0, high=SEEDS)
     """Which images `train_per_class` or `train_fraction` keeps: drawn by this seed, or by the cell's own (`paired`,
     which is read as that number); null: the same ones always."""
+    eval_split: Literal["val", "valid", "validation", "test"] | None = _later(None)
+    """Which published split is evaluated on; null: the first of val, valid, validation and test that is there."""
     bad_images: Literal["error", "skip"] = "error"
     grey16: Literal["range", "minmax"] = _later("range")
     """Grey files of more than 8 bits: scaled by the range of their format, or each by its own extremes."""

@@ -17,7 +17,8 @@ import simplejpeg
 from PIL import Image
 
 from vitlab.config import DatasetConfig
-from vitlab.core.errors import ConfigError, UserError
+from vitlab.core.errors import ConfigError
+from vitlab.data.sources.containers import BadImageError
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how a picture is to be turned; 1: not at all."""
@@ -32,10 +33,6 @@ _UPRIGHT = {
 }
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 """Tags of TIFF."""
-
-
-class BadImageError(UserError):
-    """A file that is no whole image; the message names it."""
 
 
 @dataclass(frozen=True)

@@ -100,17 +100,13 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _scan(dataset: DatasetConfig) -> dict[str, Any]:
-    from vitlab.data.sources.folder import class_folders, find_root, train_folder
-    from vitlab.data.sources.listing import list_tree
+    from vitlab.data.sources.folder import recognise
 
-    root = find_root(dataset)
-    train, val = train_folder(dataset, root), root / "val"
-    held = class_folders(val) if val.is_dir() and dataset.num_eval != 0 else []
-    classes = class_folders(train)
+    layout = recognise(dataset)
     return {
-        "classes": [text_of(name) for name in classes],
-        "num_train": len(list_tree(train, classes).files),
-        "num_eval": len(list_tree(val, held).files) if held else 0,
+        "classes": [text_of(name) for name in layout.classes()],
+        "num_train": len(layout.files("train").names),
+        "num_eval": len(layout.files("eval").names) if layout.has("eval") else 0,
     }
 
 

@@ -1,4 +1,4 @@
-"""Hashes of whole files, read once and again only where a file's size or modification time is another."""
+"""Hashes of whole files and images, read once and again only where a file's size or modification time is another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from vitlab.core.files import DiskError, default_cache_dir, make_folder, save_arrays
 from vitlab.core.integrity import DamagedError, load_arrays
 from vitlab.data.formula.sealed import progress
+from vitlab.data.sources.containers import LooseFiles, SplitFiles
 
 _SETTLED = 2.0
 """Seconds after which a file's modification time is taken to tell every change."""
@@ -24,7 +26,40 @@ _CHUNK = 256
 
 def hash_files(folder: Path, names: list[str]) -> np.ndarray:
     """SHA-256 (N, 32) uint8 of the files `names` of `folder`. Raises OSError for one that cannot be read."""
-    remembered = cache_file("contents", str(folder.resolve()), ".npz")
+
+    def state(row: int) -> tuple[int, int]:
+        found = os.stat(folder / names[row])
+        return found.st_size, found.st_mtime_ns
+
+    def digest(row: int) -> bytes:
+        with open(folder / names[row], "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+
+    return _hash(str(folder), str(folder.resolve()), names, state, digest)
+
+
+def hash_images(found: SplitFiles) -> np.ndarray:
+    """SHA-256 (N, 32) uint8 of the files of a split's images, wherever their bytes lie."""
+    content = found.content
+    if isinstance(content, LooseFiles):
+        return hash_files(content.root, list(content.paths))
+    states, order = content.states(), content.stored()
+    names = [f"{states[i]} {name}" for i, name in zip(order, (found.names[i] for i in order), strict=True)]
+    key = "\0".join(sorted({str(state) for state in states}))
+
+    def state(row: int) -> tuple[int, int]:
+        return int(found.sizes[order[row]]), 0  # a file's own state is a part of the name
+
+    where = Path(content.where(0).partition(": ")[0]).parent
+    hashes = _hash(str(where), key, names, state, lambda row: hashlib.sha256(content.read(int(order[row]))).digest())
+    return hashes[np.argsort(order)]
+
+
+def _hash(
+    where: str, key: str, names: list[str], state: Callable[[int], tuple[int, int]], digest: Callable[[int], bytes]
+) -> np.ndarray:
+    """The digests of N things; one whose `state` (bytes, modification time) is as the cache has it is not read."""
+    remembered = cache_file("contents", key, ".npz")
     known = _read(remembered)
     hashes, stats = np.zeros((len(names), _BYTES), np.uint8), np.zeros((len(names), 2), np.int64)
     done, fresh = np.zeros(len(names), bool), False
@@ -32,20 +67,18 @@ def hash_files(folder: Path, names: list[str]) -> np.ndarray:
     def look(rows: range) -> int:
         nonlocal fresh
         for i in rows:
-            state = os.stat(folder / names[i])
-            stats[i] = state.st_size, state.st_mtime_ns
+            stats[i] = now = state(i)
             size, modified, value = known.get(names[i], (-1, -1, b""))
-            if (size, modified) != (state.st_size, state.st_mtime_ns):
+            if (size, modified) != now:
                 fresh = True
-                with open(folder / names[i], "rb") as stream:
-                    value = hashlib.file_digest(stream, "sha256").digest()
+                value = digest(i)
             hashes[i], done[i] = np.frombuffer(value, np.uint8), True
         return len(rows)
 
     chunks = [range(at, min(at + _CHUNK, len(names))) for at in range(0, len(names), _CHUNK)]
     with ThreadPoolExecutor(16) as pool:
         try:
-            with progress(f"comparing all bytes of {folder}", len(names)) as advance:
+            with progress(f"comparing all bytes of {where}", len(names)) as advance:
                 for count in pool.map(look, chunks):
                     for _ in range(count):
                         advance()

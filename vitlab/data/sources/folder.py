@@ -1,84 +1,108 @@
-"""Trees of image files: one folder per class in each of train/ and val/."""
+"""Image files as people have them: which layout `dataset.root` has, and the labelled images of one of its splits."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.files import text_of
 from vitlab.core.plugins import register_dataset
-from vitlab.data.decode import AS_STORED, Reading, decode, reading_of
+from vitlab.data.decode import AS_STORED, Reading, decode_bytes, reading_of
 from vitlab.data.sources.claims import compare
-from vitlab.data.sources.listing import EXTENSIONS, is_image, list_tree
+from vitlab.data.sources.class_folders import EVALUATED, TRAINED, recognise_class_folders
+from vitlab.data.sources.containers import SplitFiles
+from vitlab.data.sources.listing import EXTENSIONS
 
 KNOWN_NAMES = {"imagenet1k": "ImageNet", "fractaldb1k": "FractalDB-1k"}
 """Our name → the folder that the book's code looks for below its --data-path."""
 
 
+class Layout(Protocol):
+    """How a data set's images lie on the disk. Splits are "train" and "eval"."""
+
+    root: Path
+    form: str
+    """What was recognised, for people."""
+    remark: str
+    """What else to say of it; empty: nothing."""
+    one_tree: bool
+    """Whether the root itself holds the class folders."""
+
+    def classes(self) -> list[str]:
+        """The class names in the order of the labels. Raises ConfigError where there is none."""
+        ...
+
+    def has(self, split: str) -> bool: ...
+
+    def files(self, split: str, *, again: bool = False) -> SplitFiles:
+        """The images of a split; `again`: no cache is believed. Raises ConfigError for anything that is wrong."""
+        ...
+
+    def glance(self, split: str) -> tuple[SplitFiles, int, int]:
+        """What is quickly known of a split, of how many of its classes, and how many it has."""
+        ...
+
+
 class FileSource:
-    """Labelled image files; `files` are relative to `root`, `labels` and `sizes` in bytes are (N,) int64."""
+    """Labelled image files. `prefix` tells the splits apart in a fingerprint."""
 
     def __init__(
-        self, root: Path, files: list[str], labels: np.ndarray, sizes: np.ndarray, classes: tuple[str, ...],
-        reading: Reading = AS_STORED,
-    ) -> None:  # fmt: skip
-        self.root, self.files, self.labels, self.sizes, self.classes = root, files, labels, sizes, classes
-        self.reading = reading
+        self, found: SplitFiles, classes: tuple[str, ...], reading: Reading = AS_STORED, prefix: str = ""
+    ) -> None:
+        self.files, self.labels, self.sizes, self.content = found.names, found.labels, found.sizes, found.content
+        self.classes, self.reading, self.prefix = classes, reading, prefix
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.labels)
 
     def image(self, index: int) -> np.ndarray:
-        return decode(self.root / self.files[index], self.reading)
+        return decode_bytes(self.content.read(index), self.content.where(index), self.reading)
 
     def select(self, rows: np.ndarray) -> FileSource:
-        files = [self.files[i] for i in rows]
-        return FileSource(self.root, files, self.labels[rows], self.sizes[rows], self.classes, self.reading)
+        part = SplitFiles(self.files.select(rows), self.labels[rows], self.sizes[rows], self.content.select(rows))
+        return FileSource(part, self.classes, self.reading, self.prefix)
 
     def fingerprint(self) -> str:
         """Digest of the files' relative names and sizes; their contents are not read."""
         digest = hashlib.sha256()
         for file, size in zip(self.files, self.sizes.tolist(), strict=True):
-            digest.update(f"{file}\0{size}\0".encode(errors="surrogateescape"))  # any bytes make a name
+            digest.update(f"{self.prefix}{file}\0{size}\0".encode(errors="surrogateescape"))  # any bytes make a name
         return digest.hexdigest()[:16]
 
 
 @register_dataset("folder")
 def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
-    """The files of one split of a class-folder tree.
+    """The images of one split of whatever layout `dataset.root` has.
 
-    Raises ConfigError where the tree is missing, empty, or does not have the classes it should.
+    Raises ConfigError where it is missing, empty, or does not have the classes it should.
     """
-    root = find_root(dataset, evaluating=split == "eval")
-    trained_on = train_folder(dataset, root)
-    if split == "eval" and not trained_on.is_dir():
-        trained_on = root / "val"  # all that evaluating needs; who trains has been refused
-    train = class_folders(trained_on)
-    folder = trained_on if split == "train" else root / "val"
-    names = train if split == "train" else class_folders(folder)
-    if unknown := sorted(set(names) - set(train)):
-        raise ConfigError("dataset.root", f"{folder} has class {unknown[0]!r}, which {trained_on} lacks")
-    compare(dataset, {"num_classes": len(train)}, str(trained_on))
-    listing = list_tree(folder, names)
-    counts = np.bincount(listing.labels, minlength=len(names))
+    layout = recognise(dataset, evaluating=split == "eval")
+    classes = layout.classes()
+    where = str(layout.root if layout.one_tree else layout.root / TRAINED)
+    compare(dataset, {"num_classes": len(classes)}, where)
+    found = layout.files(split)
+    counts = np.bincount(found.labels, minlength=len(classes))
     if split == "train" and not counts.all():
-        empty = folder / names[int(counts.argmin())]
-        raise ConfigError("dataset.root", f"class folder {empty} holds no image ({', '.join(EXTENSIONS)})")
-    below = folder.relative_to(root)
-    files = [f"{below.as_posix()}/{file}" for file in listing.files] if below.parts else listing.files
-    compare(dataset, {f"num_{split}": len(files)}, str(folder))
-    place = np.array([train.index(name) for name in names], dtype=np.int64)  # val/ may lack classes
-    classes = tuple(map(text_of, train))
-    return FileSource(root, files, place[listing.labels], listing.sizes, classes, reading_of(dataset))
+        empty = classes[int(counts.argmin())]
+        raise ConfigError("dataset.root", f"class folder {where}/{empty} holds no image ({', '.join(EXTENSIONS)})")
+    compare(dataset, {f"num_{split}": len(found.names)}, where if split == "train" else str(layout.root))
+    bare = layout.one_tree and dataset.num_eval == 0 and dataset.val_fraction == 0
+    prefix = "" if bare else "train/" if split == "train" else "val/"
+    return FileSource(found, tuple(map(text_of, classes)), reading_of(dataset), prefix)
 
 
 def find_root(dataset: DatasetConfig, *, evaluating: bool = False) -> Path:
-    """`dataset.root`, or the folder of the data set's name in it, that holds train/ with class folders (`evaluating`:
-    or val/ alone).
+    """Where the images of `dataset.root` lie: itself, or the folder of the data set's name in it. Raises ConfigError as
+    `recognise` does."""
+    return recognise(dataset, evaluating=evaluating).root
+
+
+def recognise(dataset: DatasetConfig, *, evaluating: bool = False) -> Layout:
+    """The layout of `dataset.root` (`evaluating`: the split to evaluate on is enough).
 
     Raises ConfigError with what is wrong and a guess.
     """
@@ -90,54 +114,17 @@ def find_root(dataset: DatasetConfig, *, evaluating: bool = False) -> Path:
         raise ConfigError(
             "dataset.root", f"there is no folder {dataset.root!r}; {name} needs one that holds train/ and val/"
         )
-    if not (root / "train").is_dir() and (root / name / "train").is_dir():
-        root = root / name  # a folder of several data sets, each under its name
-    val_alone = evaluating and dataset.val_fraction == 0 and (root / "val").is_dir()
-    if not train_folder(dataset, root).is_dir() and not val_alone:
-        below = [root / n for n in (KNOWN_NAMES.get(name, name), name) if (root / n / "train").is_dir()]
-        if not below:
-            below = [child for child in sorted(root.iterdir()) if (child / "train").is_dir()]
-        hint = (
-            f"did you mean dataset.root={below[0]}?"
-            if below
-            else "expected train/CLASS/IMAGE and val/CLASS/IMAGE in it"
-        )
-        if root.name in ("train", "val"):
-            hint = f"did you mean dataset.root={root.parent}?"
-        raise ConfigError("dataset.root", f"no train/ in {dataset.root!r}; {hint}")
-    if dataset.num_eval != 0 and dataset.val_fraction == 0:
-        _check_val(root)
-    return root
+    found = recognise_class_folders(dataset, root, evaluating=evaluating)
+    if found is None:
+        raise ConfigError("dataset.root", f"no train/ in {dataset.root!r}; {_guess(name, root)}")
+    return found
 
 
-def train_folder(dataset: DatasetConfig, root: Path) -> Path:
-    """Where the training classes are: train/, or the root itself for a tree that has nothing else (FractalDB's)."""
-    bare = dataset.num_eval == 0 and dataset.val_fraction == 0 and not (root / "train").is_dir()
-    return root if bare else root / "train"
-
-
-def _check_val(root: Path) -> None:
-    val = root / "val"
-    if not val.is_dir():
-        raise ConfigError(
-            "dataset.root", f"no val/ in {str(root)!r}; add it, or set images aside with dataset.val_fraction=0.1"
-        )
-    if not any(child.is_dir() for child in val.iterdir()) and list_images(val):
-        raise ConfigError(
-            "dataset.root",
-            f"{val} is flat ({len(list_images(val))} images and no class folder); sort the images into "
-            "one folder per class (for ImageNet, with the published valprep.sh)",
-        )
-
-
-def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, sorted. Raises ConfigError if there is none."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise ConfigError("dataset.root", f"{folder} holds no class folder; expected {folder}/CLASS/IMAGE")
-    return names
-
-
-def list_images(folder: Path) -> list[str]:
-    """Names of the image files in `folder`, sorted."""
-    return sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name))
+def _guess(name: str, root: Path) -> str:
+    if root.name in (TRAINED, *EVALUATED):
+        return f"did you mean dataset.root={root.parent}?"
+    below = [root / n for n in (KNOWN_NAMES.get(name, name), name) if (root / n / TRAINED).is_dir()]
+    below = below or [child for child in sorted(root.iterdir()) if (child / TRAINED).is_dir()]
+    if below:
+        return f"did you mean dataset.root={below[0]}?"
+    return "expected train/CLASS/IMAGE and val/CLASS/IMAGE in it"

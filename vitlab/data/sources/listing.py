@@ -18,6 +18,7 @@ import numpy as np
 from vitlab.config import ConfigError
 from vitlab.core.files import DiskError, default_cache_dir, make_folder, save_arrays
 from vitlab.core.integrity import require_whole_archive
+from vitlab.data.sources.containers import walk_order
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 """Of files that are taken for images; .avif too where this Pillow reads it."""
@@ -30,36 +31,39 @@ _SETTLED = 2.0
 
 
 class Listing(NamedTuple):
-    """The images of a tree: `files` relative to it (CLASS/NAME, sorted by class, then name), `labels` and `sizes` (N,)
-    int64: a file's class and its bytes. `left_out` counts what else the class folders hold, by extension, "" for files
-    without one and "/" for folders; hidden files are not counted."""
+    """The images of a tree: `files` relative to it (CLASS/NAME, or CLASS/FOLDER/NAME, sorted by class, then as
+    torchvision's ImageFolder walks a class), `labels` and `sizes` (N,) int64: a file's class and its bytes. `left_out`
+    counts what else the class folders hold, by extension, "" for files without one; hidden files are not counted.
+    `inner` are the folders below class folders, relative to the tree."""
 
     files: list[str]
     labels: np.ndarray
     sizes: np.ndarray
     left_out: dict[str, int]
+    inner: list[str]
 
 
 def list_tree(folder: Path, classes: list[str], *, again: bool = False) -> Listing:
     """The images in the class folders `classes` of `folder`.
 
-    A cached walk is used while no class folder has another modification time. A file that was overwritten in place
+    A cached walk is used while no folder in it has another modification time. A file that was overwritten in place
     keeps its old size there; its folder touched, the tree is walked again. `again` walks it in any case.
     """
     folder = folder.resolve()
-    times = _times(folder, classes)
     file = _cache_of(folder)
-    if not again and (known := _read(file, classes, times)):
+    if not again and (known := _read(file, folder, classes)):
         return known
+    before = _times(folder, classes)
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda name: _walk(folder / name), classes))
     listing = _merged(classes, found)
+    times = np.concatenate([before, _times(folder, listing.inner)])
     if len(listing.files) >= CACHE_FROM and times.max() < (time.time() - _SETTLED) * 1e9:
         with contextlib.suppress(DiskError):  # without a cache the walk is made again
             make_folder(file.parent)
             save_arrays(
                 file, files=_joined(listing.files), classes=_joined(classes), times=times, taken=_taken(),
-                labels=listing.labels, sizes=listing.sizes,
+                labels=listing.labels, sizes=listing.sizes, inner=_joined(listing.inner),
                 left_out=_joined([f"{extension} {n}" for extension, n in listing.left_out.items()]),
             )  # fmt: skip
     return listing
@@ -69,42 +73,66 @@ def glance(folder: Path, classes: list[str]) -> tuple[Listing, int]:
     """What is quickly known of a tree, and of how many of its classes: all where the walk is in the cache or short,
     else classes spread over the whole, until `GLANCE` images have been seen."""
     folder = folder.resolve()
-    if known := _read(_cache_of(folder), classes, _times(folder, classes)):
+    if known := _read(_cache_of(folder), folder, classes):
         return known, len(classes)
     spread = sorted(range(len(classes)), key=lambda i: i * 0.6180339887 % 1)  # any first few are far apart
     found: dict[str, _Walked] = {}
     seen = 0
     for i in spread:
         found[classes[i]] = _walk(folder / classes[i])
-        seen += len(found[classes[i]][0])
+        seen += len(found[classes[i]].images)
         if seen >= GLANCE:
             break
     names = sorted(found)
     return _merged(names, [found[name] for name in names]), len(names)
 
 
-_Walked = tuple[list[tuple[str, int]], Counter[str]]
-"""A class folder's images with their bytes, and what else is in it."""
+class _Walked(NamedTuple):
+    """A class folder's images with their bytes, what else is in it, and the folders below it."""
+
+    images: list[tuple[str, int]]
+    left_out: Counter[str]
+    inner: list[str]
 
 
 def _walk(folder: Path) -> _Walked:
-    images, left_out = [], Counter[str]()
+    found = _Walked([], Counter(), [])
+    _walk_into(found, folder, "", ())
+    found.images.sort(key=lambda image: walk_order(image[0]))
+    return found
+
+
+def _walk_into(found: _Walked, folder: Path, below: str, above: tuple[tuple[int, int], ...]) -> None:
+    """Add what is in `folder`, which is `below` the class's ("", "session1/"); links are followed, not in circles."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if is_image(entry.name):
-                images.append((entry.name, entry.stat().st_size))
-            elif not entry.name.startswith("."):
-                left_out["/" if entry.is_dir() else Path(entry.name).suffix.lower()] += 1
-    return sorted(images), left_out
+            name = below + entry.name
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                own = (entry.stat().st_dev, entry.stat().st_ino)
+                if own not in above:
+                    found.inner.append(name)
+                    _walk_into(found, folder / entry.name, f"{name}/", (*above, own))
+            elif is_image(entry.name):
+                found.images.append((name, entry.stat().st_size))
+            else:
+                found.left_out[Path(entry.name).suffix.lower()] += 1
 
 
 def _merged(classes: list[str], found: list[_Walked]) -> Listing:
     return Listing(
-        [f"{name}/{image}" for name, (images, _) in zip(classes, found, strict=True) for image, _ in images],
-        np.repeat(np.arange(len(classes)), [len(images) for images, _ in found]),
-        np.array([size for images, _ in found for _, size in images], dtype=np.int64),
-        dict(sorted(sum((left_out for _, left_out in found), Counter[str]()).items())),
+        [f"{name}/{image}" for name, walked in zip(classes, found, strict=True) for image, _ in walked.images],
+        np.repeat(np.arange(len(classes)), [len(walked.images) for walked in found]),
+        np.array([size for walked in found for _, size in walked.images], dtype=np.int64),
+        dict(sorted(sum((walked.left_out for walked in found), Counter[str]()).items())),
+        [f"{name}/{inner}" for name, walked in zip(classes, found, strict=True) for inner in sorted(walked.inner)],
     )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is one that programs leave behind: never a class, and not counted."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def is_image(name: str) -> bool:
@@ -128,8 +156,8 @@ def _taken() -> np.ndarray:
     return _joined([*EXTENSIONS, ".avif" if reads_avif() else ""])
 
 
-def _times(folder: Path, classes: list[str]) -> np.ndarray:
-    return np.array([(folder / name).stat().st_mtime_ns for name in classes], dtype=np.int64)
+def _times(folder: Path, names: list[str]) -> np.ndarray:
+    return np.array([(folder / name).stat().st_mtime_ns for name in names], dtype=np.int64)
 
 
 def _cache_of(folder: Path) -> Path:
@@ -154,16 +182,18 @@ def find_images(name: str, key: str) -> list[Path]:
     return found
 
 
-def _read(file: Path, classes: list[str], times: np.ndarray) -> Listing | None:
+def _read(file: Path, folder: Path, classes: list[str]) -> Listing | None:
     try:
         require_whole_archive(file, "")
         with np.load(file) as content:
-            asked = {"classes": _joined(classes), "times": times, "taken": _taken()}
+            inner = [name for name in _parted(content["inner"]) if name]
+            asked = {"classes": _joined(classes), "times": _times(folder, [*classes, *inner]), "taken": _taken()}
             if not all(np.array_equal(content[key], value) for key, value in asked.items()):
                 return None
             left_out = [text.rpartition(" ") for text in _parted(content["left_out"]) if text]
             counts = {extension: int(number) for extension, _, number in left_out}
-            return Listing(_parted(content["files"]), content["labels"], content["sizes"], counts)
+            files = [name for name in _parted(content["files"]) if name]
+            return Listing(files, content["labels"], content["sizes"], counts, inner)
     except Exception:  # absent, or damaged, which makes the readers raise nearly anything: the tree itself tells
         return None
 

@@ -26,10 +26,10 @@ from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.files import DiskError, make_folder, write_text
 from vitlab.core.integrity import FINGERPRINT, DamagedError, fingerprint_from, misfit, read_mapping, sealed
 from vitlab.data.sources.arrays import ArraySource, cifar_root, fashion_folder
-from vitlab.data.sources.file_hashes import cache_file, hash_files
-from vitlab.data.sources.folder import class_folders, find_root, train_folder
+from vitlab.data.sources.containers import Content, LooseFiles, SplitFiles
+from vitlab.data.sources.file_hashes import cache_file, hash_files, hash_images
+from vitlab.data.sources.folder import recognise
 from vitlab.data.sources.inventory import HASH, Inventory, Items, as_hashes, of_files, of_images, of_name, sample_rows
-from vitlab.data.sources.listing import Listing, list_tree
 from vitlab.data.sources.pack import AGAIN, load_pack, read_manifest
 
 LOOKS = 20_000
@@ -73,34 +73,34 @@ def inventories(dataset: DatasetConfig) -> dict[str, Inventory]:
 
 
 def _of_folder(dataset: DatasetConfig, split: str) -> Inventory:
-    root = find_root(dataset, evaluating=split == "eval")
-    folder = train_folder(dataset, root) if split == "train" else root / "val"
-    classes = class_folders(folder)
-    listing = list_tree(folder, classes)
-    if dataset.verify == "contents" or not _still_so(folder, listing):
-        listing = list_tree(folder, classes, again=True)
+    layout = recognise(dataset, evaluating=split == "eval")
+    found = layout.files(split)
+    if dataset.verify == "contents" or not _still_so(found):
+        found = layout.files(split, again=True)
+    chosen = found.content.select(sample_rows(len(found.names)))
     with ThreadPoolExecutor(16) as pool:
-        names = [listing.files[i] for i in sample_rows(len(listing.files))]
-        sampled = as_hashes(list(pool.map(lambda name: _ends(folder / name), names)))
-    hashes = hash_files(folder, listing.files)[:, :HASH] if dataset.verify == "contents" else as_hashes([])
-    return of_files(Items(listing.files, listing.sizes, sampled, np.ascontiguousarray(hashes)))
+        sampled = as_hashes(list(pool.map(lambda i: _ends(chosen, i), range(len(chosen.stored())))))
+    hashes = hash_images(found)[:, :HASH] if dataset.verify == "contents" else as_hashes([])
+    return of_files(Items(list(found.names), found.sizes, sampled, np.ascontiguousarray(hashes)))
 
 
-def _still_so(folder: Path, listing: Listing) -> bool:
+def _still_so(found: SplitFiles) -> bool:
     """Whether files drawn at random have the sizes that the listing gives them."""
-    count = len(listing.files)
+    if not isinstance(found.content, LooseFiles):
+        return True  # the index has been compared with its files
+    count, paths = len(found.names), found.content.paths
     rows = np.random.default_rng().choice(count, min(count, LOOKS), replace=False)
-    sizes, top = listing.sizes, str(folder)
+    sizes, top = found.sizes, str(found.content.root)
     try:
-        return all(os.stat(f"{top}/{listing.files[i]}").st_size == sizes[i] for i in rows)
+        return all(os.stat(f"{top}/{paths[i]}").st_size == sizes[i] for i in rows)
     except FileNotFoundError:
         return False
 
 
-def _ends(file: Path) -> bytes:
-    with file.open("rb") as stream:
+def _ends(content: Content, index: int) -> bytes:
+    with content.open(index) as stream:
         digest = hashlib.blake2b(stream.read(_ENDS), digest_size=HASH)
-        stream.seek(max(os.fstat(stream.fileno()).st_size - _ENDS, 0))
+        stream.seek(max(stream.seek(0, os.SEEK_END) - _ENDS, 0))
         digest.update(stream.read(_ENDS))
     return digest.digest()
 

@@ -20,6 +20,7 @@ import numpy as np
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.integrity import DamagedError, load_arrays, misfit, read_mapping
 from vitlab.data.sources.claims import compare
+from vitlab.data.sources.containers import BadImageError
 
 SHARD = 1024
 """Images of one file."""
@@ -55,8 +56,6 @@ class PackSource:
         height, width = (int(v) for v in self.sizes[row])
         shard = row // SHARD
         if not height:
-            from vitlab.data.decode import BadImageError  # plans read manifests without Pillow
-
             told = read_mapping(shard_file(self.folder, self.split, shard, ".json"), AGAIN) or {}
             reason = told.get("bad", {}).get(str(row % SHARD), f"image {row} is bad")
             raise BadImageError(f"{reason} (when {self.folder} was packed)")

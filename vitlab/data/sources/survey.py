@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import struct
 import warnings
 from collections import Counter
@@ -22,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.core.errors import UserError
 from vitlab.core.files import DiskError, default_cache_dir, make_folder, write_text
 from vitlab.core.integrity import DamagedError, misfit, read_mapping, sealed
-from vitlab.data.sources.folder import class_folders, find_root, train_folder
-from vitlab.data.sources.listing import glance
+from vitlab.data.sources.containers import Content, LooseFiles, SplitFiles
+from vitlab.data.sources.folder import Layout, recognise
 
 SAMPLE = 500
 """Files of a split whose headers are read, evenly spaced in the order of the listing."""
@@ -69,47 +69,46 @@ def survey(dataset: DatasetConfig) -> dict[str, Survey]:
     if dataset.kind != "folder" or dataset.pack or not dataset.root:
         return {}
     try:
-        root = find_root(dataset, evaluating=True)
-        train = train_folder(dataset, root)
-        folders = {"train": train} if train.is_dir() else {}
-        if (root / "val").is_dir() and dataset.num_eval != 0 and dataset.val_fraction == 0:
-            folders["val"] = root / "val"
-        return {split: _survey_folder(folder) for split, folder in folders.items()}
+        layout = recognise(dataset, evaluating=True)
+        shown = ("train",) if dataset.val_fraction else ("train", "eval")
+        return {_FOLDERS[split]: _survey(layout, split) for split in shown if layout.has(split)}
     except (ConfigError, OSError):
         return {}  # whoever needs the files says what is wrong
 
 
-def _survey_folder(folder: Path) -> Survey:
-    classes = class_folders(folder)
-    listing, known = glance(folder, classes)
-    with os.scandir(folder) as entries:
-        outside = Counter(OUTSIDE + Path(e.name).suffix.lower() for e in entries if e.is_file() and e.name[0] != ".")
-    rows = np.unique(np.linspace(0, len(listing.files) - 1, min(SAMPLE, len(listing.files))).round().astype(int))
-    chosen = [(listing.files[i], int(listing.sizes[i])) for i in rows]
-    left_out = listing.left_out | dict(sorted(outside.items()))
-    return Survey(len(classes), known, len(listing.files), left_out, len(chosen), **_headers(folder, chosen))
+_FOLDERS = {"train": "train", "eval": "val"}
+"""Split → its name in a survey."""
 
 
-def _headers(folder: Path, chosen: list[tuple[str, int]]) -> dict:
-    """rotated, depths, unreadable of the files (name, bytes) below `folder`: from the cache, else from the files."""
-    name = json.dumps([_VERSION, str(folder.resolve()), chosen])
+def _survey(layout: Layout, split: str) -> Survey:
+    found, known, classes = layout.glance(split)
+    rows = np.unique(np.linspace(0, len(found.names) - 1, min(SAMPLE, len(found.names))).round().astype(int))
+    return Survey(classes, known, len(found.names), found.left_out, len(rows), **_headers(layout.root, found, rows))
+
+
+def _headers(root: Path, found: SplitFiles, rows: np.ndarray) -> dict:
+    """rotated, depths, unreadable of these images: from the cache, else from the files."""
+    chosen = [(found.names[i], int(found.sizes[i])) for i in rows]
+    content = found.content.select(rows)
+    where = content.root if isinstance(content, LooseFiles) else root
+    name = json.dumps([_VERSION, str(where.resolve()), chosen])
     file = default_cache_dir() / "surveys" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
     with contextlib.suppress(DamagedError):  # absent or damaged: the files tell
         if not misfit(known := read_mapping(file, ""), {"rotated": int, "depths": dict, "unreadable": int}):
             assert known is not None, "else it would not fit"
             return known
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda entry: _header(folder / entry[0]), chosen))
-    depths = Counter(kind for kind, _ in found if kind)
-    answer = {"rotated": sum(turned for _, turned in found), "depths": dict(depths)}
-    answer["unreadable"] = len(found) - depths.total()
+        headers = list(pool.map(lambda i: _header(content, i), range(len(chosen))))
+    depths = Counter(kind for kind, _ in headers if kind)
+    answer = {"rotated": sum(turned for _, turned in headers), "depths": dict(depths)}
+    answer["unreadable"] = len(headers) - depths.total()
     with contextlib.suppress(DiskError):  # without a cache the headers are read again
         make_folder(file.parent)
         write_text(file, json.dumps(sealed(answer)))
     return answer
 
 
-def _header(file: Path) -> tuple[str, bool]:
+def _header(content: Content, index: int) -> tuple[str, bool]:
     """The kind of a file's pixels, "" where its header cannot be read, and whether it is to be turned."""
     from PIL import Image
 
@@ -118,10 +117,10 @@ def _header(file: Path) -> tuple[str, bool]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file) as image:
+            with content.open(index) as stream, Image.open(stream) as image:
                 kind = grey_kind(image)[0] if is_deep(image.mode) else EIGHT_BITS
                 return kind, image.format != "TIFF" and orientation(image, header_only=True) in range(2, 9)
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
+    except (OSError, UserError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
         return "", False
 
 
@@ -139,9 +138,11 @@ def describe(dataset: DatasetConfig) -> list[str]:
     counts = " + ".join(f"{n:,}" for n in known)
     some = f" (in {whole.looked_at_classes:,} of {whole.classes:,} class folders)" if partly else ""
     left = ", ".join(_named(extension, number) for extension, number in whole.left_out.items())
+    layout = recognise(dataset, evaluating=True)
+    form = f": {'; '.join(filter(None, (layout.form, layout.remark)))}" if layout.form != "class folders" else ""
     lines = [
         f"data: {dataset.name}: {splits[0].classes:,} {'class' if splits[0].classes == 1 else 'classes'}, {counts} "
-        f"images in {dataset.root}" + (f"; left out{some}: {left}" if left else "")
+        f"images in {dataset.root}{form}" + (f"; left out{some}: {left}" if left else "")
     ]
     sample = "" if whole.looked_at == whole.images and not partly else "a sample of "
     of = f"{sample}{whole.looked_at:,} images"
@@ -176,7 +177,5 @@ def _on_depths(dataset: DatasetConfig, depths: Mapping[str, int], of: str) -> li
 
 
 def _named(extension: str, number: int) -> str:
-    if extension == "/":
-        return f"{number:,} {'folder' if number == 1 else 'folders'} in class folders"
     outside, name = extension.startswith(OUTSIDE), extension.removeprefix(OUTSIDE)
     return f"{number:,} {name or 'without an extension'}{' outside the class folders' if outside else ''}"
