@@ -94,6 +94,7 @@ LISTED = {
     "Give its parent folder; where": "a Python command, with download=True",
     "and nothing is recorded of": "FOLDER and FILE",
     "needs a folder that holds train/ and val/; give": "FOLDER",
+    "one tree of {len(names)}": "test_values_that_messages_name_are_accepted",
     "set images aside with dataset.val_fraction=0.1": "test_values_that_messages_name_are_accepted",
     "was packed with": "what the pack holds; its tests read such a pack",
     "no format says which value is white": "test_values_that_messages_name_are_accepted",
@@ -183,8 +184,9 @@ def test_what_a_message_suggests_is_accepted(part):
 @pytest.mark.parametrize(
     "words",
     [
-        "dataset=imagenet1k dataset.bad_images=skip", "wandb.mode=offline", "dataset.val_fraction=0.1", 
-        "dataset=imagenet1k dataset.grey16=minmax",
+        "dataset=imagenet1k dataset.bad_images=skip", "wandb.mode=offline", "dataset.val_fraction=0.1",
+        "dataset=imagenet1k dataset.grey16=minmax", "dataset=imagenet1k dataset.eval_split=test",
+        "dataset=imagenet1k dataset.num_eval=0",
         "device=auto", "device=cpu", "model=vit_tiny_16_224 recipe.epochs=2", "study.part=pretraining",
         "study.rerun=all",
         "model.grad_checkpointing=true", "recipe.clip_grad=1.0", "recipe.precision=fp32",
