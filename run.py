@@ -1,4 +1,4 @@
-"""vitlab's entry point for training and its other tasks (`python run.py --help`). The road of a cell:
+"""vitlab's entry point for training and its other tasks (`python run.py --help`). The path of a cell:
 
 compose  hydra_plugins/vitlab_sweeper.py   the command line → one validated `Config` per cell
 plan     vitlab/study/plan.py              which cells are finished, and which to train in what order

@@ -153,7 +153,7 @@ def _words_of(cell: str, parser: OverridesParser) -> list[str]:
 
 
 def _checked(words: list[str], where: str, entry: str = "") -> list[str]:
-    """Overrides that stand in a value, as Hydra can read them. Raises ConfigError, naming `where`, for a mistake."""
+    """Overrides inside a value, as Hydra can read them. Raises ConfigError, naming `where`, for a mistake."""
     context = context_of(sys.argv[1:])
     if wrong := mistakes_in_words([*context, *words]):
         raise ConfigError(where, f"{wrong[0]}{entry}")

@@ -48,4 +48,4 @@ def test_seed_noise_is_found_and_mcnemar_is_not_asked_about_conditions(tmp_path)
     assert "nothing to train" in one.stdout
     alone = run("study=one", script="analyze.py", cwd=tmp_path).stdout
     findings, below = alone.split("These two checkpoints, not their conditions:")
-    assert "McNemar" not in findings and "nothing can be said of the condition" in findings and "exact McNemar" in below
+    assert "McNemar" not in findings and "no conclusion about the condition" in findings and "exact McNemar" in below

@@ -132,8 +132,10 @@ def test_one_seed_speaks_of_checkpoints(tmp_path):
     text = to_markdown(build_table(frame, dataclasses.replace(SPEC, rows=("none", "mixup"))))
     assert "supports no ranking" in text and "95 % CI +" not in text
     found, below = text.split("These two checkpoints, not their conditions:")
-    assert "McNemar" not in found and "- mixup: 20 images gained and 0 lost of 400 beside none (exact McNemar" in below
-    assert "mixup +5.00 points over none, one seed: nothing can be said of the condition; a true difference of" in found
+    assert "McNemar" not in found and "- mixup: 20 images gained and 0 lost of 400 against none (exact McNemar" in below
+    assert (
+        "mixup +5.00 points over none, one seed: no conclusion about the condition; detecting a difference of" in found
+    )
     assert re.search(r"would take \d+ seeds each, if they scatter by 2.24 points", found)
 
 

@@ -84,7 +84,7 @@ def test_a_block_without_a_baseline_is_compared_with_nothing(tmp_path):
     table = build_table(two_factors(tmp_path, values), FREE)
     entries = {row.label: row.entries["digits"] for row in table.rows}
     assert entries["mixup / checkpoint"].comparison.delta is None and entries["mixup / scratch"].comparison.p
-    told = "its block has no baseline (none of the same pre-training): compared with nothing"
+    told = "its block has no baseline (none of the same pre-training), so it is not compared"
     assert f"mixup / checkpoint: {told}" in table.flags and told in to_markdown(table)
 
 

@@ -45,7 +45,7 @@ def test_causes_are_what_the_records_show(tmp_path):
         line["causes"] for line in beside_reference(table, read_reference(str(tmp_path / "r.csv"))).reference
     )
     assert "epochs 18 here, 300 there" in first and "global batch 32 here, 1024 there" in first
-    assert "EMA decay 0 here, not told there" in first and "the best epoch's 90.60 would match" in first
+    assert "EMA decay 0 here, not stated there" in first and "the best epoch's 90.60 would match" in first
     assert second.startswith("mixup on digits, top1: no choice of epoch or weights explains it"), "all else is alike"
 
 
@@ -62,7 +62,7 @@ def test_one_seed_each_decides_nothing(tmp_path):
     table = build_table(write_all(tmp_path, {"none": [90.0], "mixup": [91.0]}), dataclasses.replace(SPEC, rows=None))
     (tmp_path / "r.csv").write_text(HEADER + "none,*,top1,95,,them,,,\n", encoding="utf-8")
     (line,) = beside_reference(table, read_reference(str(tmp_path / "r.csv"))).reference
-    assert line["verdict"] == "one seed each: seed noise cannot be told" and line["delta"] == -5.0
+    assert line["verdict"] == "one seed each: seed noise is unknown" and line["delta"] == -5.0
 
 
 def test_the_margin_is_that_of_seed_noise_in_all_lines(tmp_path):

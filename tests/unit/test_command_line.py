@@ -31,7 +31,7 @@ def refused(*words, root="config"):
         ("quick_table3_3", "quick_table3_3: is no override; type experiment=quick_table3_3"),
         ("dry_run", "dry_run: is no override; type study.dry_run=true"),
         ("c0123456789a", "c0123456789a: is no override; type task=evaluate checkpoint=c0123456789a"),
-        ("hello", "hello: is no override; what to do is typed as key=value; python run.py --help lists the keys"),
+        ("hello", "hello: is no override; options are typed as key=value; python run.py --help lists the keys"),
         ("seed = 0", "seed = 0: an override has no spaces in it; type seed=0"),
         ("seed =0", "seed =0: an override has no spaces in it; type seed=0"),
         ("seed= 0 augment=none", "seed= 0: an override has no spaces in it; type seed=0"),
@@ -42,7 +42,7 @@ def refused(*words, root="config"):
         ("–m seed=0,1", "–m: is no override; type -m, with the hyphen of the keyboard"),
         ("seed=0 seed=1 seed=2", "seed: given 3 times, and only the last would count; a sweep is seed=0,1,2"),
         ("--experimental-rerun x.pickle", "--experimental-rerun: type the command itself again; "),
-        ("--foo", "--foo: there is no such flag; what to do is typed as key=value, as python run.py --help says"),
+        ("--foo", "--foo: there is no such flag; options are typed as key=value: python run.py --help lists them"),
         ("--recipe.lr 0.1", "--recipe.lr: keys are typed without dashes; type recipe.lr=0.1"),
         ("-seed=3", "-seed: keys are typed without dashes; type seed=3"),
         ("--cfg foo", "--cfg/-c: invalid choice: 'foo'"),
@@ -57,7 +57,7 @@ def refused(*words, root="config"):
         ("seed==3", "seed==3: one = is enough; type seed=3"),
         ("seed=(0,1)", "'seed=(0,1)': a sweep needs no brackets; type seed=0,1"),
         ("seed={0,1}", "'seed={0,1}': a sweep needs no brackets; type seed=0,1"),
-        ("dataset.mean=(0.1,0.2,0.3)", "'dataset.mean=(0.1,0.2,0.3)': a list stands in brackets; "
+        ("dataset.mean=(0.1,0.2,0.3)", "'dataset.mean=(0.1,0.2,0.3)': a list needs brackets; "
                                        "type 'dataset.mean=[0.1,0.2,0.3]'"),
         ("dataset.mean=0.1,0.2,0.3", "dataset.mean=0.1,0.2,0.3: it is one list, in brackets; "
                                      "type 'dataset.mean=[0.1,0.2,0.3]'"),

@@ -102,7 +102,7 @@ def test_wrong_classes_are_told(wanted, words):
 def test_nameless_classes_have_numbers():
     nameless = class_names(None, 7, "folder")
     assert nameless.short(3) == "class 3" and nameless.find(3) == 3
-    with pytest.raises(ConfigError, match="does not tell its 7 classes' names"):
+    with pytest.raises(ConfigError, match="does not name its 7 classes"):
         nameless.find("cat")
 
 

@@ -64,7 +64,7 @@ RETYPED = {
 LISTED = {
     "and {wrong}; for instance": "test_what_a_message_suggests_is_accepted",
     "names rows ({', '.join(spec.rows)})": "tells which table it is about, and suggests a key without a value",
-    "which no cell tells": "NAME: one of the tables that the user has",
+    "which no cell has; choose another": "NAME: one of the tables that the user has",
     "no cell of the study is a row of": "tells which table it is about",
     "no log.txt in": "FILE_OR_FOLDER",
     "filters W&B's server applies": "NAME: the user's entity at W&B",
@@ -101,7 +101,7 @@ LISTED = {
     "explain.method=attnlrp works on it": "test_methods_that_messages_name_are_accepted",
     "for which lrp has no rule": "test_methods_that_messages_name_are_accepted",
     "label needs images whose class is known": "test_methods_that_messages_name_are_accepted",
-    "does not tell its {self.count} classes' names": "NUMBER",
+    "does not name its {self.count} classes": "NUMBER",
     "explain=rollout and explain=relevance work on it": "test_methods_that_messages_name_are_accepted",
     "explain.compare=true shows one class, got": "tells which option it is about",
     "goes down to the pixels": "tells which option it is about",

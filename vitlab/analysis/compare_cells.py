@@ -22,7 +22,7 @@ from vitlab.study.contents import load_predictions, read_contents
 from vitlab.study.record import Record
 
 REFUSED = "(refused)"
-"""The frame's column that says why a finished cell's figures are left out."""
+"""The frame's column that holds why a finished cell's figures are left out."""
 
 
 def leave_out_other_images(frame: pd.DataFrame, keep: bool) -> tuple[pd.DataFrame, list[str]]:
@@ -92,8 +92,9 @@ def _groups(frame: pd.DataFrame, rows: Sequence[int], split: str) -> list[list[i
 
 
 def _fingerprint(frame: pd.DataFrame, i: int, split: str) -> Fingerprint | None:
-    """What a cell's record says of a split. Older records hold one text for both, which only their own kind equals:
-    those have a negative number of images."""
+    """The fingerprint of a split in a cell's record. Older records hold one text for both, which only their own kind
+    equals: those have a negative number of images.
+    """
     text = frame.at[i, "data"] if "data" in frame else None
     data = json.loads(text) if isinstance(text, str) else None
     if isinstance(data, str):

@@ -1,4 +1,4 @@
-"""Which cells stand in which row and column: by their resolved values, never by their labels."""
+"""Assign cells to the rows and columns of a table by their resolved values, never by their labels."""
 
 # The types that pandas declares say too little of what a frame holds.
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOptionalIterable=false
@@ -25,7 +25,7 @@ _LEFT_OPEN = (
 PAIRED = "paired"
 """What a frame has in place of a further seed that follows the cell's (see `varied`)."""
 COLUMN = "(column)"
-"""The frame's column that says in which column of the table a cell stands."""
+"""The frame's column that holds the table's column of each cell."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def find_conditions(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
         )
     if spec.factor and not any(c.startswith(f"{spec.factor}.") for c in frame.columns):
         raise ConfigError(
-            "table", f"table={spec.name} has rows of {spec.factor}, which no cell tells; choose another table=NAME"
+            "table", f"table={spec.name} has rows of {spec.factor}, which no cell has; choose another table=NAME"
         )
     for title, key in spec.ticks.items():
         if spec.factor and key not in frame:
@@ -155,7 +155,7 @@ def _found(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
 
 
 def _level(frame: pd.DataFrame, i: int, columns: Sequence[str]) -> str:
-    """The option's name where it tells the levels apart, else the values that vary."""
+    """The option's name where it differs between the levels, else the values that vary."""
     column = f"label.{columns[0].split('.')[0]}"
     if column in frame:
         alike = frame[frame[column] == frame.at[i, column]]

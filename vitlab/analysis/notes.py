@@ -39,7 +39,7 @@ def row_notes(
         own = against.own[k]
         gaps = _within(frame, condition)
         if own is None:
-            gaps.append(f"its block has no baseline ({against.phrase}): compared with nothing")
+            gaps.append(f"its block has no baseline ({against.phrase}), so it is not compared")
         for dataset, column in entries.items():
             on = f"on {dataset}: " if len(entries) > 1 else ""
             most = max(e.comparison.n for e in column)
@@ -141,7 +141,7 @@ def table_notes(
 
 
 def _noise(rows: Sequence[Row]) -> list[str]:
-    """How the seeds' scatter stands to that of converged training, on each data set."""
+    """Compare the seeds' scatter with that of converged training, on each data set."""
     lines = []
     for dataset in rows[0].entries:
         entries = [row.entries[dataset] for row in rows if not _copied(row, rows)]
@@ -174,7 +174,7 @@ def _copied(row: Row, rows: Sequence[Row]) -> bool:
 
 
 SEED_COLUMNS = ("pretrain.seed", "dataset.subset_seed")
-"""Seeds beside the cell's own."""
+"""Seeds in addition to the cell's own."""
 
 
 def with_paired(frame: pd.DataFrame) -> pd.DataFrame:

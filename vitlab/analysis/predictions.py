@@ -132,7 +132,7 @@ def _answers(frame: pd.DataFrame, entry: Entry) -> _Answers | None:
 def _names(
     frame: pd.DataFrame, rows: Sequence[Row], dataset: str, known: dict[str, _Answers | None]
 ) -> tuple[str, ...]:
-    """The classes' names as a record tells them, or their numbers."""
+    """The classes' names where a record has them, else their numbers."""
     highest = max((int(max(a.label.max(), a.predicted.max())) for a in known.values() if a is not None), default=-1)
     for row in rows:
         for identity in row.entries[dataset].ids:

@@ -92,7 +92,7 @@ def _change(label: str, delta: float, base: str, shown: Figure) -> str:
 
 
 def _support(entry: Entry, margin: float | None, count: int, shown: Figure) -> str:
-    """What stands behind a difference: an interval where n supports one."""
+    """The evidence for a difference: an interval where n supports one."""
     c = entry.comparison
     if c.low is not None and c.high is not None:
         verdict = "" if c.significant else ": no difference shown"
@@ -101,22 +101,24 @@ def _support(entry: Entry, margin: float | None, count: int, shown: Figure) -> s
         return f"95 % CI {shown.shown(c.low)} to {shown.shown(c.high)}, {p_in_words(c.p)}, {c.n} seeds{verdict}"
     if c.n > 1 and entry.resolution == 0 and not c.sd:
         return f"{c.n} seeds that do not differ, on an unknown number of images: no interval can be given"
-    return f"{'one seed' if c.n == 1 else f'{c.n} seeds'}: nothing can be said of the condition{_needed(entry, count)}"
+    return f"{'one seed' if c.n == 1 else f'{c.n} seeds'}: no conclusion about the condition{_needed(entry, count)}"
 
 
 def _needed(entry: Entry, count: int) -> str:
-    """How many seeds would tell a difference of this size."""
+    """How many seeds would detect a difference of this size."""
     delta = abs(entry.comparison.delta or 0.0)
     if not entry.resolution or not delta:
         return ""
     scatter = assumed_scatter(100 / entry.resolution)
     seeds = seeds_needed(delta / scatter, count)
-    said = f"{seeds} seeds each" if seeds else "more than 100 seeds each"
-    return f"; a true difference of {delta:.2f} points would take {said}, if they scatter by {scatter:.2f} points"
+    number = f"{seeds} seeds each" if seeds else "more than 100 seeds each"
+    return (
+        f"; detecting a difference of {delta:.2f} points would take {number}, if they scatter by {scatter:.2f} points"
+    )
 
 
 def checkpoint_lines(table: Table) -> list[str]:
-    """Single checkpoints beside one another, on the same images: about these files, never about their conditions."""
+    """Compare single checkpoints on the same images: a statement about these files, never about their conditions."""
     lines = []
     for dataset in table.datasets:
         on = f" on {dataset}" if len(table.datasets) > 1 else ""
@@ -124,7 +126,7 @@ def checkpoint_lines(table: Table) -> list[str]:
         for (row, k), p in zip(found, holm([k.p for _, k in found]), strict=True):
             lines.append(
                 f"{row.label}{on}: {k.only_second} images gained and {k.only_first} lost of {k.images:,} "
-                f"beside {row.entries[dataset].versus} (exact McNemar {p_in_words(p)} by Holm, paired bootstrap "
+                f"against {row.entries[dataset].versus} (exact McNemar {p_in_words(p)} by Holm, paired bootstrap "
                 f"{k.low:.2f} to {k.high:.2f})"
             )
     return lines

@@ -150,7 +150,7 @@ def _verdict(line: Mapping[str, Any], dataset: str, entry: Entry, count: int) ->
     found["delta"] = ours - value
     margin = _margin(line, entry, count)
     if margin is None:
-        return found | {"verdict": "one seed each: seed noise cannot be told"}
+        return found | {"verdict": "one seed each: seed noise is unknown"}
     if abs(found["delta"]) <= margin:
         return found | {"margin": margin, "verdict": f"matches within seed noise (±{margin:.2f})"}
     causes = f"{line['row']} on {dataset}, {line['figure']}: {'; '.join(_causes(line, entry, margin))}"
@@ -165,7 +165,7 @@ def _causes(line: Mapping[str, Any], entry: Entry, margin: float) -> list[str]:
         shown = ", ".join("none" if v is None else f"{v:g}" for v in ours) or "not recorded"
         name = {"epochs": "epochs", "batch_size": "global batch", "ema_decay": "EMA decay"}[key]
         if line[key] is None:
-            causes.append(f"{name} {shown} here, not told there")
+            causes.append(f"{name} {shown} here, not stated there")
         elif ours != (line[key],):
             causes.append(f"{name} {shown} here, {line[key]:g} there")
     if line["figure"] in (figure().name, figure("best.top1").name):
@@ -173,5 +173,5 @@ def _causes(line: Mapping[str, Any], entry: Entry, margin: float) -> list[str]:
         others = {f: mean for f in _WORDS if f != asked and (mean := entry.mean(f)) is not None}
         near = [f"{_WORDS[f]} {mean:.2f} would match" for f, mean in others.items()
                 if abs(mean - line["value"]) <= margin]  # fmt: skip
-        causes += near or [f"no choice of epoch or weights explains it ({_WORDS[asked]} stands above)"]
+        causes += near or [f"no choice of epoch or weights explains it ({_WORDS[asked]} is compared above)"]
     return causes

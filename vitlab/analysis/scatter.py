@@ -3,8 +3,8 @@
 Had trainings converged, the errors of two seeds on an image would be independent given the image, and their scores
 would vary by Σ p (1 - p) / N², with p the share of seeds that get the image right (Jordan 2024, arXiv 2304.01910).
 
-Rows see the same seeds, orders and crops, so their scores may correlate over the seeds: `pairing_line` says
-what pairing would give.
+Rows see the same seeds, orders and crops, so their scores may correlate over the seeds: `pairing_line`
+shows what pairing would give.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def excess_line(excess: Excess, on: str) -> str:
         )
     if excess.high < 2:
         return f"seed noise{on} {told} that of converged training: only more seeds or test images narrow the intervals"
-    return f"seed noise{on} {told} that of converged training: too few seeds to tell whether longer training would help"
+    return (
+        f"seed noise{on} {told} that of converged training: too few seeds to decide whether longer training would help"
+    )
 
 
 FEWEST_COMMON = 4

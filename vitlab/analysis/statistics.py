@@ -1,4 +1,4 @@
-"""What a handful of seeds can and cannot tell, on frames of cells: comparisons, checkpoints, analysis of variance.
+"""Statistics on data frames of cells: comparisons of conditions, of checkpoints, analysis of variance.
 
 Every difference of means follows the rules of `vitlab.core.comparisons`.
 """
@@ -33,7 +33,7 @@ def unequal_spread(groups: Sequence[Sequence[float]]) -> float | None:
 def compare_to_baseline(
     frame: pd.DataFrame, baseline: object, factor: str, metric: str = figure().column, statistics: Rule = "auto"
 ) -> pd.DataFrame:
-    """Every level of column `factor` beside level `baseline`, over the finished cells of `frame`.
+    """Compare every level of column `factor` with level `baseline`, over the finished cells of `frame`.
 
     Returns columns level, n, mean, sd, delta, ci_low, ci_high (simultaneous, 95 %), p_adjusted, mde (the smallest
     difference that so many seeds, scattering as they do, find with 80 % power; none where a level has one seed).

@@ -123,7 +123,7 @@ def _anova(
     used = frame.loc[[i for c in conditions for i in dict.fromkeys(c.members)]]
     used = used[~used.index.duplicated()].copy()
     groups = [group for group, _ in conditions[0].levels]
-    for condition in reversed(conditions):  # cells that stand in two rows count for the first
+    for condition in reversed(conditions):  # cells in two rows count for the first
         for group, level in (*condition.levels, ("condition", condition.label)):
             used.loc[list(condition.members), f"({group})"] = level
     found: list[dict[str, Any]] = []

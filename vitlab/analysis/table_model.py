@@ -40,7 +40,7 @@ class TableSpec:
     metric: str = PRIMARY
     """What is compared: a name of METRICS, alone or after best., ema. or ema.best."""
     columns: tuple[Literal["scatter"], ...] = ()
-    """Further columns: scatter says where the width of the intervals comes from."""
+    """Further columns: scatter shows where the width of the intervals comes from."""
     per_class: bool = False
     """Whether every class is compared too."""
     pairs: tuple[tuple[str, ...], ...] = ()
@@ -110,12 +110,12 @@ class Row:
     entries: dict[str, Entry]
     """Data set → entry."""
     notes: tuple[str, ...] = ()
-    """What its footnote says: the layout's remark, gaps, confounds."""
+    """Its footnotes: the layout's remark, gaps, confounds."""
 
 
 @dataclass(frozen=True)
 class ClassEffect:
-    """One class of a row beside the same class of its baseline, in percent of the class's images."""
+    """A comparison of one class of a row with the same class of its baseline, in percent of the class's images."""
 
     row: str
     versus: str
@@ -182,7 +182,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Context:
-    """What a file says in addition to the table."""
+    """What a file holds in addition to the table."""
 
     provenance: str = ""
     """One line on the cells and the code that the table was made from."""

@@ -130,7 +130,7 @@ def table_spec(
     if layout is None and named:
         layout, name = compose_group("table", named), named
     if layout is None:
-        factor = "model" if config.source == "deit_logs" else None  # a log tells no more than its name
+        factor = "model" if config.source == "deit_logs" else None  # a log holds only its name
         ticks = {} if factor else DEFAULT_TICKS
         spec = TableSpec(clean_name(study, "table"), f"Study {study}", study=study, factor=factor, ticks=ticks)
     else:

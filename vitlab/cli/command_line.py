@@ -85,7 +85,7 @@ def with_whole_commands(
 ) -> ConfigError:
     """`error`, naming the commands that work in place of the overrides that would; as it is where none is found.
 
-    `words` are the command's overrides, `program` what stands before them. `accept` raises UserError for overrides that
+    `words` are the command's overrides, `program` what comes before them. `accept` raises UserError for overrides that
     are a mistake. Overrides of keys that were not typed are tried first.
     """
     commands: list[list[str]] = []
@@ -139,7 +139,7 @@ _NOISE = ("See https://", "Set the environment variable", "full_key:", "object_t
 
 
 def explain(error: Exception) -> str:
-    """One line that says what a composition's error means to the person who typed the command."""
+    """Translate an error of the composition into one line for the person who typed the command."""
     text = str(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; quote what is not plain: '{_quoted(error.override)}'"

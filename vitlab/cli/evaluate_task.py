@@ -32,7 +32,7 @@ class EvaluateConfig:
     """The keys of `evaluate` in conf/task/evaluate.yaml."""
 
     statistics: Literal["checkpoint", "dataset"] = "checkpoint"
-    """Whose mean, std and crop count where both the checkpoint and dataset= tell."""
+    """Whose mean, std and crop are used where both the checkpoint and dataset= have them."""
 
 
 def run_evaluate(config: Config) -> list[str]:

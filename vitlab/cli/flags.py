@@ -53,7 +53,7 @@ def mistakes_in_flags(words: Sequence[str], root: str) -> list[str]:
         given, unknown = _parse(words)
     except _WrongFlagError as error:
         text = str(error).removeprefix("argument ")
-        return [f"{text}; {program} --help says what to type"]
+        return [f"{text}; {program} --help lists them"]
     if unknown:
         return hints_for_flags(unknown) or [_unknown_flag(unknown[0], words, root)]
     if given.experimental_rerun is not None:
@@ -79,7 +79,7 @@ def _unknown_flag(word: str, words: Sequence[str], root: str) -> str:
     if key in keys.types or keys.is_group(key):
         return f"{flag}: keys are typed without dashes; type {typed(key, value) if value else f'{key}=VALUE'}"
     program = PROGRAMS[root]
-    return f"{flag}: there is no such flag; what to do is typed as key=value, as python {program} --help says"
+    return f"{flag}: there is no such flag; options are typed as key=value: python {program} --help lists them"
 
 
 PAGE = "docs/from_the_book.md"

@@ -148,7 +148,7 @@ def _fields(schema: type, prefix: str) -> dict[str, Any]:
 
 
 def typed_keys(overrides: Iterable[Any]) -> tuple[str, ...]:
-    """The dotted keys that parsed overrides of Hydra's set, groups included; a mapping stands for the keys in it."""
+    """The dotted keys that parsed overrides of Hydra's set, groups included; a mapping means the keys in it."""
     found: dict[str, None] = {}
     for override in overrides:
         if not override.is_delete():

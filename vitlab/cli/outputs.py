@@ -33,8 +33,8 @@ def require_folder(
 ) -> None:
     """Raise ConfigError where the folder that `key` names must not be written into.
 
-    `noun` is what is written there, `is_ours` says whether the folder holds earlier output of this kind, `reads` maps
-    keys to the places that the command reads from: `folder` may not be one of them, inside one, or above one.
+    `noun` is what is written there, `is_ours` decides whether the folder holds earlier output of this kind, `reads`
+    maps keys to the places that the command reads from: `folder` may not be one of them, inside one, or above one.
     """
     if clash := _clash(folder, reads):
         how, read, place = clash
@@ -88,7 +88,7 @@ def _places(dataset: DatasetConfig) -> dict[str, Path]:
 
         try:  # of a folder of several data sets, the one that is read
             found["dataset.root"] = find_root(dataset, evaluating=True)
-        except ConfigError:  # whoever reads it says what is wrong
+        except ConfigError:  # reading it raises the error that explains
             found["dataset.root"] = Path(dataset.root)
     return found
 
@@ -147,7 +147,7 @@ def _entries(folder: Path) -> list[str]:
 
 
 def _free(wanted: Path, reads: Mapping[str, Path]) -> str:
-    """`wanted`, or beside it a name that is not taken and that no place read from is near."""
+    """`wanted`, or a similar name that is not taken and not near a place that is read."""
     while _clash(wanted, reads):
         wanted = wanted.resolve().parent.parent / wanted.name
     number, found = 2, wanted

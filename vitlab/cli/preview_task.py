@@ -35,7 +35,7 @@ class PreviewConfig:
     """Side of a picture in pixels. The model's input may be smaller: the sheet is for looking at."""
     columns: int = dataclasses.field(default=6, metadata={"low": 2, "high": 40})
     pictures: int = dataclasses.field(default=4, metadata={"low": 0, "high": 100})
-    """Images of the data set, besides two photographs."""
+    """Images of the data set, in addition to two photographs."""
     images: str | tuple[str, ...] | None = None
     """Files, folders and patterns such as 'photos/*.jpg', in place of the photographs and the data set's images."""
     conditions: tuple[str, ...] | None = None

@@ -110,7 +110,7 @@ def command(without: str | tuple[str, ...] = ()) -> str:
 
 
 def program(known: Mapping[str, str]) -> str:
-    """What stands before run.py in a command, by the environment: `python`, or torchrun with its processes."""
+    """What precedes run.py in a command, by the environment: `python`, or torchrun with its processes."""
     if "TORCHELASTIC_RUN_ID" not in known:
         return "python"
     one_machine = known["LOCAL_WORLD_SIZE"] == known["WORLD_SIZE"]

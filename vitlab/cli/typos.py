@@ -153,7 +153,7 @@ _ONE_CHOICE = {
     "task": "a command does one task",
     "explain": "a command draws one kind of figure",
 }
-"""Groups of which a command takes one choice, and why."""
+"""Groups that take one choice per command, and why."""
 
 
 def mistakes_in_choice(group: str, package: str, value: str, keys: Keys) -> list[str]:
@@ -294,11 +294,11 @@ def _explain(word: str, keys: Keys) -> str:
         return f"{no_override}; python {program} trains, without it"
     if meant := _meant(word, keys):
         return f"{no_override}; type {' or '.join(meant)}"
-    return f"{no_override}; what to do is typed as key=value; python {program} --help lists the keys"
+    return f"{no_override}; options are typed as key=value; python {program} --help lists the keys"
 
 
 def _meant(word: str, keys: Keys) -> list[str]:
-    """The overrides that a word without `=` may stand for."""
+    """The overrides that an argument without `=` may mean."""
     if chosen := [f"{group}={word}" for group in keys.groups if word in keys.choices(group)]:
         return chosen
     if keys.root == "config" and word in options("table"):

@@ -135,7 +135,7 @@ def mistake_in_value(key: str, value: str, keys: Keys) -> str | None:
 def _list_or_sweep(key: str, value: str, inner: list[str], keys: Keys) -> str:
     listed = ",".join(inner)
     if keys.takes_only_lists(key):
-        return f"{typed(key, value)}: a list stands in brackets; type {typed(key, f'[{listed}]')}"
+        return f"{typed(key, value)}: a list needs brackets; type {typed(key, f'[{listed}]')}"
     return f"{typed(key, value)}: a sweep needs no brackets; type {typed(key, listed)}"
 
 

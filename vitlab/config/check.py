@@ -72,7 +72,7 @@ def check_cell(cell: CellConfig) -> None:
     if data.train_fraction < 1 and data.train_per_class:
         raise ConfigError(
             "dataset.train_fraction",
-            "give it, or dataset.train_per_class, and not both: each says how many images",
+            "give it, or dataset.train_per_class, and not both: each sets the number of images",
             ["dataset.train_per_class=null", "dataset.train_fraction=1"],
         )
     if data.num_train and data.num_classes:

@@ -15,7 +15,7 @@ from vitlab.core.errors import ConfigError
 
 _IN_WHEEL = Path(__file__).parents[1] / "conf"
 CONF = _IN_WHEEL if _IN_WHEEL.is_dir() else Path(__file__).parents[2] / "conf"
-"""The folder of all choices: beside vitlab/ in a checkout, inside it where a wheel is installed."""
+"""The folder of all choices: next to vitlab/ in a checkout, inside it where a wheel is installed."""
 
 
 @cache
@@ -54,7 +54,7 @@ def own_sizes(model: Mapping[str, Any], label: str | None, typed: Collection[str
     """The values of `model`, and what to call it.
 
     Where `model.name` is not the one of the choice `label`, or was typed, the architecture brings its own sizes, and
-    only those count that were typed or that an experiment's file sets. The name then says which architecture it is, and
+    only those count that were typed or that an experiment's file sets. The name then is that of the architecture, and
     in brackets which sizes are not the choice's or the architecture's: `vit_small_patch16_224(depth=6)`.
     """
     values = dict(model)
@@ -78,7 +78,7 @@ def native_image_size(name: str) -> int:
     named = _NUMBER.fullmatch(name.partition(".")[0])
     if named:
         return int(named[1])
-    import timm  # two seconds, for the few names that do not tell
+    import timm  # two seconds, for the few names without a size
 
     known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     return known.input_size[-1] if known else 224

@@ -249,7 +249,9 @@ def named_after_folder(dataset: DatasetConfig) -> DatasetConfig:
         return dataset
     name = "folder"
     if dataset.pack:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whoever reads the pack says what is wrong
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, TypeError
+        ):  # reading the pack raises the error that explains
             name = json.loads((Path(dataset.pack) / "manifest.json").read_text(encoding="utf-8"))["dataset"]
     elif where := dataset.root or dataset.class_list:
         path = Path(where).absolute()

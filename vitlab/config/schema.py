@@ -61,7 +61,7 @@ class FractalConfig:
     instances: int = _number(1000, low=1, high=1_000_000)
     """Images per category."""
     image_size: int = _number(362, low=16, high=2048)
-    """Side in pixels, of which 6 on each edge stay empty."""
+    """Side in pixels; 6 on each edge stay empty."""
     num_points: int = _number(200_000, low=1000, high=1 << 26)
     threshold: float = _number(0.2, low=0, high=0.38)
     """Smallest share of filled pixels for a category to be accepted; the search's 100,000 points fill at most 0.381."""
@@ -132,7 +132,7 @@ class DatasetConfig:
     grey16: Literal["range", "minmax"] = _later("range")
     """Grey files of more than 8 bits: scaled by the range of their format, or each by its own extremes."""
     exif: Literal["ignore", "apply"] = _later("ignore")
-    """Whether a photo is turned upright as its EXIF orientation says."""
+    """Whether a photo is turned upright by its EXIF orientation."""
     fractal: FractalConfig | None = None
 
     @property

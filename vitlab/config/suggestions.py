@@ -29,7 +29,7 @@ def suggest(got: Any, allowed: Iterable[Any]) -> str:
 def meant(key: str, hint: Any, value: Any, accepts: Callable[[Any], bool]) -> list[str]:
     """The override of `key` that may have been meant by `value`, which the type `hint` refuses; [] where none is known.
 
-    `accepts` says whether the schema takes a value.
+    `accepts` decides whether the schema takes a value.
     """
     for text, values in _candidates(hint, value):
         if all(accepts(one) for one in values):
@@ -38,7 +38,7 @@ def meant(key: str, hint: Any, value: Any, accepts: Callable[[Any], bool]) -> li
 
 
 def _candidates(hint: Any, value: Any) -> Iterator[tuple[str, list[Any]]]:
-    """The text after `key=`, and the values that it stands for (several in a sweep)."""
+    """The text after `key=`, and the values that it means (several in a sweep)."""
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     text = str(value).strip()
     for kind in kinds:

@@ -36,7 +36,7 @@ class Group:
     seeds: tuple[int, ...] = ()
     """Of each value, for pairing; empty where not known."""
     resolution: float = 0.0
-    """The smallest step between two values that the measurement can tell; 0 where not known."""
+    """The smallest step between two values that the measurement can resolve; 0 where not known."""
 
     def negated(self) -> Group:
         """The same group on a scale where less is better."""
@@ -63,7 +63,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One condition beside another; None where n cannot support a figure."""
+    """A comparison of one condition with another; None where n cannot support a figure."""
 
     n: int
     mean: float
@@ -90,12 +90,12 @@ def compare(
     stepwise: bool = False,
     part: float = 1.0,
 ) -> list[Comparison]:
-    """Each pair's second group beside its first, simultaneously over all pairs.
+    """Compare each pair's second group with its first, simultaneously over all pairs.
 
     `margin` asks whether the true difference is smaller than it: two one-sided tests, adjusted as the intervals are.
-    `stepwise` adjusts the p-values by Holm's method, which finds more; the intervals are single-step always. `part`
-    says that these pairs are that part of a larger family whose other groups are independent of these. A pair with
-    fewer than two seeds in either group, or without any scatter, gets its difference and no interval.
+    `stepwise` adjusts the p-values by Holm's method, which finds more; the intervals are single-step always. `part` is
+    the share of these pairs in a larger family whose other groups are independent of these. A pair with fewer than two
+    seeds in either group, or without any scatter, gets its difference and no interval.
     """
     estimates = {i: e for i, pair in enumerate(pairs) if (e := _estimate(groups, pair, rule)) is not None}
     family = _family(list(estimates.values()), rule, part)
@@ -183,8 +183,9 @@ def pooled_variance(groups: Sequence[Group]) -> tuple[float, int]:
 def not_beaten(groups: Sequence[Group], rule: Rule = "auto") -> list[bool]:
     """Which groups no other is shown to exceed: with probability 0.95 the best of them is among these.
 
-    For each group, all others beside it simultaneously: the true best is left out only where one of these errs (Hsu's
-    multiple comparisons with the best, Annals of Statistics 1984). Where nothing can be compared, no group is marked.
+    For each group, all others are compared with it simultaneously: the true best is left out only where one of these
+    errs (Hsu's multiple comparisons with the best, Annals of Statistics 1984). Where nothing can be compared, no group
+    is marked.
     """
     filled = [i for i, group in enumerate(groups) if group.n]
     marks, supported = [False] * len(groups), False
@@ -226,7 +227,8 @@ def least_differences(
 
 
 def assumed_scatter(images: float) -> float:
-    """The points that top-1 scatters between seeds on so many evaluation images, before any cell tells.
+    """The assumed deviation of top-1 between seeds, in points, on so many evaluation images, before any cell is
+    trained.
 
     0.2 points on ImageNet's 50,000 images, as measured of converged trainings, and the square root law.
     """

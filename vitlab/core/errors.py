@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Self
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says of a disk without room."""
+"""Error numbers of the system for a disk without room."""
 REFUSED = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)
-"""What the system says of a disk that is full, closed to this user, read-only or failing: never a bug of ours."""
+"""Error numbers for a disk that is full, closed to this user, read-only or failing: never a bug of ours."""
 
 
 class UserError(Exception):
@@ -37,7 +37,7 @@ class UserError(Exception):
 class ConfigError(UserError):
     """A mistake in the value of one configuration key, which reads `key: text`.
 
-    `ways` are overrides, each of which ends the mistake by itself (or several, with a space between); the text names
+    `ways` are overrides that each correct the mistake (or several, with a space between); the text names
     them at its end.
     """
 

@@ -227,7 +227,7 @@ def text_of(name: str, encoding: str = "utf-8") -> str:
 
 
 def _allowed(character: str) -> bool:
-    """Letters, the marks that some scripts write over and beside them, digits, and `. _ -` and the space."""
+    """Letters, the combining marks of some scripts, digits, `. _ -` and the space."""
     kind = unicodedata.category(character)
     return character in " ._-" or kind[0] in "LM" or kind == "Nd"
 

@@ -244,7 +244,7 @@ def load_arrays(
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What tells the images of one split from others, as provenance.json has it."""
+    """The identity of the images of one split, as in provenance.json."""
 
     images: int
     names: str

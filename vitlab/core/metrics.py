@@ -46,14 +46,14 @@ METRICS: dict[str, Metric] = {
     )
 }
 PRIMARY = "top1"
-"""What the best epoch is chosen by, and what a table shows unless `metric=` says otherwise."""
+"""The metric that chooses the best epoch, and that a table shows without `metric=`."""
 SELECTIONS = {
     "last": "at the last epoch (no model selection)",
     "best": "at the best epoch, chosen on the evaluation set by top-1",
     "ema.last": "of the averaged weights at the last epoch (no model selection)",
     "ema.best": "of the averaged weights at their best epoch, chosen on the evaluation set by top-1",
 }
-"""Which evaluation of a cell a figure is of → how a caption says it."""
+"""Evaluation of a cell → its name in a caption."""
 
 
 def register_metric(
@@ -62,7 +62,7 @@ def register_metric(
 ) -> Callable[[Compute], Compute]:  # fmt: skip
     """Register a function of logits (B, C) float32 and labels (B,) int64 that returns a value for each image (B,).
 
-    Its mean over all images stands in every row and result, and `analyze.py metric=NAME` makes a table of it. Raises
+    Its mean over all images is in every row and result, and `analyze.py metric=NAME` makes a table of it. Raises
     ConfigError for a name that is taken or is no identifier.
     """
 

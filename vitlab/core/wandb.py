@@ -36,7 +36,7 @@ Answer = Literal["ready", "no answer", "key refused"]
 
 @dataclass(frozen=True)
 class Choice:
-    """How a run is logged: `mode` is what W&B is started with, `why` says what led to it."""
+    """How a run is logged: `mode` is what W&B is started with, `why` is the reason."""
 
     mode: Literal["online", "offline", "disabled"]
     why: Literal["asked", "key", "no key", "no answer", "key refused"]
@@ -45,7 +45,7 @@ class Choice:
 
 
 def asked_mode(mode: str) -> str:
-    """`wandb.mode`, or for `auto` what WANDB_MODE says: auto, online, offline or disabled."""
+    """`wandb.mode`, or for `auto` the value of WANDB_MODE: auto, online, offline or disabled."""
     chosen = os.environ.get("WANDB_MODE") if mode == "auto" else None
     return _LEGACY.get(chosen, chosen) if chosen else mode
 
@@ -181,7 +181,7 @@ def base_url() -> str:
 
 
 def ask_server(url: str, seconds: float = ANSWER_SECONDS) -> Answer:
-    """What the server at `url` says within so many seconds, however long a name or a connection takes."""
+    """Ask the server at `url`, with a limit of so many seconds, however long a name or a connection takes."""
     answers: list[Answer] = []
     thread = threading.Thread(target=lambda: answers.append(_ask(url, seconds)), daemon=True)
     thread.start()

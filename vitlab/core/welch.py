@@ -3,7 +3,7 @@
 **Two means** (`critical_value`). The statistic is Welch's, T = (difference of means - true difference) / sqrt(e1 + e2)
 with e = s² / n of each group, and u = e1 / (e1 + e2) is the first group's share. Welch's critical value (Biometrika
 1947), Student's t with 1 / (u² / f1 + (1 - u)² / f2) degrees of freedom, is exceeded too often with few values a
-group: 1.8 times the nominal rate with three values and a level of 0.0085 (six comparisons), 8 times with two beside
+group: 1.8 times the nominal rate with three values and a level of 0.0085 (six comparisons), 8 times with two against
 ten. Banerjee's (Sankhya 1960),
 
     B(u) = sqrt(u t1² + (1 - u) t2²)    (t1, t2: Student's with f1 and f2 degrees of freedom)

@@ -13,7 +13,7 @@ _STUDY = {"cells": [{"id": str, "name?": str, "part?": str}]}
 
 
 def named_checkpoints(config: Config) -> list[tuple[str, str | None]]:
-    """The checkpoints of `checkpoint=`, with labels; a study's file (`studies/NAME.json`) stands for its cells.
+    """The checkpoints of `checkpoint=`, with labels; a study's file (`studies/NAME.json`) means its cells.
 
     Raises ConfigError where there is no such file, cell or study.
     """

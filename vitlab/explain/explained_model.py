@@ -72,7 +72,7 @@ class Subject:
         return self.explained(lambda: torch.cat([of_part(part, classes).cpu() for part, classes in pairs]))
 
     def explained(self, compute: Callable[[], Tensor]) -> Tensor:
-        """`compute()`, with the library's errors told as the user's: which checkpoint, which key."""
+        """Call `compute()`, and turn the library's errors into UserErrors that name the checkpoint."""
         try:
             return compute()
         except UnfitError as error:
@@ -114,7 +114,7 @@ _WORDNET = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True)
 class ClassNames:
-    """The classes of a classifier; `names` is None where nothing tells them."""
+    """The classes of a classifier; `names` is None where they are unknown."""
 
     count: int
     names: tuple[str, ...] | None
@@ -134,7 +134,7 @@ class ClassNames:
         if self.names is None:
             raise ConfigError(
                 "explain.class_name",
-                f"the checkpoint does not tell its {self.count} classes' names; give explain.class_index=NUMBER",
+                f"the checkpoint does not name its {self.count} classes; give explain.class_index=NUMBER",
             )
         sought = wanted.strip().lower()
         synonyms = [[word.strip().lower() for word in name.split(",")] for name in self.names]

@@ -30,7 +30,7 @@ PERTURBATION = 10
 
 @dataclass(frozen=True)
 class Curves:
-    """How a method's maps stand up, over N images; `share` (S,) of patches, curves (S, N)."""
+    """The perturbation curves of a method's maps over N images; `share` (S,) of patches, curves (S, N)."""
 
     share: Tensor
     most_first: Tensor

@@ -152,7 +152,7 @@ class Linear(Rule):
 
 
 class Product(Rule):
-    """A product of two activations: each gets half of what its contribution says, in LRP as in AttnLRP."""
+    """A product of two activations: each gets half of the relevance of its contribution, in LRP and in AttnLRP."""
 
     def relevance(self, r: Tensor, call: Call) -> list[Tensor]:
         return [part / 2 for part in super().relevance(r, call)]

@@ -32,7 +32,7 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class Picture:
-    """One image: `pixels` (3, h, w) uint8, cropped for the model; its class where the data set tells it."""
+    """One image: `pixels` (3, h, w) uint8, cropped for the model; its class where the data set has it."""
 
     name: str
     pixels: Tensor

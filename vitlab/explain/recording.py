@@ -225,7 +225,7 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
 
 
 class UnfitError(UserError):
-    """A method does not fit an architecture; the message says why, and which method does."""
+    """A method does not fit an architecture; the message gives the reason and a method that fits."""
 
 
 @dataclass
@@ -236,7 +236,7 @@ class Recording:
     images: Tensor
     """(B, 3, H, W), the leaf of the graph."""
     tokens: Tensor | None
-    """(B, N, D), what the last block hands to the pooling; None where the model has no list of blocks."""
+    """(B, N, D), the last block's output, which is pooled; None where the model has no list of blocks."""
     logits: Tensor
     """(B, C)"""
 

@@ -15,7 +15,7 @@ PLUS_MINUS, DELTA, TICK, CROSS, GAP = "±", "Δ", "✓", "✗", "--"
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in one place of a grid."""
+    """The content of one place of a grid."""
 
     text: str
     bold: bool = False
@@ -36,7 +36,7 @@ class Grid:
 
 
 FURTHER = ("top1", "top5", "best.top1", "ema.top1")
-"""Figures that are shown beside the one that a table compares."""
+"""Figures that are shown in addition to the one that a table compares."""
 
 
 def grids(table: Table) -> list[Grid]:
@@ -128,7 +128,7 @@ def _reference(table: Table) -> Grid:
         cells = [Cell(word, align="left") for word in words] + [Cell(figure) for figure in figures]
         rows.append((*cells, Cell(delta), Cell(line["verdict"], align="left"), Cell(line["source"], align="left")))
     titles = ("", "data set", "figure", "ours", "reference", DELTA, "verdict", "source")
-    return Grid("reference", "Beside the reference", titles, tuple(rows))
+    return Grid("reference", "Comparison with the reference", titles, tuple(rows))
 
 
 def footnotes(table: Table) -> list[str]:

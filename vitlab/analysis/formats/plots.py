@@ -24,11 +24,11 @@ from vitlab.core.metrics import METRICS, PRIMARY
 from vitlab.core.metrics import Figure as Shown
 
 KINDS = {"up": ("#0072B2", "^"), "down": ("#D55E00", "v"), "level": ("#6E7781", "D"), "same": ("#009E73", "s")}
-"""Verdict → Okabe and Ito's colour, which the colour-blind can tell apart, and a marker of its own."""
+"""Verdict → Okabe and Ito's colour, which the colour-blind can distinguish, and a marker of its own."""
 MOST_CURVES = 10
 """Seeds drawn per condition; more would be a smear."""
 Curves = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
-"""Condition → for each seed the rows of its metrics.jsonl; data sets of one row stand side by side."""
+"""Condition → for each seed the rows of its metrics.jsonl; data sets of one row are side by side."""
 
 
 def verdict(comparison: Comparison) -> str:

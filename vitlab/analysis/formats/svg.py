@@ -1,7 +1,7 @@
 """The page's figures as inline SVG that follows the page's colour scheme.
 
 Classes carry the colours: `up`, `down` and `level` (Okabe and Ito's blue and vermilion, and grey), each with a mark of
-its own shape, so that nothing is told by colour alone.
+its own shape, so that no meaning depends on colour alone.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def collect_logs(places: Sequence[Path]) -> pd.DataFrame:
 
 
 def _name(file: Path) -> tuple[str, int]:
-    """The condition and the seed that a log's place tells; 0 where it tells no seed."""
+    """The condition and the seed in a log's path; seed 0 where it has none."""
     place = file.parent if file.name == "log.txt" else file.with_suffix("")
     if alone := re.fullmatch(r"s(?:eed)?[_-]?(\d+)", place.name):
         return place.parent.name, int(alone[1])

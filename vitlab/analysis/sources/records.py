@@ -66,7 +66,7 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def read_record(record: Record) -> dict[str, Any]:
-    """One cell's row. Damage raises nothing: `faults` names the files, one to a line, and what they told is missing."""
+    """One cell's row. Damage raises nothing: `faults` names the files, one to a line, and their values are missing."""
     found = read_contents(record)
     row: dict[str, Any] = {"id": record.id, "state": found.state, "folder": str(record.folder)}
     if found.faults:
@@ -93,7 +93,7 @@ def with_defaults(attempt: Mapping[str, Any], defaults: Mapping[str, Any]) -> di
 
 
 def experiment_columns(experiment: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
-    """The flattened experiment, and the labels beside it."""
+    """The flattened experiment, and its labels."""
     return flatten(experiment) | {f"label.{group}": label for group, label in labels.items()}
 
 

@@ -27,7 +27,7 @@ def offline_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def merge_runs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One run per identity: a finished one stands, and later attempts complete earlier ones.
+    """One run per identity: a finished one counts, and later attempts complete earlier ones.
 
     Two finished runs of one cell that disagree are one damaged run: only a person can say which counts.
     """
@@ -67,8 +67,8 @@ def _joined(identity: str, earlier: dict[str, Any], later: dict[str, Any]) -> di
 def read_offline_run(file: Path) -> dict[str, Any] | None:
     """A run from its binary log; None where the file ends before the run is named (killed at once).
 
-    What is damaged is listed under `faults`; what stands before it in the file is kept. A run whose file cannot be read
-    at all has the identity that the file's name tells.
+    What is damaged is listed under `faults`; what precedes it in the file is kept. A run whose file cannot be read
+    at all has the identity in the file's name.
     """
     run: dict[str, Any] = {"id": None, "state": "crashed", "config": {}, "summary": {}, "history": [], "faults": []}
     own = file.stem.removeprefix("run-")

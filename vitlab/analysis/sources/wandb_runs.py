@@ -40,7 +40,7 @@ _CONFIG = {"seed": int} | {group: dict for group in GROUPS} | {
     },
 }  # fmt: skip
 _FINAL = ("not find", "permission", "api_key", "login", "401", "403", "unauthorized", "filter")
-"""What a server says that will say the same if asked again."""
+"""Status codes for which another attempt is useless."""
 
 
 def collect_wandb(
@@ -80,7 +80,7 @@ def _about(run: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_asked_for(run: Mapping[str, Any], study: str | None) -> bool:
-    """Whether a run is a cell's, of the study. Damaged ones that do not tell their study might be."""
+    """Whether a run is a cell's, of the study. Damaged ones without a study's name might be."""
     about = _about(run)
     if not about:
         return bool(run.get("faults"))
