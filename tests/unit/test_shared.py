@@ -17,8 +17,9 @@ from PIL import Image
 from vitlab.config import CellConfig, RecipeConfig, choice
 from vitlab.data import shared
 from vitlab.data.loader import EvalLoader, TrainLoader
-from vitlab.data.ring import APART, EXPECTED, FREE, JOINED, NEXT, STATE, WANTED, Crops, Ring, ring_bytes, window_for
-from vitlab.data.shared import EvaluationMemory, Given, crops_of, epoch_samples, read_for_all
+from vitlab.data.order import Crops, crops_of_cell, epoch_samples, pixel_bytes, window_for
+from vitlab.data.ring import APART, EXPECTED, FREE, JOINED, NEXT, STATE, WANTED, EvaluationMemory, Given, Ring
+from vitlab.data.shared import read_for_all
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.registry import build_source
 
@@ -51,11 +52,11 @@ def crops(dataset, recipe=RECIPE, seed=3, **changes):
     augment = choice("augment", "none")
     model = dataclasses.replace(choice("model", "vit_micro"), image_size=SIDE)
     cell = CellConfig(model, dataset, augment, choice("pretrain", "scratch"), recipe, seed)
-    return dataclasses.replace(crops_of(cell), **changes)
+    return dataclasses.replace(crops_of_cell(cell), **changes)
 
 
 def ring_of(dataset, members, recipe=RECIPE, window=4, **changes):
-    return Ring(crops(dataset, recipe), epoch_samples(dataset, recipe), members, window, **changes)
+    return Ring(crops(dataset, recipe), epoch_samples(dataset.train_images, recipe), members, window, **changes)
 
 
 def loader(dataset, recipe=RECIPE, **changes):
@@ -155,7 +156,7 @@ def test_repeated_augmentation_other_batch_sizes_and_two_processes_of_a_cell(tre
     larger = dataclasses.replace(recipe, batch_size=20)
     alone = [digest(epochs(loader(dataset, recipe, rank=r, world=2, micro_batch=4), recipe)) for r in range(2)]
     alone.append(digest(epochs(loader(dataset, larger, micro_batch=20), larger)))
-    ring = Ring(crops(dataset, recipe), epoch_samples(dataset, recipe), 3, 4)
+    ring = Ring(crops(dataset, recipe), epoch_samples(dataset.train_images, recipe), 3, 4)
     with reading(ring):
         ranks = [start_member(ring, r, dataset, recipe=recipe, rank=r, world=2, micro_batch=4) for r in range(2)]
         said = [told(m) for m in [*ranks, start_member(ring, 2, dataset, recipe=larger, micro_batch=20)]]
@@ -292,7 +293,7 @@ def test_what_is_shared_is_what_decides_the_crops(tree):
 def test_the_window_is_four_batches_and_its_memory_is_stated():
     assert window_for(1024, 10**6) * 32 == 4096 and window_for(32, 10**6) * 32 == 1024
     assert window_for(32, 64) == 4 and window_for(1, 1) == 2
-    assert ring_bytes(32, 224) == 1024 * 3 * 224**2
+    assert pixel_bytes(1024, 224) == 1024 * 3 * 224**2
 
 
 def bare_ring(members, window=4):

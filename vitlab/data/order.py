@@ -1,10 +1,26 @@
-"""In which order an epoch visits the images: a function of the seed and the epoch, whatever the hardware."""
+"""Which samples a training sees in which order: a function of its configuration, whatever the hardware."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
+from vitlab.config import CellConfig, DatasetConfig, RecipeConfig
 from vitlab.core.random import permutation
+
+CHUNK = 32
+"""Images that are read at a time."""
+_LEAST_WINDOW = 1024
+_AFTER_THE_CROP = ("mean", "std", "hflip", "eval_crop")
+"""Fields of a data set that change no crop, only what is made of it, or how it is evaluated."""
+_OF_TRAINING = (
+    "mean", "std", "hflip", "train_crop", "crop_scale", "crop_ratio", "pad", "train_per_class", "train_fraction",
+    "subset_seed",
+)  # fmt: skip
+"""Fields that change no image to evaluate on."""
 
 _ROUND = 256
 """DeiT's repeated-augmentation sampler takes a multiple of so many samples per epoch."""
@@ -28,3 +44,49 @@ def epoch_order(num_images: int, seed: int, epoch: int, repeats: int) -> tuple[n
 def epoch_length(num_images: int, repeats: int) -> int:
     """Samples of an epoch before the last incomplete batch is dropped."""
     return num_images // _ROUND * _ROUND if repeats > 1 and num_images >= _ROUND else num_images
+
+
+@dataclass(frozen=True)
+class Crops:
+    """What decides a training's crops: trainings with equal ones see the same images in the same order."""
+
+    dataset: DatasetConfig
+    image_size: int
+    interpolation: str
+    repeats: int
+    seed: int
+
+
+def crops_of(dataset: DatasetConfig, image_size: int, interpolation: str, recipe: RecipeConfig, seed: int) -> Crops:
+    return Crops(_without(dataset, _AFTER_THE_CROP), image_size, interpolation, recipe.repeated_augmentation, seed)
+
+
+def crops_of_cell(cell: CellConfig) -> Crops:
+    return crops_of(cell.dataset, cell.model.image_size, cell.augment.interpolation, cell.recipe, cell.seed)
+
+
+def epoch_samples(num_images: int, recipe: RecipeConfig) -> int:
+    """Samples of an epoch that make whole batches."""
+    return epoch_length(num_images, recipe.repeated_augmentation) // recipe.batch_size * recipe.batch_size
+
+
+def evaluated_as(dataset: DatasetConfig) -> DatasetConfig:
+    """`dataset` without what changes no image to evaluate on: data sets equal then are evaluated on the same images."""
+    return _without(dataset, _OF_TRAINING)
+
+
+def window_for(batch: int, length: int) -> int:
+    """Chunks of the window in which cells share what is read: four global batches, at least 1,024 samples, and never
+    more than two epochs of `length` samples."""
+    return min(-(-max(4 * batch, _LEAST_WINDOW) // CHUNK), max(2, 2 * -(-length // CHUNK)))
+
+
+def pixel_bytes(images: int, image_size: int) -> int:
+    """The memory of so many square images."""
+    return images * 3 * image_size**2
+
+
+def _without(dataset: DatasetConfig, names: Sequence[str]) -> DatasetConfig:
+    """`dataset` with these fields at their defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(dataset) if f.name in names}
+    return dataclasses.replace(dataset, **defaults)

@@ -13,11 +13,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitlab.data.crop import Cropping, resize_crops
 from vitlab.data.decode import BadImageError
+from vitlab.data.order import CHUNK
 from vitlab.data.sources.arrays import ArraySource
 from vitlab.data.sources.registry import Source
-
-CHUNK = 32
-"""Images that are read at a time."""
 
 
 @dataclass(frozen=True)

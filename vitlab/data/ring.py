@@ -1,9 +1,10 @@
-"""The memory that one reader and many cells have in common: a window of the epochs' chunks, and who needs which.
+"""Memory that cells have in common: a window of what they train on, filled by one reader; what they evaluate on.
 
-Chunks are numbered through all epochs. A member is a process that trains; it is *joined* while the window moves on only
-as it takes its chunks, and *apart* while it reads for itself. Reading processes fill the window from its oldest chunk
-that a joined member still needs; a chunk's place is used again once no joined member needs it. Everything that decides
-is in the memory or is a lock that ends with its holder, so that any process may die at any moment.
+Chunks of images are numbered through all epochs. A member of a ring is a process that trains; it is *joined* while the
+window moves on only as it takes its chunks, and *apart* while it reads for itself. Reading processes fill the window
+from its oldest chunk that a joined member still needs; a chunk's place is used again once no joined member needs it.
+Everything that decides is in the memory or is a lock that ends with its holder, so that any process may die at any
+moment.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from vitlab.config import DatasetConfig
 from vitlab.core.processes import SharedMemory
-from vitlab.data.readers import CHUNK, Chunk
+from vitlab.data.order import CHUNK, Crops, evaluated_as, pixel_bytes
+
+if TYPE_CHECKING:  # the process that makes a ring needs no torch
+    from vitlab.data.readers import Chunk
 
 FREE, EXPECTED, JOINED, APART = range(4)
 """Of a member: it has ended or left; it has not begun to read; see above."""
@@ -28,25 +31,13 @@ STATE, NEXT, UNTIL, WANTED = range(4)  # columns of the members: chunks, `WANTED
 CHUNK_OF, OWNER, TEXT = 1, 2, 3  # columns of the places after STATE: its chunk, who fills it, bytes of its text
 IMAGES, OPEN, TICK, STARVED, MADE = range(5)  # the facts: images of the data set (-1: no use), the rest in ns
 _FACTS, _NAME, _TEXT_BYTES = 8, 64, 2048
-_LEAST_WINDOW = 1024
-
-
-@dataclass(frozen=True)
-class Crops:
-    """What decides a training's crops: trainings with equal ones see the same images in the same order."""
-
-    dataset: DatasetConfig
-    image_size: int
-    interpolation: str
-    repeats: int
-    seed: int
 
 
 class Ring:
     """A window of chunks of `crops`; an epoch is `length` samples, `members` processes take part.
 
     `patience` is how many seconds the others wait for a member before it is set apart, `start_patience` how many for
-    one that has not begun. Raises OSError where the machine has not the memory (`ring_bytes`).
+    one that has not begun. Raises OSError where the machine has not the memory (about `pixel_bytes` of its window).
     """
 
     def __init__(
@@ -123,7 +114,7 @@ class Ring:
         text = json.dumps(chunk.bad).encode() if chunk.bad else b""
         if isinstance(chunk.images, str) or len(text) > _TEXT_BYTES:
             return self.fail(place)
-        torch.from_numpy(self.images[place, : len(chunk.images)]).copy_(chunk.images)
+        self.images[place, : len(chunk.images)] = chunk.images.numpy()
         self.kept[place, : len(chunk.kept)] = chunk.kept
         self.texts[place, : len(text)] = np.frombuffer(text, np.uint8)
         self.places[place, TEXT] = len(text)
@@ -260,11 +251,31 @@ class Ring:
         return 1 + len(self.members) + reader
 
 
-def window_for(batch: int, length: int) -> int:
-    """Chunks of a window: four global batches, at least 1,024 samples; never more than two epochs."""
-    return min(-(-max(4 * batch, _LEAST_WINDOW) // CHUNK), max(2, 2 * -(-length // CHUNK)))
+class EvaluationMemory:
+    """Memory for the square images, `image_size` a side, that cells evaluate on, of which the data set has `count`.
+
+    Raises OSError where the machine has not so much (`pixel_bytes`).
+    """
+
+    def __init__(self, dataset: DatasetConfig, image_size: int, count: int, memory: SharedMemory | None = None) -> None:
+        self.dataset, self.image_size = evaluated_as(dataset), image_size
+        self.memory = memory or SharedMemory(pixel_bytes(count, image_size) + count)
+        self.images = self.memory.array(0, (count, 3, image_size, image_size), np.uint8)
+        self.there = self.memory.array(self.images.nbytes, (count,), np.uint8)
+        """Which of them are in it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EvaluationMemory, (self.dataset, self.image_size, len(self.images), self.memory)
+
+    def is_for(self, dataset: DatasetConfig, image_size: int, count: int) -> bool:
+        wanted = (evaluated_as(dataset), image_size, count)
+        return wanted == (self.dataset, self.image_size, len(self.images))
 
 
-def ring_bytes(window: int, image_size: int) -> int:
-    """The memory of a window, but for some kilobytes."""
-    return window * CHUNK * 3 * image_size**2
+@dataclass(frozen=True)
+class Given:
+    """What the process that started this one shares with it. `member` is its first number in `ring`: rank 0's."""
+
+    ring: Ring | None = None
+    member: int = 0
+    evaluation: tuple[EvaluationMemory, ...] = ()

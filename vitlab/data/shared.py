@@ -7,13 +7,11 @@ itself; either way it gets the same bits.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import multiprocessing as mp
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -21,45 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitlab.config import CellConfig, DatasetConfig, RecipeConfig
+from vitlab.config import RecipeConfig
 from vitlab.core.plugins import import_plugins
-from vitlab.core.processes import SharedMemory, end_with_parent
+from vitlab.core.processes import end_with_parent
 from vitlab.data.crop import Cropping
-from vitlab.data.order import epoch_length, epoch_order
-from vitlab.data.readers import CHUNK, FileReader, ImageChunks, Reader, Request
-from vitlab.data.ring import APART, FREE, IMAGES, Crops, Ring
+from vitlab.data.order import CHUNK, crops_of, epoch_order, epoch_samples
+from vitlab.data.readers import FileReader, ImageChunks, Reader, Request
+from vitlab.data.ring import APART, FREE, IMAGES, EvaluationMemory, Given, Ring
 from vitlab.data.sources.arrays import ArraySource
 from vitlab.data.sources.registry import build_source
-
-_AFTER_THE_CROP = ("mean", "std", "hflip", "eval_crop")
-"""Fields of a data set that change no crop, only what is made of it, or how it is evaluated."""
-_OF_TRAINING = (
-    "mean", "std", "hflip", "train_crop", "crop_scale", "crop_ratio", "pad", "train_per_class", "train_fraction",
-    "subset_seed",
-)  # fmt: skip
-"""Fields that change no image to evaluate on."""
-
-
-def crops_of(cell: CellConfig) -> Crops:
-    """What decides the crops of a cell's training."""
-    data = _without(cell.dataset, _AFTER_THE_CROP)
-    recipe = cell.recipe
-    return Crops(data, cell.model.image_size, cell.augment.interpolation, recipe.repeated_augmentation, cell.seed)
-
-
-def epoch_samples(dataset: DatasetConfig, recipe: RecipeConfig) -> int:
-    """Samples that an epoch of a training uses."""
-    return epoch_length(dataset.train_images, recipe.repeated_augmentation) // recipe.batch_size * recipe.batch_size
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the process that started this one shares with it. `member` is its first number in `ring`: rank 0's."""
-
-    ring: Ring | None = None
-    member: int = 0
-    evaluation: tuple[EvaluationMemory, ...] = ()
-
 
 _given = Given()
 
@@ -75,12 +43,9 @@ def share_crops(reader: Reader, recipe: RecipeConfig, rank: int) -> Reader:
     ring = _given.ring
     if ring is None or not isinstance(reader, FileReader):
         return reader
-    crop = reader.cropping
-    crops = Crops(
-        _without(crop.dataset, _AFTER_THE_CROP), crop.image_size, crop.interpolation, recipe.repeated_augmentation,
-        crop.seed or 0,
-    )  # fmt: skip
-    fits = crops == ring.crops and epoch_samples(crop.dataset, recipe) <= ring.length
+    crop, num_images = reader.cropping, len(reader.source)
+    crops = crops_of(crop.dataset, crop.image_size, crop.interpolation, recipe, crop.seed or 0)
+    fits = crops == ring.crops and epoch_samples(num_images, recipe) <= ring.length
     return RingReader(reader, ring, _given.member + rank, recipe.epochs) if fits else reader
 
 
@@ -224,32 +189,6 @@ def _fill(ring: Ring, chunks: ImageChunks, reader: int) -> None:
             ring.fail(place)
 
 
-class EvaluationMemory:
-    """Memory for the square images, `image_size` a side, that cells evaluate on, of which the data set has `count`.
-
-    Raises OSError where the machine has not so much (`evaluation_bytes`).
-    """
-
-    def __init__(self, dataset: DatasetConfig, image_size: int, count: int, memory: SharedMemory | None = None) -> None:
-        self.dataset, self.image_size = _without(dataset, _OF_TRAINING), image_size
-        self.memory = memory or SharedMemory(evaluation_bytes(count, image_size) + count)
-        self.images = self.memory.array(0, (count, 3, image_size, image_size), np.uint8)
-        self.there = self.memory.array(self.images.nbytes, (count,), np.uint8)
-        """Which of them are in it."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return EvaluationMemory, (self.dataset, self.image_size, len(self.images), self.memory)
-
-    def is_for(self, dataset: DatasetConfig, image_size: int, count: int) -> bool:
-        wanted = (_without(dataset, _OF_TRAINING), image_size, count)
-        return wanted == (self.dataset, self.image_size, len(self.images))
-
-
-def evaluation_bytes(count: int, image_size: int) -> int:
-    """The memory of so many square images."""
-    return count * 3 * image_size**2
-
-
 class KeepingReader:
     """Reads with `own` what is not yet in `memory`, and keeps it there; batches with bad images are read each time."""
 
@@ -278,9 +217,3 @@ class KeepingReader:
 
     def _has(self, index: np.ndarray) -> bool:
         return bool(self.memory.there[index[0] : index[-1] + 1].all())
-
-
-def _without(dataset: DatasetConfig, names: Sequence[str]) -> DatasetConfig:
-    """`dataset` with these fields at their defaults."""
-    defaults = {f.name: f.default for f in dataclasses.fields(dataset) if f.name in names}
-    return dataclasses.replace(dataset, **defaults)
