@@ -100,3 +100,30 @@ def test_a_word_that_is_no_number_is_refused(compose_config):
         with pytest.raises(ConfigError, match=f"study.cells_at_once: {said}"):
             compose_config(f"study.cells_at_once={word}")
     assert dataclasses.asdict(compose_config().study)["cells_at_once"] == "auto"
+
+
+def test_several_cells_on_each_device(compose_config, monkeypatch, nvidia_smi):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    nvidia_smi(rows(("0", 4), ("97", 4), ("0", 4), ("0", 30_000)), computing="")
+    found = capacity(compose_config("study.cells_per_device=4"))
+    assert (found.cells, found.per_device, found.gpus) == (8, 4, ("0", "2", "1", "3"))
+    assert found.reason == "study.cells_per_device=4: 2 of 4 GPUs"
+    fewer = capacity(compose_config("study.cells_per_device=4", "study.cells_at_once=6"))
+    assert (fewer.cells, fewer.per_device) == (6, 4)
+    pairs = capacity(compose_config("study.cells_per_device=3", "devices=2"))
+    assert (pairs.cells, pairs.reason) == (3, "study.cells_per_device=3: 1 times 2 GPUs")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    one = capacity(compose_config("study.cells_per_device=3", "device=cpu"))
+    assert (one.cells, one.gpus, one.reason) == (3, (), "study.cells_per_device=3: one device, the CPU")
+
+
+def test_more_cells_than_devices_hold_are_refused_with_what_is_accepted(compose_config, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    words = ("study.cells_per_device=3", "study.cells_at_once=4", "device=cpu")
+    config = compose_config(*words)
+    with pytest.raises(ConfigError, match=r"4 cells, 3 on a device, need 2 devices, and there is 1, the CPU") as raised:
+        require_devices(config, capacity(config))
+    for way in ("study.cells_at_once=3", "study.cells_per_device=4"):
+        assert way in str(raised.value)
+        accepted = compose_config(*words, way)
+        require_devices(accepted, capacity(accepted))

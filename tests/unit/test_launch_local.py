@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from vitlab.config import ConfigError
+from vitlab.data.ring import Given
 from vitlab.study import launch_local
 from vitlab.study.plan import build_plan
 from vitlab.study.preflight import require_startable
@@ -41,7 +42,7 @@ def test_cells_side_by_side_have_devices_of_their_own(requests_for, monkeypatch)
     monkeypatch.setattr(launch_local, "fork_server", lambda config: fake_context(begun))
     shared = ("study.cells_at_once=2", "devices=2")
     plan = build_plan(requests_for(*[[f"seed={s}"] for s in range(4)], shared=shared), "s")
-    outcomes = launch_local.run_locally(plan, SimpleNamespace(status=lambda *a: None, refresh=lambda: None))  # pyright: ignore
+    outcomes = launch_local.run_locally(plan, SimpleNamespace(status=lambda *a: None, refresh=lambda: None, cells={}))  # pyright: ignore
     assert list(outcomes) == [c.id for c in plan.cells]
     assert begun[0] == ("none/s0", ("7", "5")) and begun[1] == ("none/s1", ("3", "GPU-8f1e"))
     assert all(devices in (("7", "5"), ("3", "GPU-8f1e")) for _, devices in begun)
@@ -62,7 +63,7 @@ def test_a_cells_process_sees_its_devices_only(compose_config, monkeypatch, tmp_
         lambda *a, **_: seen.write_text(os.environ["CUDA_VISIBLE_DEVICES"], encoding="utf-8") and "finished",
     )
     reader, writer = mp.Pipe(duplex=False)
-    arguments = (compose_config(), "s", "none/s0", tmp_path / "log.txt", writer, ["3", "GPU-8f1e"])
+    arguments = (compose_config(), "s", "none/s0", tmp_path / "log.txt", writer, Given(), ["3", "GPU-8f1e"])
     process = mp.get_context("fork").Process(target=launch_local._cell_process, args=arguments)
     process.start()
     assert reader.recv() == "finished"
@@ -95,7 +96,7 @@ def test_what_another_process_has_seen_fail_is_not_run_again(requests_for, monke
     plan.record(plan.cells[0]).write("config.yaml", {})
     plan.record(plan.cells[0]).write("failure.json", {"type": "E", "message": "meanwhile"})
     monkeypatch.setattr(launch_local, "fork_server", lambda config: fake_context(begun))
-    view = SimpleNamespace(status=lambda *a: said.append(a), refresh=lambda: None)
+    view = SimpleNamespace(status=lambda *a: said.append(a), refresh=lambda: None, cells={})
     outcomes = launch_local.run_locally(plan, view)  # pyright: ignore[reportArgumentType]
     assert [name for name, _ in begun] == ["none/s1"]
     assert outcomes[plan.cells[0].id] == "failed" and said[0][2] == "by another process: meanwhile"

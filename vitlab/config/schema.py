@@ -280,6 +280,13 @@ class StudyConfig:
     cells_at_once: int | Literal["auto"] = _number("auto", low=1)
     """Cells that train at once on this machine (hydra/launcher=local); auto: one per idle GPU, or per `threads` CPU
     cores."""
+    cells_per_device: int | Literal["auto"] | None = _number(None, low=1)
+    """Cells that train at once on each device, each a process of its own; the CPU is one device. null: one on each GPU,
+    and on the CPU what `cells_at_once` says; auto: what a trial on the device finds (vitlab/study/capacity.py)."""
+    share_loader: bool = True
+    """Read images once for cells that train at once and see the same crops."""
+    keep_evaluation: bool = False
+    """Keep the images to evaluate on in memory, decoded once for all cells; the plan says how much that takes."""
     cell_minutes: float | None = _number(None, low=0)
     """End a cell that runs longer, as hung; null: never."""
 

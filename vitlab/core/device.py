@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -69,20 +70,40 @@ def usable_cores(root: Path = _ROOT) -> int:
     return max(1, min([cores, *(math.ceil(quota) for quota in _quotas(root))]))
 
 
+def free_memory(root: Path = _ROOT) -> int:
+    """Bytes of memory that this process may still take: of the machine, and of its control groups. `root` is `/` but in
+    tests; where neither tells, there is no limit."""
+    limits = [float("inf")]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
+        limits.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    for folder in _groups(root, "memory"):
+        for most, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or `max`: no limit
+                numbers = [int((folder / name).read_text(encoding="utf-8")) for name in (most, used)]
+                limits.append(max(0, numbers[0] - numbers[1]))
+    return int(min(limits)) if min(limits) < float("inf") else 1 << 62
+
+
 def _quotas(root: Path) -> list[float]:
-    """The quotas, in cores, of this process's control groups and of all groups above them; versions 2 and 1."""
+    """The quotas, in cores, of this process's control groups and of all groups above them."""
+    return [quota for folder in _groups(root, "cpu") for quota in _quota(folder)]
+
+
+def _groups(root: Path, controller: str) -> list[Path]:
+    """The folders of this process's control groups and of all groups above them; versions 2 and 1."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     found = []
     for _, controllers, group in (line.split(":", 2) for line in lines):
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        base = root / "sys/fs/cgroup" / (controller if controllers else "")
         own = base / group.lstrip("/")
         for folder in (own, *own.parents):
-            found += _quota(folder)
+            found.append(folder)
             if folder == base:
                 break
     return found

@@ -279,3 +279,5 @@ class Given:
     ring: Ring | None = None
     member: int = 0
     evaluation: tuple[EvaluationMemory, ...] = ()
+    device_share: float = 1.0
+    """The share of the device's memory that is this cell's."""

@@ -38,6 +38,11 @@ def take(given: Given) -> None:
     _given = given
 
 
+def device_share() -> float:
+    """The share of the device's memory that this process may use."""
+    return _given.device_share
+
+
 def share_crops(reader: Reader, recipe: RecipeConfig, rank: int) -> Reader:
     """`reader`, or one that takes from the ring that this process was given, where that holds these very crops."""
     ring = _given.ring

@@ -1,4 +1,5 @@
-"""How many cells this machine trains at once, and on which devices: what `study.cells_at_once` means here."""
+"""How many cells this machine trains at once, and on which devices: what `study.cells_at_once` and
+`study.cells_per_device` mean here."""
 
 from __future__ import annotations
 
@@ -17,12 +18,18 @@ BUSY_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Capacity:
-    """`cells` at once; cell i of them has `gpus[i * devices : (i + 1) * devices]`, or the CPU where there are none."""
+    """`cells` at once, up to `per_device` of them on the same devices: `gpus`, or the CPU where there are none."""
 
     cells: int
     gpus: tuple[str, ...]
     reason: str
     """Where the number of cells comes from, for the plan."""
+    per_device: int = 1
+
+    def devices_of(self, slot: int, devices: int) -> tuple[str, ...]:
+        """The GPUs of the cell in a slot, of `devices` each: neighbours are on different ones, while there are any."""
+        place = slot % -(-self.cells // self.per_device)
+        return self.gpus[place * devices : (place + 1) * devices]
 
 
 def capacity(config: Config) -> Capacity:
@@ -31,6 +38,9 @@ def capacity(config: Config) -> Capacity:
     `auto` is as many cells as there are idle GPUs for, or usable CPU cores, and at least one.
     """
     wanted, devices, gpus = config.study.cells_at_once, config.devices, gpus_for(config)
+    each = config.study.cells_per_device
+    if each is not None and each != "auto":
+        return _several_per_device(config, each, gpus)
     if wanted != "auto":
         return Capacity(wanted, tuple(gpus), f"study.cells_at_once={wanted}")
     each = f", devices={devices}" if devices > 1 else ""
@@ -46,12 +56,34 @@ def capacity(config: Config) -> Capacity:
     return Capacity(max(1, cores // (config.threads * devices)), (), reason)
 
 
+def _several_per_device(config: Config, each: int, gpus: list[str]) -> Capacity:
+    wanted, devices = config.study.cells_at_once, config.devices
+    idle = idle_gpus(gpus)
+    places = max(1, len(idle) // devices) if gpus else 1
+    where = f"{places} of {len(gpus) // devices} GPUs" if gpus else "one device, the CPU"
+    if gpus and devices > 1:
+        where = f"{places} times {devices} GPUs"
+    reason = f"study.cells_per_device={each}: {where}"
+    ordered = (*idle, *(gpu for gpu in gpus if gpu not in idle))
+    if wanted != "auto":
+        return Capacity(wanted, ordered, f"study.cells_at_once={wanted}, study.cells_per_device={each}", each)
+    return Capacity(places * each, ordered, reason, each)
+
+
 def require_devices(config: Config, capacity: Capacity) -> None:
-    """Raises ConfigError where the cells that train at once need more GPUs than are visible."""
-    cells, devices, visible = capacity.cells, config.devices, len(capacity.gpus)
+    """Raises ConfigError where the cells that train at once need more devices than there are."""
+    cells, devices, visible, each = capacity.cells, config.devices, len(capacity.gpus), capacity.per_device
     if visible and devices > visible:
         raise ConfigError("devices", f"each cell needs {devices} GPUs, and {visible} are visible")
-    if visible and cells * devices > visible:
+    places, there = -(-cells // each), max(1, visible // devices)
+    if config.study.cells_per_device is not None and places > there:
+        raise ConfigError(
+            "study.cells_at_once",
+            f"{cells} cells, {each} on a device, need {places} devices, and there {'is' if there == 1 else 'are'} "
+            f"{there}{'' if visible else ', the CPU'}",
+            [f"study.cells_at_once={there * each}", f"study.cells_per_device={-(-cells // there)}"],
+        )
+    if visible and places * devices > visible:
         raise ConfigError(
             "study.cells_at_once",
             f"{cells} cells on {devices} devices each need {cells * devices} GPUs, and {visible} are visible",

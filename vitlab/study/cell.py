@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing as mp
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from vitlab.core.errors import UserError
 from vitlab.core.files import write_text
 from vitlab.core.integrity import DIGEST
 from vitlab.core.plugins import import_plugins
+from vitlab.core.processes import end_with_parent
 from vitlab.data.sources.survey import survey
 from vitlab.study.contents import read_contents
 from vitlab.study.data_record import record_data, require_same_data
@@ -154,20 +153,8 @@ def _other_rank(config: Config, study: str, name: str) -> None:
     """A rank other than 0: it stops when rank 0 says so, and ends when rank 0 is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    stop_with_parent(signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     run_cell(config, study=study, name=name)
-
-
-def stop_with_parent(number: int = signal.SIGTERM) -> None:
-    """Signal this process when the one that started it has died, so that no cell trains on without a controller."""
-    parent = mp.parent_process()
-    assert parent is not None, "only called in child processes"
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), number)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _finished(record: Record) -> Outcome:

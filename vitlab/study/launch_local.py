@@ -23,11 +23,14 @@ from vitlab.config import Config
 from vitlab.core.errors import as_user_error
 from vitlab.core.files import make_folder
 from vitlab.core.plugins import import_plugins
-from vitlab.study.cell import run_cell, stop_with_parent
+from vitlab.core.processes import end_with_parent
+from vitlab.data.ring import Given
+from vitlab.study.cell import run_cell
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.preflight import Named, prove
 from vitlab.study.progress import View
 from vitlab.study.record import Record
+from vitlab.study.sharing import Sharing
 
 SAVE_SECONDS = 60
 """How long a cell may take to save after it was asked to stop."""
@@ -51,11 +54,11 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
     Outcomes: finished, failed, killed, blocked (its pre-training did not finish), interrupted, running elsewhere.
     """
     config = plan.cells[0].config
-    gpus, slots, context = plan.capacity.gpus, plan.capacity.cells, fork_server(config)
+    slots, context = plan.capacity.cells, fork_server(config)
     waiting, running, outcomes = list(plan.todo), [], {}
     failures = {cell.id: _failed_at(plan.record(cell)) if cell.state == "failed" else None for cell in waiting}
     stopping = 0
-    with _deferred_interrupt() as interrupted, _saving(running):
+    with _deferred_interrupt() as interrupted, Sharing(plan, context, view) as sharing, _saving(running):
         while waiting or running:
             if interrupted() > stopping:
                 stopping = interrupted()
@@ -63,24 +66,25 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
             if stopping:
                 outcomes |= {cell.id: "interrupted" for cell in waiting}
                 waiting = []
-            for cell in _ready(waiting, plan, outcomes, view):
-                free = next((s for s in range(slots) if s not in {job.slot for job in running}), None)
-                if free is None:
-                    break
-                waiting.remove(cell)
+            free = [slot for slot in range(slots) if slot not in {job.slot for job in running}]
+            ready = []
+            for cell in _ready(waiting, plan, outcomes, view) if free else ():
                 if _failed_at(plan.record(cell)) != failures[cell.id] and plan.record(cell).state() == "failed":
+                    waiting.remove(cell)
                     outcomes[cell.id] = "failed"
-                    view.status(
-                        cell.id,
-                        "failed",
-                        f"by another process: {plan.record(cell).why_failed()}",
-                    )
-                    continue
-                running.append(_begin(cell, plan, context, free, gpus))
-                view.status(cell.id, "running")
+                    view.status(cell.id, "failed", f"by another process: {plan.record(cell).why_failed()}")
+                else:
+                    ready.append(cell)
+            for group in sharing.choose(ready, len(free), view.cells):
+                for cell, given in zip(group, sharing.begin(group), strict=True):
+                    waiting.remove(cell)
+                    running.append(_begin(cell, plan, context, free.pop(0), given))
+                    view.status(cell.id, "running")
             for job in _ended(running, view):
                 running.remove(job)
+                sharing.end(job.cell)
                 outcomes[job.cell.id] = _conclude(job, plan, view)
+            sharing.watch()
     return outcomes
 
 
@@ -164,14 +168,13 @@ def _stop(running: list[_Job], at_once: bool, view: View) -> None:
             job.process.terminate()
 
 
-def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, gpus: Sequence[str]) -> _Job:
+def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, given: Given) -> _Job:
     config = cell.config
-    share = gpus[slot * config.devices : (slot + 1) * config.devices]
+    gpus = plan.capacity.devices_of(slot, config.devices)
     reader, writer = context.Pipe(duplex=False)
     folder = make_folder(plan.output_dir / cell.id)
-    process = context.Process(
-        target=_cell_process, args=(config, plan.study, cell.name, folder / "log.txt", writer, share), name=cell.name
-    )
+    about = (config, plan.study, cell.name, folder / "log.txt", writer, given, gpus)
+    process = context.Process(target=_cell_process, args=about, name=cell.name)
     process.start()
     writer.close()
     minutes = config.study.cell_minutes
@@ -234,8 +237,12 @@ def _failed_at(record: Record) -> int | None:
     return file.stat().st_mtime_ns if file.exists() else None
 
 
-def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connection, gpus: Sequence[str]) -> None:
+def _cell_process(
+    config: Config, study: str, name: str, log: Path, pipe: Connection, given: Given, gpus: Sequence[str]
+) -> None:
     """The life of a cell's process: everything it prints goes to its log, its events to the controller."""
+    from vitlab.data.shared import take
+
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     stream = log.open("a", buffering=1, encoding="utf-8")
@@ -244,7 +251,8 @@ def _cell_process(config: Config, study: str, name: str, log: Path, pipe: Connec
     sys.stdout = sys.stderr = stream
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches us too; the controller decides
-    stop_with_parent()
+    end_with_parent()  # no cell trains on without a controller
+    take(given)
     pipe.send(run_cell(config, study=study, name=name, report=pipe.send))
 
 

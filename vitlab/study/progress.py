@@ -49,6 +49,8 @@ class Progress:
     """When training began; 0 while the process still starts, reads and builds."""
     first_step: int = 0
     note: str = ""
+    loader: str = ""
+    """Which loader it reads from: a shared one's mark, or its own; empty where there is no choice."""
 
     def update(self, event: Event) -> None:
         match event:
@@ -143,6 +145,10 @@ class View:
             )
         self.refresh()
 
+    def loader(self, identity: str, mark: str) -> None:
+        """Show from which loader a cell reads."""
+        self.cells[identity].loader = mark
+
     def say(self, line: str) -> None:
         if self._live is not None:
             self._live.console.print(line, highlight=False, markup=False)
@@ -162,7 +168,9 @@ class View:
 
         bar = 24 if width >= 120 else 12
         shown = self._shown()
-        titles = [("epoch", 7), ("loss", 5), (figure().title, 6), ("img/s", 5), ("left", 11)]
+        sharing = any(progress.loader for progress in shown)
+        titles = [("loader", 6)] * sharing
+        titles += [("epoch", 7), ("loss", 5), (figure().title, 6), ("img/s", 5), ("left", 11)]
         names = max(12, width - 2 - (bar + 1) - sum(size + 1 for _, size in titles))
         table = Table(box=None, pad_edge=False, expand=False, padding=(0, 1, 0, 0))
         table.add_column("", width=1, no_wrap=True)
@@ -180,6 +188,7 @@ class View:
                 ProgressBar(total=max(1, progress.total_steps), completed=progress.step, width=bar)
                 if moving
                 else Text("elsewhere" if status == "running elsewhere" else status, style=style),
+                *([progress.loader if progress.status == "running" else ""] * sharing),
                 f"{progress.epoch}/{progress.epochs}" if progress.epoch else "",
                 f"{row['train/loss']:.3f}" if "train/loss" in row else "",
                 figure().shown(row[figure().row_key]) if figure().row_key in row else "",

@@ -1,0 +1,262 @@
+"""Cells that start together and what they share: which they are, who replaces whom, what the view shows."""
+
+import io
+import json
+import os
+import signal
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitlab.core.device import free_memory
+from vitlab.data.ring import FREE, STATE
+from vitlab.study import sharing as module
+from vitlab.study.capacity import Capacity
+from vitlab.study.plan import build_plan
+from vitlab.study.progress import View
+from vitlab.study.sharing import Sharing, crops_shared_by, evaluation_sets, groups_of, window_words
+
+FOLDER = (
+    "dataset=folder", "dataset.name=pets", "dataset.num_classes=2", "dataset.num_train=640", "dataset.num_eval=40",
+    "recipe.batch_size=32", "device=cpu", "model.image_size=32",
+)  # fmt: skip
+
+
+@pytest.fixture
+def planned(requests_for):
+    def made(*cells, shared=()):
+        return build_plan(requests_for(*cells, shared=(*FOLDER, *shared)), "s")
+
+    return made
+
+
+class Process:
+    """A process that never runs."""
+
+    def __init__(self, target, args, name):
+        self.args, self.exitcode = args, None
+
+    def start(self):
+        pass
+
+    def join(self, *_):
+        pass
+
+    def kill(self):
+        self.exitcode = -signal.SIGKILL
+
+
+def view_of(plan, said):
+    return SimpleNamespace(
+        say=said.append, cells={c.id: SimpleNamespace(step=0, total_steps=100) for c in plan.cells},
+        loader=lambda key, mark: said.append((key, mark)),
+    )  # fmt: skip
+
+
+SIX = [[f"augment={a}", f"seed={s}"] for a in ("none", "mixup", "erase") for s in (0, 1)]
+
+
+def test_cells_of_a_seed_and_size_share_whatever_comes_after_the_crop(planned):
+    plan = planned(*SIX, ["seed=0", "dataset.crop_scale=[0.5,1]"], ["seed=0", "recipe.lr=0.5", "recipe.epochs=3"])
+    groups = [[c.name.split("/")[0] for c in group] for group in groups_of(plan.cells)]
+    assert [len(g) for g in groups] == [4, 3]
+    assert crops_shared_by(planned(["seed=0"], shared=("study.share_loader=false",)).cells[0]) is None
+    assert window_words(plan.cells[:2]) == "1,024 images, 3 MB"
+
+
+def test_data_in_memory_need_no_loader(requests_for):
+    plan = build_plan(requests_for(["augment=none"], ["augment=mixup"]), "s")
+    assert groups_of(plan.cells) == [] and crops_shared_by(plan.cells[0]) is None
+
+
+def test_groups_start_together_and_wait_for_the_end_of_the_one_before(planned):
+    plan, said = planned(*SIX), []
+    view = view_of(plan, said)
+    with Sharing(plan, SimpleNamespace(Process=Process), view) as sharing:
+        names = [[c.name for c in group] for group in sharing.choose(plan.todo, 4, view.cells)]
+        assert names == [["none/s0", "mixup/s0", "erase/s0"], ["none/s1"]], "the rest of the slots for the next seed"
+        first = sharing.choose(plan.todo, 2, view.cells)[0]
+        given = sharing.begin(first)
+        assert [g.member for g in given] == [0, 1] and given[0].ring is given[1].ring is not None
+        assert said == ["none/s0, mixup/s0: one loader, a window of 1,024 images, 3 MB [a]"]
+        left = [c for c in plan.todo if c not in first]
+        sharing.end(first[0])
+        assert sharing.groups[0].ring.members[0, STATE] == FREE
+        assert sharing.choose(left, 1, view.cells), "the other has long to go"
+        view.cells[first[1].id].step = 95
+        assert sharing.choose(left, 1, view.cells) == [], "both slots will be free in a moment"
+        sharing.end(first[1])
+        assert sharing.groups == [] and len(sharing.choose(left, 2, view.cells)[0]) == 2
+
+
+def test_cells_at_different_epochs_do_not_start_together(planned):
+    plan = planned(*SIX[::2])
+    record = plan.record(plan.cells[1])
+    record.write("config.yaml", {})
+    record.append_row({"epoch": 1, "step": 20})
+    with Sharing(plan, None, view_of(plan, [])) as sharing:
+        assert [[c.name for c in g] for g in sharing.choose(plan.todo, 3, {})] == [
+            ["none/s0", "erase/s0"],
+            ["mixup/s0"],
+        ]
+
+
+def test_a_dead_reading_process_is_replaced_ten_times(planned):
+    plan, said = planned(*SIX[:3:2]), []
+    view = view_of(plan, said)
+    with Sharing(plan, SimpleNamespace(Process=Process), view) as sharing:
+        sharing.begin(plan.todo)
+        for _ in range(15):
+            sharing.groups[0].reader.exitcode = -signal.SIGKILL
+            sharing.watch()
+        replaced = [line for line in said if "takes its place" in line]
+        assert len(replaced) == 9 and "the loader [a] ended (SIGKILL, " in replaced[0]
+        assert (plan.cells[0].id, "own") in said
+
+
+def test_without_memory_each_reads_for_itself(planned, monkeypatch):
+    plan, said = planned(*SIX[:3:2], shared=("study.keep_evaluation=true",)), []
+    monkeypatch.setattr(module, "free_memory", lambda: 1000)
+    with Sharing(plan, SimpleNamespace(Process=Process), view_of(plan, said)) as sharing:
+        assert all(g.ring is None and not g.evaluation for g in sharing.begin(plan.todo))
+    assert "no memory (0.0 GB are needed" in said[0] and "cannot be (0 MB of memory are free)" in said[1]
+
+
+def test_free_memory_is_the_least_of_the_machines_and_the_groups(tmp_path):
+    assert free_memory() > 1 << 20
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    2000 kB\n", encoding="utf-8")
+    assert free_memory(tmp_path) == 2_048_000
+    (tmp_path / "proc/self/cgroup").write_text("0::/job\n", encoding="utf-8")
+    (tmp_path / "sys/fs/cgroup/job").mkdir(parents=True)
+    for name, text in (("memory.max", "500000"), ("memory.current", "200000")):
+        (tmp_path / "sys/fs/cgroup/job" / name).write_text(text, encoding="utf-8")
+    assert free_memory(tmp_path) == 300_000
+    (tmp_path / "sys/fs/cgroup/job/memory.max").write_text("max", encoding="utf-8")
+    assert free_memory(tmp_path) == 2_048_000
+    assert free_memory(tmp_path / "nowhere") == 1 << 62
+
+
+def test_images_to_evaluate_on_are_kept_once_for_all_cells(planned):
+    plan = planned(*SIX, shared=("study.keep_evaluation=true",))
+    assert list(evaluation_sets(plan.cells).values()) == [40]
+    held_out = planned(*SIX, shared=("study.keep_evaluation=true", "dataset.val_fraction=0.1"))
+    assert list(evaluation_sets(held_out.cells).values()) == [64]
+    assert evaluation_sets(planned(*SIX).cells) == {}
+    with Sharing(plan, None, view_of(plan, [])) as sharing:
+        assert [m.images.shape for m in sharing.evaluation] == [(40, 3, 32, 32)]
+
+
+def test_slots_of_a_device_are_not_neighbours():
+    found = Capacity(4, ("0", "1", "2"), "", per_device=2)
+    assert [found.devices_of(slot, 1) for slot in range(4)] == [("0",), ("1",), ("0",), ("1",)]
+    assert [Capacity(2, ("0", "1", "2", "3"), "").devices_of(s, 2) for s in range(2)] == [("0", "1"), ("2", "3")]
+    assert Capacity(3, (), "", per_device=3).devices_of(2, 1) == ()
+
+
+def test_the_view_shows_which_cells_share(planned):
+    plan = planned(*SIX[:3:2])
+    view = View(plan, io.StringIO())
+    assert "loader" not in drawn(view)
+    for cell, mark in zip(plan.cells, ("a", "own"), strict=True):
+        view.status(cell.id, "running")
+        view.loader(cell.id, mark)
+    lines = drawn(view).splitlines()
+    assert "loader" in lines[1] and " a " in lines[2] and " own " in lines[3]
+    assert max(map(len, lines)) <= 80
+
+
+def drawn(view):
+    from rich.console import Console
+
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(view.table(80))
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "tree"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 48), ("val", 12)):
+        for c in "ab":
+            (root / split / c).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / c / f"{i}.jpg")
+    return root
+
+
+def figures(folder):
+    """Every row of every cell, without clock readings."""
+    found = {}
+    for file in sorted(folder.glob("*/metrics.jsonl")):
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        found[file.parent.name] = [
+            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows
+        ]
+    return found
+
+
+@pytest.mark.slow
+def test_studies_shared_alone_and_under_fire_have_the_same_figures(pictures, tmp_path):
+    """Cells, reading processes and the controller are killed at random moments; nothing is left in memory."""
+    import random
+    import subprocess
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+    words = [
+        sys.executable, str(root / "run.py"), "-m", "augment=none,mixup,erase", "dataset=folder",
+        f"dataset.root={pictures}", "model=vit_micro", "model.image_size=32", "recipe.epochs=8",
+        "recipe.warmup_epochs=0", "recipe.batch_size=16", "recipe.repeated_augmentation=2", "wandb.mode=disabled",
+        "workers=2", "study.keep_evaluation=true", "augment.mix_group=4",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    before = sorted(os.listdir("/dev/shm"))
+
+    def start(*more):
+        with (tmp_path / "log").open("a", encoding="utf-8") as log:
+            return subprocess.Popen([*words, *more], cwd=tmp_path, env=environment, stdout=log, stderr=log)
+
+    assert start("output_dir=alone", "study.cells_at_once=1", "study.share_loader=false").wait(600) == 0
+    two = ("devices=2", "recipe.epochs=3")
+    assert start("output_dir=alone2", *two, "study.cells_at_once=1", "study.share_loader=false").wait(600) == 0
+    assert start("output_dir=shared2", *two, "study.cells_per_device=3").wait(600) == 0
+    assert "one loader" in (tmp_path / "log").read_text(encoding="utf-8")
+    rng = random.Random(0)
+    for round_ in range(6):
+        process = start("output_dir=fire", "study.cells_per_device=3", "study.retry_failed=true")
+        time.sleep(rng.uniform(8, 14))
+        children = [process.pid] if round_ == 4 else descendants(process.pid)
+        for victim in rng.sample(children, min(2, len(children))):
+            try:
+                os.kill(victim, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if process.wait(600) == 0:
+            break
+        time.sleep(2 if round_ == 4 else 0)  # cells whose controller was killed save
+    else:
+        assert start("output_dir=fire", "study.cells_per_device=3", "study.retry_failed=true").wait(600) == 0
+    alone = figures(tmp_path / "alone")
+    assert len(alone) == 3 and figures(tmp_path / "fire") == alone
+    assert len(alone) == len(figures(tmp_path / "alone2")) == 3
+    assert figures(tmp_path / "shared2") == figures(tmp_path / "alone2")
+    assert sorted(os.listdir("/dev/shm")) == before
+
+
+def descendants(pid):
+    """The processes below `pid`, but the fork server and its tracker, which are the controller's own."""
+    from pathlib import Path
+
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text(encoding="utf-8").split()):
+            command = Path(f"/proc/{child}/cmdline").read_bytes()
+            found += ([] if b"forkserver" in command or b"tracker" in command else [child]) + descendants(child)
+    return found

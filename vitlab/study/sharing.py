@@ -1,0 +1,232 @@
+"""Cells of this machine that train at the same time: which of them start together, and what they share.
+
+Cells that see the same crops share one reading process; so do, over a whole study, those that evaluate on the same
+images the memory of these. Either is about speed only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitlab.config import Config
+from vitlab.core.device import free_memory
+from vitlab.core.files import make_folder
+from vitlab.core.integrity import DamagedError
+from vitlab.data.order import CHUNK, Crops, crops_of_cell, epoch_samples, evaluated_as, pixel_bytes, window_for
+from vitlab.data.ring import JOINED, EvaluationMemory, Given, Ring
+from vitlab.study.cell import cell_of
+from vitlab.study.plan import Plan, PlannedCell
+
+NEARLY = 0.9
+"""A cell that has done this share of its steps is waited for, so that the next cells can start together."""
+_TRIES = 10
+"""Reading processes of one group, one after another, before its cells are left to read for themselves."""
+
+
+@dataclass
+class _Group:
+    """Cells that started together and share a reading process."""
+
+    mark: str
+    ring: Ring
+    cells: list[PlannedCell]
+    reader: Any
+    tries: int = 1
+    alive: set[str] = field(default_factory=set)
+
+
+def crops_shared_by(cell: PlannedCell) -> Crops | None:
+    """What a cell has to have in common with others to share a reading process; None where it shares none."""
+    data = cell_of(cell.config).dataset
+    from_memory = data.image_size is not None and data.pack is None and data.kind != "folder"
+    return None if from_memory or not cell.config.study.share_loader else crops_of_cell(cell_of(cell.config))
+
+
+def groups_of(cells: Sequence[PlannedCell]) -> list[list[PlannedCell]]:
+    """Those of `cells` that can share a reading process with another one, by what they have in common."""
+    found: dict[Crops, list[PlannedCell]] = {}
+    for cell in cells:
+        if (crops := crops_shared_by(cell)) is not None:
+            found.setdefault(crops, []).append(cell)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def window_of(cells: Sequence[PlannedCell]) -> tuple[int, int]:
+    """Samples of an epoch that a group reads, and the chunks of its window."""
+    contents = [cell_of(cell.config) for cell in cells]
+    length = max(epoch_samples(content.dataset.train_images, content.recipe) for content in contents)
+    return length, window_for(max(content.recipe.batch_size for content in contents), length)
+
+
+def window_words(cells: Sequence[PlannedCell]) -> str:
+    """How large the window of a group is: `1,024 images, 154 MB`."""
+    images = window_of(cells)[1] * CHUNK
+    return f"{images:,} images, {pixel_bytes(images, cell_of(cells[0].config).model.image_size) / 1e6:,.0f} MB"
+
+
+def evaluation_sets(cells: Sequence[PlannedCell]) -> dict[tuple[Any, int], int]:
+    """What `study.keep_evaluation` keeps in memory for these cells: (data set, side of the images) → images."""
+    found = {}
+    for cell in cells:
+        content = cell_of(cell.config)
+        data = content.dataset
+        held_out = (data.num_train or 0) - round((data.num_train or 0) * (1 - data.val_fraction))
+        count = held_out if data.val_fraction else data.num_eval or 0
+        from_memory = data.image_size is not None and data.pack is None and data.kind != "folder"
+        if count and not from_memory and cell.config.study.keep_evaluation:
+            found[evaluated_as(data), content.model.image_size] = count
+    return found
+
+
+class Sharing:
+    """What the cells of a plan share while they run; use as a context manager, which ends what it has started."""
+
+    def __init__(self, plan: Plan, context: Any, view: Any) -> None:
+        self.plan, self.context, self.view = plan, context, view
+        self.groups: list[_Group] = []
+        self.evaluation: tuple[EvaluationMemory, ...] = ()
+        self._begun = 0
+
+    def __enter__(self) -> Sharing:
+        sets = evaluation_sets(self.plan.todo)
+        needed = sum(pixel_bytes(count, side) for (_, side), count in sets.items())
+        try:
+            if needed > free_memory():
+                raise OSError(f"{needed / 1e9:,.1f} GB are needed, {free_memory() / 1e9:,.1f} GB are free")
+            self.evaluation = tuple(EvaluationMemory(data, side, count) for (data, side), count in sets.items())
+        except OSError as error:
+            self.view.say(f"study.keep_evaluation: no memory ({error}); images to evaluate on are decoded each time")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for group in self.groups:
+            _end(group.reader)
+        self.groups = []
+
+    def choose(self, ready: Sequence[PlannedCell], free: int, progress: Mapping[str, Any]) -> list[list[PlannedCell]]:
+        """Which of the ready cells start now in `free` slots, by groups that start together.
+
+        None while all of a group that has begun to end are about to: the next group is then larger.
+        """
+        if any(len(group) > 1 for group in groups_of(ready)) and self._about_to_end(progress):
+            return []
+        chosen: list[list[PlannedCell]] = []
+        left = list(ready)
+        while left and free:
+            key = self._key(left[0])
+            same = [cell for cell in left if key is not None and self._key(cell) == key] or [left[0]]
+            chosen.append(same[:free])
+            free -= len(chosen[-1])
+            left = [cell for cell in left if all(cell is not taken for taken in chosen[-1])]
+        return chosen
+
+    def begin(self, cells: Sequence[PlannedCell]) -> list[Given]:
+        """What each of the cells, which start together, is given."""
+        share = 1 / self.plan.capacity.per_device
+        alone = [Given(evaluation=self.evaluation, device_share=share)] * len(cells)
+        crops = crops_shared_by(cells[0])
+        if len(cells) < 2 or crops is None:
+            return alone
+        length, window = window_of(cells)
+        devices = cells[0].config.devices
+        words = f"{', '.join(cell.name for cell in cells)}: one loader, a window of {window_words(cells)}"
+        try:
+            if 2 * pixel_bytes(window * CHUNK, crops.image_size) > free_memory():
+                raise OSError(f"{free_memory() / 1e6:,.0f} MB of memory are free")
+            ring = Ring(crops, length, len(cells) * devices, window)
+        except OSError as error:
+            self.view.say(f"{words}: cannot be ({error}); each reads for itself")
+            return alone
+        self._begun += 1
+        group = _Group(_mark(self._begun), ring, list(cells), self._start_reader(ring, cells[0].config))
+        group.alive = {cell.id for cell in cells}
+        self.groups.append(group)
+        self.view.say(f"{words} [{group.mark}]")
+        return [Given(ring, number * devices, self.evaluation, share) for number in range(len(cells))]
+
+    def watch(self) -> None:
+        """Replace reading processes that have died, and tell the view who shares what."""
+        for group in self.groups:
+            code = group.reader.exitcode
+            if code and group.tries < _TRIES and not group.ring.is_over():
+                name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                self.view.say(f"the loader [{group.mark}] ended ({name}, {self._log}); another takes its place")
+                group.tries += 1
+                group.reader = self._start_reader(group.ring, group.cells[0].config)
+            for number, cell in enumerate(group.cells):
+                joined = group.ring.state_of(number * cell.config.devices) == JOINED
+                self.view.loader(cell.id, group.mark if joined else "own")
+
+    def end(self, cell: PlannedCell) -> None:
+        """Say that the process of a cell has ended."""
+        for group in list(self.groups):
+            if cell.id in group.alive:
+                group.alive.remove(cell.id)
+                first = next(i for i, c in enumerate(group.cells) if c.id == cell.id) * cell.config.devices
+                for member in range(first, first + cell.config.devices):
+                    group.ring.leave(member)
+                if not group.alive:
+                    _end(group.reader)
+                    self.groups.remove(group)
+
+    def _about_to_end(self, progress: Mapping[str, Any]) -> bool:
+        """Whether some cells of a group have ended and all others are near their end."""
+        ending = [group for group in self.groups if len(group.alive) < len(group.cells)]
+        left = [progress[key] for group in ending for key in group.alive if key in progress]
+        return bool(left) and all(one.step >= NEARLY * max(1, one.total_steps) for one in left)
+
+    def _key(self, cell: PlannedCell) -> tuple[Crops, int] | None:
+        """Equal for cells that can start together: of the same crops, after the same epoch."""
+        crops = crops_shared_by(cell)
+        try:
+            return None if crops is None else (crops, len(self.plan.record(cell).rows()))
+        except DamagedError:
+            return None
+
+    @property
+    def _log(self) -> Path:
+        return make_folder(self.plan.output_dir) / "loader.log"
+
+    def _start_reader(self, ring: Ring, config: Config) -> Any:
+        process = self.context.Process(
+            target=_reading_process, args=(ring, config.plugins, config.workers, self._log), name="loader"
+        )
+        process.start()
+        return process
+
+
+def _end(process: Any) -> None:
+    process.join(2)  # it ends by itself once all members have
+    process.kill()
+    process.join()
+
+
+def _mark(number: int) -> str:
+    """1 → a, 26 → z, 27 → aa."""
+    letters = ""
+    while number:
+        number, letter = divmod(number - 1, 26)
+        letters = chr(ord("a") + letter) + letters
+    return letters
+
+
+def _reading_process(ring: Ring, plugins: tuple[str, ...], workers: int, log: Path) -> None:
+    """The life of a reading process; what it prints goes to `log`, which is there only if there was anything."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    stream = log.open("a", buffering=1, encoding="utf-8")
+    os.dup2(stream.fileno(), sys.stdout.fileno())
+    os.dup2(stream.fileno(), sys.stderr.fileno())
+    sys.stdout = sys.stderr = stream
+    from vitlab.data.shared import read_for_all
+
+    read_for_all(ring, plugins, workers)
+    with contextlib.suppress(OSError):
+        if not log.stat().st_size:
+            log.unlink()
