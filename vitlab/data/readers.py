@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitlab.data.crop import Cropping, resize_crops
+from vitlab.core.errors import UserError
 from vitlab.data.decode import BadImageError
 from vitlab.data.order import CHUNK
 from vitlab.data.sources.arrays import ArraySource
@@ -132,9 +133,9 @@ class ImageChunks(Dataset):
         for row, i in enumerate(index):
             try:
                 image, at = self._good_image(row, int(i), bad)
-            except BadImageError as error:
-                text = f"{error}; fix the file, or leave such images out with dataset.bad_images=skip"
-                return Chunk(text, index, bad)
+            except UserError as error:  # bad, or of a file that was replaced: that one is no image to skip
+                ways = "; fix the file, or leave such images out with dataset.bad_images=skip"
+                return Chunk(str(error) + ways * isinstance(error, BadImageError), index, bad)
             if image is not None:
                 pixels.append(image)
                 kept.append(at)

@@ -36,7 +36,7 @@ def check_claims(dataset: DatasetConfig, typed: Collection[str] = ()) -> None:
     elif dataset.kind == "folder" and not dataset.pack and set(typed) & set(COUNTS):
         from vitlab.data.sources.class_list import count_folder
 
-        if dataset.root and Path(dataset.root).is_dir():
+        if dataset.root and Path(dataset.root).exists():
             compare(dataset, count_folder(dataset), dataset.root)
 
 

@@ -36,7 +36,7 @@ def resolve_class_list(
         content = _of_pack(Path(dataset.pack))
     elif dataset.class_list:
         content = _read(Path(dataset.class_list))
-    elif dataset.root and Path(dataset.root).is_dir():
+    elif dataset.root and Path(dataset.root).exists():
         content, found = _scan(dataset), True
         if known and known != content and not rerun:
             accept = "; or let the name mean these from now on: study.rerun=all" if rerun is not None else ""

@@ -13,9 +13,11 @@ from vitlab.core.files import text_of
 from vitlab.core.plugins import register_dataset
 from vitlab.data.decode import AS_STORED, Reading, decode_bytes, reading_of
 from vitlab.data.sources.claims import compare
-from vitlab.data.sources.class_folders import EVALUATED, TRAINED, recognise_class_folders
+from vitlab.data.sources.class_folders import EVALUATED, TRAINED, recognise_class_folders, subfolders
 from vitlab.data.sources.containers import SplitFiles
+from vitlab.data.sources.index import Indexed
 from vitlab.data.sources.listing import EXTENSIONS
+from vitlab.data.sources.tar_shards import recognise_tars
 
 KNOWN_NAMES = {"imagenet1k": "ImageNet", "fractaldb1k": "FractalDB-1k"}
 """Our name → the folder that the book's code looks for below its --data-path."""
@@ -25,12 +27,18 @@ class Layout(Protocol):
     """How a data set's images lie on the disk. Splits are "train" and "eval"."""
 
     root: Path
-    form: str
-    """What was recognised, for people."""
-    remark: str
-    """What else to say of it; empty: nothing."""
     one_tree: bool
     """Whether the root itself holds the class folders."""
+
+    @property
+    def form(self) -> str:
+        """What was recognised, for people."""
+        ...
+
+    @property
+    def remark(self) -> str:
+        """What else to say of it; empty: nothing."""
+        ...
 
     def classes(self) -> list[str]:
         """The class names in the order of the labels. Raises ConfigError where there is none."""
@@ -88,7 +96,10 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
     counts = np.bincount(found.labels, minlength=len(classes))
     if split == "train" and not counts.all():
         empty = classes[int(counts.argmin())]
-        raise ConfigError("dataset.root", f"class folder {where}/{empty} holds no image ({', '.join(EXTENSIONS)})")
+        kinds = f"({', '.join(EXTENSIONS)})"
+        if isinstance(layout, Indexed):
+            raise ConfigError("dataset.root", f"class {empty!r} has no image {kinds} to train on in {layout.root}")
+        raise ConfigError("dataset.root", f"class folder {where}/{empty} holds no image {kinds}")
     compare(dataset, {f"num_{split}": len(found.names)}, where if split == "train" else str(layout.root))
     bare = layout.one_tree and dataset.num_eval == 0 and dataset.val_fraction == 0
     prefix = "" if bare else "train/" if split == "train" else "val/"
@@ -110,11 +121,17 @@ def recognise(dataset: DatasetConfig, *, evaluating: bool = False) -> Layout:
     if not dataset.root:
         raise ConfigError("dataset.root", f"{name} needs a folder that holds train/ and val/; give dataset.root=FOLDER")
     root = Path(dataset.root)
-    if not root.is_dir():
+    if not root.exists():
         raise ConfigError(
             "dataset.root", f"there is no folder {dataset.root!r}; {name} needs one that holds train/ and val/"
         )
-    found = recognise_class_folders(dataset, root, evaluating=evaluating)
+    found: Layout | None = None
+    if not (root / TRAINED).is_dir() or not subfolders(root / TRAINED):
+        found = recognise_tars(dataset, root)
+    if found is None and root.is_file():
+        raise ConfigError("dataset.root", f"{dataset.root!r} is neither a folder nor a tar of images")
+    if found is None:
+        found = recognise_class_folders(dataset, root, evaluating=evaluating)
     if found is None:
         raise ConfigError("dataset.root", f"no train/ in {dataset.root!r}; {_guess(name, root)}")
     return found

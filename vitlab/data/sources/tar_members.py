@@ -1,0 +1,181 @@
+"""The images in tar files: where each begins, how long it is, and what is said of its label.
+
+Nothing is unpacked: a tar is a row of headers of 512 bytes, each followed by a file's bytes, so an image is read by its
+offset as from a file of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from vitlab.config import ConfigError
+from vitlab.core.device import usable_cores
+from vitlab.core.errors import reason
+from vitlab.data.formula.sealed import progress
+from vitlab.data.sources.listing import is_hidden, is_image
+
+BESIDE = 1 << 28
+"""Bytes of tars from which on they are scanned by several processes."""
+_BLOCK = 512
+_KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")
+"""WebDataset's: the files of one sample have one name up to the first dot of the last part."""
+_JSON_LABELS, _JSON_FILES = ("label", "cls", "class", "target"), ("filename", "file_name", "path")
+
+
+@dataclass
+class Members:
+    """The images of one tar, in its order."""
+
+    names: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    """What the .cls or .json file beside an image says; "" where there is none."""
+    given: list[str] = field(default_factory=list)
+    """The file name that the .json beside an image gives; "" where there is none."""
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Tar:
+    """A tar file, or one within another, from `start` on."""
+
+    path: str
+    start: int = 0
+    name: str = ""
+    """Of the inner one."""
+
+    @property
+    def shown(self) -> str:
+        return f"{self.path}: {self.name}" if self.name else self.path
+
+
+def scan_tars(tars: Sequence[Tar], label: str) -> list[Members]:
+    """The images of each tar. Raises ConfigError for one that is cut short, damaged or compressed."""
+    workers = min(usable_cores(), len(tars))
+    large = sum(os.path.getsize(path) for path in {tar.path for tar in tars}) > BESIDE
+    if not large:
+        return [scan_tar(tar) for tar in tars]
+    found = []
+    context = multiprocessing.get_context("forkserver")
+    with progress(label, len(tars)) as advance, ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            for members in pool.map(scan_tar, tars, chunksize=max(1, min(8, len(tars) // (4 * workers)))):
+                found.append(members)
+                advance()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return found
+
+
+def scan_tar(tar: Tar) -> Members:
+    """The images of one tar. Raises ConfigError."""
+    found = Members()
+    labels: dict[str, tuple[str, str]] = {}
+    extra: dict[str, str] = {}
+    plain: set[str] = set()
+    with open(tar.path, "rb") as stream:
+        for member in regular_members(tar, stream):
+            path = member.name.removeprefix("./")
+            parts = path.split("/")
+            if any(map(is_hidden, parts)):
+                continue
+            key, extension = _split(path)
+            if is_image(parts[-1]):
+                if "." not in extension:
+                    plain.add(key)
+                found.names.append(path)
+                found.offsets.append(member.offset_data)
+                found.sizes.append(member.size)
+            elif extension in ("cls", "json"):
+                stream.seek(member.offset_data)
+                _note(labels, key, extension, stream.read(member.size), f"{tar.shown}: {path}")
+                extra[f"{key}.{extension}"] = f".{extension}"
+            else:
+                found.left_out[Path(path).suffix.lower()] += 1
+    kept = []
+    for i, path in enumerate(found.names):
+        key, extension = _split(path)
+        if key in labels and "." in extension and key in plain:  # a mask or a depth map beside the image
+            found.left_out[f".{extension}"] += 1
+            continue
+        kept.append(i)
+        label, given = labels.get(key, ("", ""))
+        found.labels.append(label)
+        found.given.append(given)
+        extra.pop(f"{key}.cls", None)
+        extra.pop(f"{key}.json", None)
+    found.left_out.update(extra.values())
+    if len(kept) < len(found.names):
+        found.names, found.offsets, found.sizes = (
+            [values[i] for i in kept] for values in (found.names, found.offsets, found.sizes)
+        )
+    return found
+
+
+def _split(path: str) -> tuple[str, str]:
+    """WebDataset's key of a member and the rest of its name: `a/b.seg.png` → `a/b`, `seg.png`."""
+    match = _KEY.fullmatch(path)
+    return (match[1], match[2].lower()) if match else (path, "")
+
+
+def _note(labels: dict[str, tuple[str, str]], key: str, extension: str, content: bytes, where: str) -> None:
+    """Take the label, or the file's name, from what lies beside an image; the .cls counts before the .json."""
+    label, given = labels.get(key, ("", ""))
+    try:
+        text = content.decode()
+        if extension == "cls":
+            label = text.strip()
+        elif isinstance(about := json.loads(text), dict):
+            said = next((about[name] for name in _JSON_LABELS if isinstance(about.get(name), int | str)), "")
+            label = label or str(said)
+            given = next((about[name] for name in _JSON_FILES if isinstance(about.get(name), str)), given)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ConfigError("dataset.root", f"{where} is no label ({error})") from error
+    labels[key] = label, given
+
+
+def regular_members(tar: Tar, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Every regular file of a tar, as tarfile describes it. Raises ConfigError where the tar is not whole."""
+    last, size = "its beginning", os.fstat(stream.fileno()).st_size
+    stream.seek(tar.start)
+    if stream.read(2) == b"\x1f\x8b":
+        raise ConfigError("dataset.root", f"{tar.shown} is compressed, so nothing can be read from its middle; "
+                          f"unpack it once: gunzip {Path(tar.path).name}")  # fmt: skip
+    stream.seek(tar.start)
+    try:
+        with tarfile.open(fileobj=stream, mode="r:", errorlevel=2) as archive:
+            while (member := archive.next()) is not None:
+                vars(archive)["members"] = []  # a million of them would be kept
+                last = member.name
+                if member.issparse():
+                    raise ConfigError("dataset.root", f"{tar.shown}: {last} is a sparse file; pack it plainly")
+                if member.isreg():
+                    if member.offset_data + member.size > size:
+                        raise tarfile.ReadError("unexpected end of data")
+                    yield member
+            stream.seek(archive.offset)
+            block = stream.read(_BLOCK)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise _not_whole(tar, last, str(error)) from error
+    except OSError as error:
+        raise ConfigError("dataset.root", f"{tar.shown} cannot be read ({reason(error)})") from error
+    if len(block) < _BLOCK:
+        raise _not_whole(tar, last, "the mark of a tar's end is missing")
+    if block.strip(b"\0"):
+        raise _not_whole(tar, last, "what follows is no header")
+
+
+def _not_whole(tar: Tar, last: str, why: str) -> ConfigError:
+    return ConfigError("dataset.root", f"{tar.shown} is cut short or damaged at {last} ({why}); get it again")
