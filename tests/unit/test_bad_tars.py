@@ -127,9 +127,9 @@ def test_a_shard_that_is_replaced_while_it_is_read_is_an_error(shards):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("n01440764/a.png", b"x"), ("n01440764/a.cls", b"0")] * 2, r"n01440764/a\.png is there twice, in \S+0002\.tar;"),
+        ([("n01440764/a.png", b"x"), ("n01440764/a.cls", b"0")] * 2, r"a\.png is there twice, in \S+0002\.tar;"),
         ([("n01440764/a.png", b"x")], r"0002\.tar: n01440764/a\.png has no label"),
-        ([("n01440764/a.png", b"x"), ("n01440764/a.cls", b"70000")], "label '70000' of n01440764/a.png .* out of range"),
+        ([("n01440764/a.png", b"x"), ("n01440764/a.cls", b"70000")], "label .70000. of .* is out of range"),
         ([("n01440764/a.png", b"x"), ("n01440764/a.cls", b"-1")], "the label '-1' of .*out of range"),
         ([("n01440764/a.png", b"x"), ("n01440764/a.cls", b"\xff")], r"0002\.tar: n01440764/a\.cls is no label"),
         ([("n01440764/a.png", b"x"), ("n01440764/a.json", b"{")], r"a\.json is no label"),

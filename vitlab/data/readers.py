@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vitlab.data.crop import Cropping, resize_crops
 from vitlab.core.errors import UserError
+from vitlab.data.crop import Cropping, resize_crops
 from vitlab.data.decode import BadImageError
 from vitlab.data.order import CHUNK
 from vitlab.data.sources.arrays import ArraySource
