@@ -18,6 +18,7 @@ from forms import CLASSES, add, draw_tree, one_tar, samples, webdataset
 from PIL import Image
 
 from vitlab.config import ConfigError, DatasetConfig
+from vitlab.config.parse import named_after_folder
 from vitlab.core.errors import UserError
 from vitlab.data.crop import Cropping
 from vitlab.data.readers import ImageChunks
@@ -38,8 +39,8 @@ def shards(tmp_path):
     return webdataset(draw_tree(tmp_path / "birds"), tmp_path / "shards", shards=3)
 
 
-def birds(root, **changes):
-    return DatasetConfig("birds", "folder", root=str(root), **changes)
+def birds(root, name="birds", **changes):
+    return DatasetConfig(name, "folder", root=str(root), **changes)
 
 
 def picture() -> bytes:
@@ -199,6 +200,13 @@ def test_there_is_no_split_to_evaluate_on(tmp_path):
     root = one_tar(tree, tmp_path / "birds.tar")
     assert re.search(r"no val split in .*birds\.tar' \(it has train\); .*dataset\.val_fraction=0\.1", refused(root))
     assert len(build_source(birds(root, val_fraction=0.2), "eval")) == 3
+
+
+def test_a_tar_has_the_name_of_its_folder(tmp_path):
+    names = [
+        named_after_folder(birds(tmp_path / name, name="from_root")).name for name in ("birds", "birds.tar", "v1.2")
+    ]
+    assert names == ["birds", "birds", "v1.2"]
 
 
 def test_one_tree_of_classes_in_a_tar(tmp_path):

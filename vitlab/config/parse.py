@@ -255,7 +255,8 @@ def named_after_folder(dataset: DatasetConfig) -> DatasetConfig:
             name = json.loads((Path(dataset.pack) / "manifest.json").read_text(encoding="utf-8"))["dataset"]
     elif where := dataset.root or dataset.class_list:
         path = Path(where).absolute()
-        name = clean_name(text_of(path.name if dataset.root else path.stem), name)
+        whole = dataset.root and path.suffix.lower() not in (".tar", ".parquet")  # birds.tar holds what birds/ does
+        name = clean_name(text_of(path.name if whole else path.stem), name)
     return dataclasses.replace(dataset, name=name)
 
 
