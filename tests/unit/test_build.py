@@ -44,8 +44,8 @@ def test_checkpointing_changes_memory_and_not_the_gradients():
     [
         (ModelConfig("vit_tiny_patch16_225"), ["model.name", "did you mean", "vit_tiny_patch16_224"]),
         (ModelConfig("qqqqqq"), ["model.name", "qqqqqq", "list_models"]),
-        (ModelConfig("resnet18"), ["model.name", "resnet18", "model.image_size=224"]),
-        (ModelConfig("swin_tiny_patch4_window7_224"), ["model.name", "SwinTransformer", "class VisionTransformer"]),
+        (ModelConfig("resnet18", depth=7), ["model.name", "resnet18", "model.image_size=224", "model.depth=7"]),
+        (ModelConfig("vgg11", grad_checkpointing=True), ["model.grad_checkpointing", "vgg11"]),
         (ModelConfig("vit_tiny_patch16_224", embed_dim=64, num_heads=5), ["model.name", "model.num_heads=5"]),
     ],
     ids=lambda v: v.name if isinstance(v, ModelConfig) else "",

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
@@ -82,8 +82,33 @@ def test_published_sizes(name):
 def test_an_impossible_model_is_named():
     with pytest.raises(ConfigError, match=r"model\.name.*vit_tiny_patch16_224"):
         build_model(ModelConfig(name="vit_tiny_patch16_22"), 10)
-    with pytest.raises(ConfigError, match=r"model\.name.*resnet18"):
-        build_model(ModelConfig(name="resnet18"), 10)
+    with pytest.raises(ConfigError, match=r"model\.name.*resnet18.*model\.num_heads=3"):
+        build_model(ModelConfig(name="resnet18", num_heads=3), 10)
+
+
+@pytest.mark.parametrize("name", ["lamb", "lion", "muon", "adan", "nadamw", "sgdw"])
+def test_timms_other_optimizers_have_timms_groups_and_constants(name):
+    recipe = RecipeConfig(epochs=1, batch_size=8, lr=1e-3, weight_decay=0.05, optimizer=name)
+    models = micro(), micro()
+    ours = build_optimizer(models[0], recipe)
+    theirs = create_optimizer_v2(models[1], opt=name, lr=recipe.peak_lr, weight_decay=0.05)
+    assert type(ours) is type(theirs) and len(ours.param_groups) == len(theirs.param_groups)
+    for group, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+        assert len(group["params"]) == len(other["params"])
+        assert {k: v for k, v in group.items() if k != "params"} == {k: v for k, v in other.items() if k != "params"}
+    before = [p.detach().clone() for p in models[0].parameters()]
+    models[0](torch.randn(2, 3, 16, 16)).square().sum().backward()
+    ours.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, models[0].parameters(), strict=True))
+    ours.load_state_dict(ours.state_dict())
+
+
+def test_an_unknown_optimizer_is_named(compose_config):
+    with pytest.raises(ConfigError, match=r"recipe\.optimizer: got 'adamv'.*lamb.*") as error:
+        compose_config("recipe.optimizer=adamv")
+    assert error.value.ways and compose_config(error.value.ways[0])
+    with pytest.raises(ConfigError, match="second derivatives"):
+        compose_config("recipe.optimizer=adahessian")
 
 
 def test_drop_path_rates_and_masks():

@@ -33,8 +33,9 @@ from vitlab.core.errors import ConfigError
         ("study.dry_run=1", ["study.dry_run=true"]),
         ("study.retry_failed=off", ["study.retry_failed=false"]),
         ("recipe.precision=BF16", ["recipe.precision=bf16"]),
-        ("recipe.optimizer=adam", ["recipe.optimizer=adamw"]),
-        ("recipe.optimizer=lion", []),
+        ("recipe.optimizer=admaw", ["recipe.optimizer=adamw"]),
+        ("recipe.optimizer=newton", []),
+        ("recipe.schedule=linear", []),
         ("device=gpu", ["device=cuda"]),
         ("dataset.mean=0.5", ["dataset.mean=[0.5,0.5,0.5]"]),
         ("dataset.mean='0.1,0.2,0.3'", ["dataset.mean=[0.1,0.2,0.3]"]),
@@ -54,5 +55,5 @@ def test_what_may_have_been_meant(compose_config, override, ways):
 
 def test_the_list_of_what_is_allowed_is_printed_once(compose_config):
     with pytest.raises(ConfigError) as error:
-        compose_config("recipe.optimizer=lion")
-    assert str(error.value) == "recipe.optimizer: got 'lion', allowed: adamw, sgd"
+        compose_config("recipe.schedule=linear")
+    assert str(error.value) == "recipe.schedule: got 'linear', allowed: cosine, constant"

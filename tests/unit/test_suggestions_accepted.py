@@ -12,7 +12,7 @@ MISTAKES = [
     "augment=mixupp", "augment=", "augment=none,", "augment=[none,autoaug]", "recipe=[quick,book]", "model=[vit_micro]",
     "augment=cutmix+mixup", "augment=autoaug+randaug", "augment=interval(0,1)", "augment=None", "seed=interval(0,1)",
     "seed=0..4", "seed=0..99", "seed=None", "seed=null", "seed=[0,1]", "seed=(0,1)", "seed={0,1}", "seed==3", "seed=0,",
-    "recipe.lr=interval(1e-4,1e-2)", "recipe.epochs=5.0", "recipe.clip_grad=None", "recipe.optimizer=adam",
+    "recipe.lr=interval(1e-4,1e-2)", "recipe.epochs=5.0", "recipe.clip_grad=None", "recipe.optimizer=admaw",
     "recipe.precision=BF16", "device_batch=none", "dataset.mean=0.5", "dataset.mean=0.1,0.2,0.3", "wandb.tags=paper",
     "dataset.mean=(0.1,0.2,0.3)", "study.dry_run=yes", "study.cells='augment=none seed=1'", "mixup", "dry_run",
     "evaluate_every=2 recipe.lr=0.1", "quick_table3_3", "++augment=mixup",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 
@@ -63,6 +64,7 @@ def check_cell(cell: CellConfig) -> None:
             [*_mix_groups(recipe.batch_size, augment.mix_group), f"recipe.batch_size={batch}"],
         )
     parse_policies(augment.auto_augment)
+    _check_optimizer(recipe.optimizer)
     if recipe.warmup_epochs > recipe.epochs:
         raise ConfigError(
             "recipe.warmup_epochs",
@@ -93,6 +95,25 @@ def check_cell(cell: CellConfig) -> None:
             check_cell(cell.pretraining)
         except ConfigError as error:
             raise error.under("pretrain") from None
+
+
+OWN_OPTIMIZERS = ("adamw", "sgd")
+"""Built by PyTorch, with the recipe's own constants; every other name is timm's."""
+_NO_OPTIMIZERS = {"adahessian": "it needs second derivatives, which the step does not compute"}
+
+
+def _check_optimizer(name: str) -> None:
+    """Raise ConfigError for a name that neither we nor timm know."""
+    if name in OWN_OPTIMIZERS:
+        return
+    from timm.optim import list_optimizers  # two seconds, and only for the other names
+
+    known = [str(n) for n in list_optimizers() if n not in _NO_OPTIMIZERS]
+    if name not in known:
+        matches = (difflib.get_close_matches(name.lower(), names, n=1) for names in (OWN_OPTIMIZERS, known))
+        near = next(filter(None, matches), [])
+        why = _NO_OPTIMIZERS.get(name) or f"allowed: {', '.join(OWN_OPTIMIZERS)}, or one of timm's ({', '.join(known)})"
+        raise ConfigError("recipe.optimizer", f"got {name!r}; {why}", [f"recipe.optimizer={n}" for n in near])
 
 
 def _check_batch(data: DatasetConfig, augment: AugmentConfig, recipe: RecipeConfig) -> None:

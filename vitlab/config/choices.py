@@ -47,7 +47,8 @@ def compose_group(group: str, name: str) -> dict[str, Any]:
 
 
 SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
-_NUMBER = re.compile(r".*_(\d{2,4})")
+_NUMBER = re.compile(r"(?:vit_|deit|beit|swin|xcit|cait|eva).*_(\d{2,4})")
+"""Names that end in their image's size, as most transformers' do; a ResNet's number is another."""
 
 
 def own_sizes(model: Mapping[str, Any], label: str | None, typed: Collection[str]) -> tuple[dict[str, Any], str | None]:
@@ -74,7 +75,7 @@ def own_sizes(model: Mapping[str, Any], label: str | None, typed: Collection[str
 
 
 def native_image_size(name: str) -> int:
-    """Side in pixels of the images that timm's architecture `name` is made for: most names end in it."""
+    """Side in pixels of the images that timm's architecture `name` is made for."""
     named = _NUMBER.fullmatch(name.partition(".")[0])
     if named:
         return int(named[1])

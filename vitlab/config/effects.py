@@ -7,6 +7,7 @@ spellings of one experiment are one cell; one that a user typed and that acts in
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from vitlab.config.schema import GROUPS, CellConfig, Config, DatasetConfig, neutral_value
 from vitlab.core.errors import UserError
 
+_VITS = re.compile(r"vit_|deit")
+"""Names of timm's models that have no batch normalisation; of the others nothing is known here."""
 PARTS = ("dataset", "augment", "recipe")
 """What a pre-training has of its own, below `pretrain`."""
 
@@ -77,7 +80,8 @@ RULES = (
          lambda r, c: r.schedule == "cosine" or r.warmup_epochs > 0),
     Rule("recipe.ema_warmup", "with recipe.ema_decay above 0", lambda r, c: r.ema_decay > 0),
     Rule("recipe.drop_path", "with recipe.train_mode=train", lambda r, c: r.train_mode == "train"),
-    Rule("recipe.train_mode", "with recipe.drop_path above 0", lambda r, c: r.drop_path > 0),
+    Rule("recipe.train_mode", "with recipe.drop_path above 0, or a model with batch normalisation",
+         lambda r, c: r.drop_path > 0 or (c is not None and not _VITS.match(c.model.name))),
     Rule("recipe.eval_every", "where there are images to evaluate on", lambda r, c: c is None or evaluates(c.dataset)),
     Rule("pretrain.path", "with pretrain=checkpoint", lambda p, c: p.kind == "checkpoint"),
     Rule("pretrain.digest", "with pretrain=checkpoint", lambda p, c: p.kind == "checkpoint"),

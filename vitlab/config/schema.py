@@ -179,7 +179,8 @@ class RecipeConfig:
     """Peak learning rate, per `lr_base_batch` images of the global batch under the linear rule."""
     lr_rule: Literal["linear", "constant"] = "linear"
     lr_base_batch: int = _number(512, low=1)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: str = "adamw"
+    """adamw, sgd, or any other of timm's names (lamb, lion, muon, …) with timm's constants."""
     weight_decay: float = _number(0.05, low=0)
     """Not applied to one-dimensional parameters, class and position tokens (DeiT)."""
     betas: tuple[float, float] = (0.9, 0.999)

@@ -1,4 +1,4 @@
-"""A Vision Transformer from its configuration; the architectures are timm's."""
+"""An image classifier of timm's from its configuration."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from timm.models import VisionTransformer
 from torch import nn
 
 from vitlab.config import ConfigError, ModelConfig
+from vitlab.models.drop_path import has_branches
 
 
 def build_model(
-    model: ModelConfig, num_classes: int, *, to_train: bool = True, arguments: Mapping[str, Any] | None = None
+    model: ModelConfig, num_classes: int, *, drop_path: float = 0.0, arguments: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """timm's `model.name` with the sizes given in `model`, randomly initialised from torch's current seed.
 
-    Input: float images (B, 3, image_size, image_size); output: logits (B, num_classes). Stochastic depth is the
-    recipe's matter and is installed apart. What is only evaluated or explained (`to_train=False`) may be one of
-    timm's other transformers (EVA, BEiT, CaiT, Swin, …). `arguments` are further ones of timm's. Raises ConfigError for
-    an unknown name, one that is no Vision Transformer, or one that does not take the sizes asked for.
+    Input: float images (B, 3, image_size, image_size); output: logits (B, num_classes). `drop_path` is the rate of
+    stochastic depth where it is a matter of the architecture; a ViT's is installed apart. `arguments` are further ones
+    of timm's. Raises ConfigError for an unknown name, or one that does not take the sizes asked for.
     """
     if not timm.is_model(model.name):
         near = difflib.get_close_matches(model.name, timm.list_models(), n=3)
@@ -30,28 +30,42 @@ def build_model(
         raise ConfigError("model.name", f"timm knows no model {model.name!r}; {hint}")
     sizes = {key: getattr(model, key) for key in ("patch_size", "embed_dim", "depth", "num_heads")}
     given = {key: value for key, value in sizes.items() if value is not None} | dict(arguments or {})
-    given.setdefault("img_size", model.image_size)
+    seed = torch.get_rng_state()
     try:
-        network = timm.create_model(model.name, num_classes=num_classes, **given)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        network = _create(model, num_classes, given)
+        if drop_path and not has_branches(network):
+            torch.set_rng_state(seed)  # the same weights as without
+            network = _create(model, num_classes, given | {"drop_path_rate": drop_path})
+    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError) as error:
+        if "drop_path_rate" in str(error):
+            raise ConfigError(
+                "recipe.drop_path", f"{model.name!r} has no residual branches to drop", ["recipe.drop_path=0"]
+            ) from error
         told = {"image_size": model.image_size} | {key: value for key, value in sizes.items() if value is not None}
         asked = ", ".join(f"model.{key}={value}" for key, value in told.items())
         raise ConfigError("model.name", f"{model.name!r} cannot be built with {asked}: {error}") from error
-    if isinstance(network, VisionTransformer):
-        network.set_grad_checkpointing(model.grad_checkpointing)
-    elif to_train:
-        raise ConfigError(
-            "model.name",
-            f"{model.name!r} is a {type(network).__name__}; what can be trained are timm's models of class "
-            "VisionTransformer, such as most of timm.list_models('vit_*') and 'deit*'",
-        )
+    if isinstance(network, VisionTransformer) or model.grad_checkpointing:
+        try:
+            network.set_grad_checkpointing(model.grad_checkpointing)  # pyright: ignore[reportCallIssue]
+        except (AttributeError, AssertionError) as error:
+            raise ConfigError("model.grad_checkpointing", f"{model.name!r} has none; set it to false") from error
     return network
 
 
-def build_without_memory(model: ModelConfig, num_classes: int) -> nn.Module:
+def _create(model: ModelConfig, num_classes: int, given: Mapping[str, Any]) -> nn.Module:
+    """timm's model; the image's size is an argument of those alone that are made for one."""
+    try:
+        return timm.create_model(model.name, num_classes=num_classes, **{"img_size": model.image_size, **given})
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+    return timm.create_model(model.name, num_classes=num_classes, **given)
+
+
+def build_without_memory(model: ModelConfig, num_classes: int, *, drop_path: float = 0.0) -> nn.Module:
     """`build_model` on the meta device; what cannot be built so is built for real before it is refused."""
     try:
         with torch.device("meta"):
-            return build_model(model, num_classes)
+            return build_model(model, num_classes, drop_path=drop_path)
     except (ConfigError, NotImplementedError):
-        return build_model(model, num_classes)
+        return build_model(model, num_classes, drop_path=drop_path)

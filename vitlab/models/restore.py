@@ -96,7 +96,7 @@ def restore(config: Config, name: str, *, statistics: str = "checkpoint") -> Res
     doubt = _owner(weights)
     classes = weights.num_classes or 0
     arguments = weights.build if model == weights.model else {}
-    network = build_model(model, classes, to_train=False, arguments=arguments)
+    network = build_model(model, classes, arguments=arguments)
     report = load_weights(network, weights, keep_head=True)
     lacking = [key for key in report.fresh if not key.startswith("head_dist.")]
     if report.dropped or lacking:

@@ -28,7 +28,7 @@ _MEASURED = {
 }
 """What an experiment must tell to give a price."""
 _MOMENTS = {"adamw": 2, "sgd": 1}
-"""Tensors of the weights' size that an optimizer's state holds."""
+"""Tensors of the weights' size that an optimizer's state holds; of timm's others two, as most have."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _copies(recipe: RecipeConfig) -> int:
     """How many times a folder holds the weights: last, best (of the average too) and kept, each with its state."""
     files = 3 if recipe.ema_decay else 2
     files += recipe.epochs // recipe.keep_every if recipe.keep_every else 0
-    return files * (1 + _MOMENTS[recipe.optimizer] + bool(recipe.ema_decay))
+    return files * (1 + _MOMENTS.get(recipe.optimizer, 2) + bool(recipe.ema_decay))
 
 
 def wall_seconds(cells: Sequence[PlannedCell], prices: Mapping[str, Price], at_once: int) -> float:

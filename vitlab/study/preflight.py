@@ -196,8 +196,9 @@ def prove(named: Named) -> None:
             if cell.dataset not in seen:
                 _data(cell)
             label = config.labels.get("model", "")
-            if (model := (cell.model, cell.dataset.num_classes, label)) not in seen:
-                _model(cell, label)
+            how = cell.recipe.drop_path, cell.recipe.train_mode, cell.recipe.batch_size
+            if (model := (cell.model, cell.dataset.num_classes, label, how, config.device_batch)) not in seen:
+                _model(cell, label, cell.recipe.batch_size // config.devices, config.device_batch)
             seen |= {cell.dataset, model}
 
 
@@ -236,12 +237,18 @@ def _data(cell: CellConfig) -> None:
             build_source(data, "eval")
 
 
-def _model(cell: CellConfig, label: str) -> None:
+def _model(cell: CellConfig, label: str, share: int, device_batch: int | None) -> None:
     from vitlab.models.build import build_without_memory
+    from vitlab.models.drop_path import install_drop_path
     from vitlab.models.size import check_label
+    from vitlab.models.trainable import require_whole_batches, try_training
 
     classes = cell.dataset.num_classes or 1000
-    network = build_without_memory(cell.model, classes)
+    network = build_without_memory(cell.model, classes, drop_path=cell.recipe.drop_path)
+    trial = try_training(network, cell.model, classes)
+    install_drop_path(network, cell.recipe.drop_path, trial.calls)
+    if cell.recipe.train_mode == "train":
+        require_whole_batches(network, share, device_batch, cell.model.grad_checkpointing)
     check_label(label, sum(p.numel() for p in network.parameters()), classes)
 
 

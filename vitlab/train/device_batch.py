@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitlab.config import CellConfig, ConfigError
+from vitlab.models.trainable import batch_norms
 from vitlab.train.evaluate import autocast
 
 _CPU_TOKENS = 64 * 197
@@ -19,8 +20,11 @@ def choose_device_batch(model: nn.Module, cell: CellConfig, share: int, device: 
     On CUDA it is found by trying a forward and backward pass. Raises ConfigError where not even the smallest fits.
     """
     group = cell.augment.mix_group if cell.augment.mixes else 1
-    sizes = [n for n in range(share, 0, -1) if share % n == 0 and n % group == 0]
+    whole = cell.recipe.train_mode == "train" and bool(batch_norms(model))  # which sees all of the batch at once
+    sizes = [share] if whole else [n for n in range(share, 0, -1) if share % n == 0 and n % group == 0]
     if device.type != "cuda":
+        if whole:
+            return share
         tokens = (cell.model.image_size // (cell.model.patch_size or 16)) ** 2 + 1
         return next((n for n in sizes if n * tokens <= _CPU_TOKENS), sizes[-1])
     return next((n for n in sizes if _fits(model, cell, n, device)), None) or _refuse(sizes[-1])

@@ -24,7 +24,9 @@ from vitlab.data.sources.registry import Source, build_source
 from vitlab.models.build import build_model
 from vitlab.models.drop_path import install_drop_path
 from vitlab.models.last_block import shorten_last_block
+from vitlab.models.trainable import require_whole_batches, try_training
 from vitlab.models.weights import load_start
+from vitlab.train.batch_norm import synchronise
 from vitlab.train.checkpoint import fitting, load_checkpoint, save_checkpoint
 from vitlab.train.device_batch import choose_device_batch
 from vitlab.train.distributed import World, process_group, sum_over_ranks, world_from_environment
@@ -65,15 +67,22 @@ def fit(
         num_classes = len(train_source.classes)
 
         torch.manual_seed(cell.seed)
-        model = build_model(cell.model, num_classes)
+        model = build_model(cell.model, num_classes, drop_path=recipe.drop_path)
         trained = cell.pretraining and experiment(cell.pretraining)
         loaded = None if start is None else load_start(model, cell.pretrain, start, trained)[1]
         shorten_last_block(model)
-        masks = install_drop_path(model, recipe.drop_path)
+        trial = try_training(model, cell.model, num_classes)
+        masks = install_drop_path(model, recipe.drop_path, trial.calls)
+        for name in trial.unused:
+            model.get_parameter(name).requires_grad_(False)
+        if world.size > 1:
+            synchronise(model)
         model.to(device)
         average = MovingAverage(model, recipe.ema_decay, recipe.ema_warmup) if recipe.ema_decay else None
         optimizer = build_optimizer(model, recipe)
 
+        if recipe.train_mode == "train":
+            require_whole_batches(model, rank_batch, config.device_batch, cell.model.grad_checkpointing)
         micro_batch = config.device_batch or choose_device_batch(model, cell, rank_batch, device)
         train = TrainLoader(
             train_source, cell.dataset, cell.augment, recipe, image_size=cell.model.image_size, seed=cell.seed,

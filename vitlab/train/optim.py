@@ -6,13 +6,20 @@ import copy
 import math
 
 import torch
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from vitlab.config import RecipeConfig
+from vitlab.config.check import OWN_OPTIMIZERS
 
 
 def build_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over two groups: weight decay on matrices, none on vectors, class and position tokens (DeiT)."""
+    """AdamW or SGD over two groups: weight decay on matrices, none on vectors, class and position tokens (DeiT).
+
+    Any other of timm's names is built by timm, over timm's groups, which are the same, with its own constants.
+    """
+    if recipe.optimizer not in OWN_OPTIMIZERS:
+        return create_optimizer_v2(model, opt=recipe.optimizer, lr=recipe.peak_lr, weight_decay=recipe.weight_decay)
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # pyright: ignore
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
@@ -50,6 +57,9 @@ class MovingAverage:
         self.decay, self.warmup = decay, warmup
         self._average: list[Tensor] = list(self.model.parameters())
         self._source: list[Tensor] = [p.detach() for p in model.parameters()]
+        pairs = list(zip(self.model.buffers(), model.buffers(), strict=True))  # batch normalisation's statistics
+        self._average += [own for own, _ in pairs if own.is_floating_point()]
+        self._source += [theirs for own, theirs in pairs if own.is_floating_point()]
 
     def update(self, step: int) -> None:
         """Fold in the weights after optimizer step `step` (from 0)."""
