@@ -97,7 +97,7 @@ class StudySweeper(BasicSweeper):
         launcher = self.launcher
         if hasattr(launcher, "run_plan"):
             prove = getattr(launcher, "prove", None)  # absent where other machines train
-            return run_study(requests, launcher.run_plan, prove, self.cell_of)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+            return run_study(requests, launcher.run_plan, prove, self.cell_of, freezes=True)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         if "submitit" in type(launcher).__module__:
             raise ConfigError(
                 "hydra/launcher",

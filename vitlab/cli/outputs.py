@@ -16,7 +16,7 @@ from vitlab.config import Config, ConfigError, DatasetConfig
 from vitlab.core.files import PICTURES, made_by_us
 
 _CELL = re.compile(r"c[0-9a-f]{11}")
-_OF_A_RUN = {"studies", "datasets", "evaluate", "explain", "preview", "slurm", "wandb"}
+_OF_A_RUN = {"code", "studies", "datasets", "evaluate", "explain", "preview", "slurm", "wandb"}
 _PACKED = re.compile(r"manifest\.json|(train|eval)-\d{5}\.(bin|json|part)")
 _FIGURES = re.compile(
     r"(position|filters|distance|rollout|generic|lrp|attnlrp|methods|faithfulness|two_objects)_.*\.(png|pdf|npy|csv|md)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -11,6 +12,7 @@ from vitlab.cli.outputs import require_output_dir
 from vitlab.cli.summary import describe_plan, summarise
 from vitlab.config import FROM_ROOT, Config, named_after_folder
 from vitlab.core.errors import UserError
+from vitlab.study import snapshot
 from vitlab.study.identity import identity
 from vitlab.study.mixture import Compose
 from vitlab.study.plan import Plan, Request, build_plan, name_cells, study_content, study_name
@@ -27,12 +29,14 @@ def run_study(
     run: RunCells,
     prove: Callable[[Named], None] | None = None,
     compose: Compose | None = None,
+    *,
+    freezes: bool = False,
 ) -> int:
     """Plan and train the requested cells; returns the exit code: 1 where a cell failed, 130 where it was interrupted.
 
     `prove` is how this machine tries whether cells can start (`require_startable`); None where `run` gives them to
-    other machines. `compose` tells what the overrides of an earlier command mean today. Raises ConfigError before
-    anything starts.
+    other machines. `compose` tells what the overrides of an earlier command mean today. `freezes`: `run`
+    trains each cell on the snapshot that the plan names. Raises ConfigError before anything starts.
     """
     for config in {r.config.cell.dataset: r.config for r in requests}.values():
         require_output_dir(config)
@@ -42,22 +46,26 @@ def run_study(
         print(line)
     requests = check_requests(requests)
     config = requests[0].config
-    plan = build_plan(requests, study_name(config, requests), trains_here=prove is not None, compose=compose)
+    frozen = freezes and config.study.code == "frozen"
+    plan = build_plan(
+        requests, study_name(config, requests), trains_here=prove is not None, compose=compose, frozen=frozen
+    )
     plan = check_plan(plan)
     describe_plan(plan)
     if config.study.dry_run:
         return 0
-    if plan.todo and prove:
-        require_startable(plan, prove)
-    write_study(plan.output_dir, plan.study, study_content(plan, config))
-    outcomes: dict[str, str] = {}
-    if plan.todo:
-        for cell in plan.todo:
-            if cell.again and cell.state != "missing":
-                print(f"archived {plan.record(cell).archive()}")
-        with View(plan) as view:
-            outcomes = run(plan, view)
-    return summarise(plan, outcomes)
+    with snapshot.frozen(plan) if frozen else contextlib.nullcontext(plan) as plan:
+        if plan.todo and prove:
+            require_startable(plan, prove)
+        write_study(plan.output_dir, plan.study, study_content(plan, config))
+        outcomes: dict[str, str] = {}
+        if plan.todo:
+            for cell in plan.todo:
+                if cell.again and cell.state != "missing":
+                    print(f"archived {plan.record(cell).archive()}")
+            with View(plan) as view:
+                outcomes = run(plan, view)
+        return summarise(plan, outcomes)
 
 
 def run_task(requests: Sequence[Request]) -> int:

@@ -278,6 +278,9 @@ class StudyConfig:
     rerun: str | tuple[str, ...] | None = None
     """`all`, or a list of identities: archive their records and train again."""
     detach: bool = False
+    code: Literal["frozen", "live"] = "frozen"
+    """Train on a copy of the code (`output_dir/code`), each cell to its end on the one that it began with; or on the
+    files as they are when a process starts."""
     cells_at_once: int | Literal["auto"] = _number("auto", low=1)
     """Cells that train at once on this machine (hydra/launcher=local); auto: one per idle GPU, or per `threads` CPU
     cores."""

@@ -26,6 +26,7 @@ from vitlab.study.mixture import attempts
 from vitlab.study.progress import line_of
 from vitlab.study.provenance import code_patch, settings, whereabouts
 from vitlab.study.record import SCHEMA_VERSION, Record, experiment_digest, name_of_record, place
+from vitlab.study.snapshot import require_expected_code
 from vitlab.study.uploads import CellRun, summary_of
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
     from vitlab.train.events import Interrupted
     from vitlab.train.loop import fit
 
+    require_expected_code()
     import_plugins(config.plugins)
     cell = cell_of(config)
     record = Record(Path(config.output_dir) / identity(cell))

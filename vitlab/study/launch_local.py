@@ -31,6 +31,7 @@ from vitlab.study.preflight import Named, prove
 from vitlab.study.progress import View
 from vitlab.study.record import Record
 from vitlab.study.sharing import Sharing
+from vitlab.study.snapshot import importing_from
 
 SAVE_SECONDS = 60
 """How long a cell may take to save after it was asked to stop."""
@@ -101,19 +102,13 @@ def prove_apart(named: Named) -> None:
 
 
 def fork_server(config: Config) -> Any:
-    """The start method whose processes have torch, timm and, where it is used, W&B loaded."""
-    _make_importable()
+    """The start method whose processes have torch, timm and, where it is used, W&B loaded.
+
+    The first of them is started by `importing_from` the code that all have to run.
+    """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["vitlab.study.preload", *(["wandb"] if config.wandb.mode != "disabled" else [])])
     return context
-
-
-def _make_importable() -> None:
-    """Let the fork server import vitlab from any working directory; where it cannot, it silently preloads nothing."""
-    root = str(Path(__file__).parents[2])
-    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if root not in known:
-        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, known)])
 
 
 def _prove_in_process(named: Named, pipe: Connection) -> None:
@@ -171,11 +166,16 @@ def _stop(running: list[_Job], at_once: bool, view: View) -> None:
 def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, given: Given) -> _Job:
     config = cell.config
     gpus = plan.capacity.devices_of(slot, config.devices)
+    if plan.code_of(cell) != plan.code:  # the fork server has today's code loaded
+        context, given = mp.get_context("spawn"), Given(device_share=given.device_share)
     reader, writer = context.Pipe(duplex=False)
     folder = make_folder(plan.output_dir / cell.id)
     about = (config, plan.study, cell.name, folder / "log.txt", writer, given, gpus)
     process = context.Process(target=_cell_process, args=about, name=cell.name)
-    process.start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits it, until it ignores Ctrl-C
+    with importing_from(plan.code_of(cell)):
+        process.start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     writer.close()
     minutes = config.study.cell_minutes
     return _Job(cell, process, reader, slot, time.monotonic() + 60 * minutes if minutes else None)
@@ -251,6 +251,7 @@ def _cell_process(
     sys.stdout = sys.stderr = stream
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches us too; the controller decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     end_with_parent()  # no cell trains on without a controller
     take(given)
     pipe.send(run_cell(config, study=study, name=name, report=pipe.send))

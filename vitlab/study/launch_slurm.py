@@ -19,8 +19,8 @@ from vitlab.core.files import locked, make_folder
 from vitlab.core.integrity import read_mapping, sealed
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
-from vitlab.study.provenance import code_fingerprint
-from vitlab.study.slurm_job import SAVED_AND_CONTINUE, CellJob
+from vitlab.study.provenance import EXPECTED, MANIFEST, ROOT, code_fingerprint
+from vitlab.study.slurm_job import NO_CODE, SAVED_AND_CONTINUE, CellJob
 from vitlab.study.slurm_options import SlurmOptions
 from vitlab.study.slurm_watch import queue_states, watch
 
@@ -28,7 +28,6 @@ ARRAY_LENGTH = 1000
 """Slurm's default MaxArraySize is 1001."""
 _ANY_NUMBER = 10**6
 """Of allocations that a cell may take."""
-_ROOT = Path(__file__).parents[2]
 
 
 def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str]:
@@ -89,12 +88,12 @@ def _on_devices(cell: PlannedCell, options: SlurmOptions) -> Any:
 
 
 def _submit(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, options: SlurmOptions) -> dict[str, str]:
-    """One array for the cells of a stage that wait for the same job; returns identity → job."""
-    groups: dict[str, list[PlannedCell]] = {}
+    """One array for the cells of a stage that wait for the same job and run the same code; returns identity → job."""
+    groups: dict[tuple[str, Path | None], list[PlannedCell]] = {}
     for cell in cells:
-        groups.setdefault(jobs.get(cell.needs or "", ""), []).append(cell)
+        groups.setdefault((jobs.get(cell.needs or "", ""), plan.code_of(cell)), []).append(cell)
     submitted = {}
-    for before, group in groups.items():
+    for (before, _), group in groups.items():
         for start in range(0, len(group), ARRAY_LENGTH):
             submitted |= _submit_array(group[start : start + ARRAY_LENGTH], before, plan, options)
     return submitted
@@ -110,22 +109,24 @@ def _submit_array(cells: list[PlannedCell], before: str, plan: Plan, options: Sl
         number += 1
     batch.mkdir(parents=True)
     (batch / "names.txt").write_text("".join(f"{c.id} {plan.study}/{c.name}\n" for c in cells), encoding="utf-8")
+    if (code := plan.code_of(cells[0])) is not None:
+        (batch / "code").write_text(code.name, encoding="utf-8")
     executor = SlurmExecutor(batch, max_num_timeout=_ANY_NUMBER)
     executor.update_parameters(
         **options.parameters(),
         job_name=f"{plan.study}/{cells[0].name}" if len(cells) == 1 else plan.study,
         array_parallelism=options.array_parallelism or len(cells),
         dependency=f"afterok:{before}" if before else None,
-        setup=_setup(batch, plan.output_dir.absolute(), options),
+        setup=_setup(batch, plan.output_dir.absolute(), options, code),
         teardown=_TEARDOWN,
         srun_args=["--output=all", "--kill-on-bad-exit=1"],  # into the log of the cell, which the setup has opened
         stderr_to_stdout=True,
         wckey=None,
     )
-    code = code_fingerprint()
+    submitted_code = code_fingerprint(code or ROOT)
     try:
         with _outside_any_job(), contextlib.redirect_stderr(None), executor.batch():
-            submitted = [executor.submit(CellJob(c.config, c.name, plan.study, code)) for c in cells]
+            submitted = [executor.submit(CellJob(c.config, c.name, plan.study, submitted_code)) for c in cells]
     except FailedJobError as error:
         raise ConfigError("hydra.launcher", str(error).strip().replace("sbatch: error: ", "")) from None
     jobs = {cell.id: job.job_id for cell, job in zip(cells, submitted, strict=True)}
@@ -133,9 +134,20 @@ def _submit_array(cells: list[PlannedCell], before: str, plan: Plan, options: Sl
     return jobs
 
 
-def _setup(batch: Path, output_dir: Path, options: SlurmOptions) -> list[str]:
-    """The lines of the batch script before srun."""
-    root, folder, records = (shlex.quote(str(path)) for path in (_ROOT, batch, output_dir))
+def _setup(batch: Path, output_dir: Path, options: SlurmOptions, code: Path | None) -> list[str]:
+    """The lines of the batch script before srun. A snapshot is compared with its own list at every start."""
+    root, folder, records = (shlex.quote(str(path)) for path in (code or ROOT, batch, output_dir))
+    frozen = []
+    if code is not None:
+        frozen = [
+            f'[ "$(sha256sum 2>&1 < {root}/{MANIFEST} | cut -c1-16)" = {code.name} ] &&'
+            f" (cd {root} && sha256sum --quiet --check {MANIFEST}) || {{",
+            f"    echo vitlab: the code of this study, {root}, is damaged or gone: nothing was trained on other code.",
+            "    echo Restore it, or type the command of the study again, with study.code=live for today\\'s code.",
+            f"    exit {NO_CODE}",
+            "}",
+            f"export {EXPECTED}={code.name}",
+        ]
     return [
         f'read -r cell name < <(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {folder}/names.txt)',
         f'mkdir -p {records}/"$cell"',
@@ -144,8 +156,10 @@ def _setup(batch: Path, output_dir: Path, options: SlurmOptions) -> list[str]:
         'job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
         'scontrol update JobId="$job" JobName="$name"',
         "trap : TERM",
+        *frozen,
         *options.setup,
-        f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONUNBUFFERED=1 SUBMITIT_LOG_LEVEL=WARNING",
+        f"export PYTHONSAFEPATH=1 PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONUNBUFFERED=1 SUBMITIT_LOG_LEVEL=WARNING",
         # srun no longer inherits it
         'if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi',
     ]

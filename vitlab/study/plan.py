@@ -20,6 +20,7 @@ from vitlab.study.identity import identity
 from vitlab.study.mixture import Compose, attempts, drifted, mixtures
 from vitlab.study.provenance import device_kind, settings
 from vitlab.study.record import Record, State, name_of_record, read_study
+from vitlab.study.snapshot import FOLDER, begun_on, describe_continued, version_of
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class PlannedCell:
     """Whether it is to be trained again whatever its record holds (study.rerun)."""
     faults: tuple[UserError, ...] = ()
     """What is damaged of its record."""
+    code: str | None = None
+    """The snapshot that it has begun on, and goes on with."""
 
     @property
     def stage(self) -> int:
@@ -64,6 +67,8 @@ class Plan:
     """What a person should know before paying: drift, mixed code, mixed devices."""
     trains_here: bool = True
     """Whether this machine is the one that trains, or only the one that submits."""
+    code: Path | None = None
+    """The snapshot of today's code; None where cells run the code of the user's folder."""
 
     @property
     def todo(self) -> tuple[PlannedCell, ...]:
@@ -92,6 +97,10 @@ class Plan:
         state = "finished" if cell.needs is None else self.state_of(cell.needs)
         return "" if state == "finished" else f"its pre-training {cell.needs} is {state}"
 
+    def code_of(self, cell: PlannedCell) -> Path | None:
+        """The snapshot that a cell is trained on; None for the code of the user's folder."""
+        return self.code and (self.code.with_name(cell.code) if cell.code else self.code)
+
     def record(self, cell: PlannedCell) -> Record:
         return self.record_of(cell.id)
 
@@ -116,14 +125,16 @@ def build_plan(
     compose: Compose | None = None,
     *,
     older_names: bool = True,
+    frozen: bool = False,
 ) -> Plan:
     """The plan for all requested cells and the pre-trainings they start from.
 
     `trains_here` is False where this machine only submits, so that its own device says nothing. `compose` composes the
     overrides of cells that the study knew, to see what has changed since. `older_names` looks for finished records
-    under the names of the rule before, except where `study.rerun` trains cells again. Damaged records are
-    noted, and their cells neither used nor trained unless `study.rerun` names them. Raises ConfigError where it names a
-    cell that is not in the study; NewerError for a record of a newer schema.
+    under the names of the rule before, except where `study.rerun` trains cells again. With `frozen` cells continue on
+    the code that they have begun with. Damaged records are noted, and their cells neither used nor trained unless
+    `study.rerun` names them. Raises ConfigError where it names a cell that is not in the study; NewerError for a record
+    of a newer schema.
     """
     first = requests[0].config
     output_dir = Path(first.output_dir)
@@ -152,6 +163,8 @@ def build_plan(
         found = read_contents(Record(output_dir / key), thorough=False)
         merged[key] = PlannedCell(key, name, request.config, request.overrides, found.state, needs, faults=found.faults)
     cells = _select(list(merged.values()), first)
+    if frozen:
+        cells = [dataclasses.replace(c, code=begun_on(c, output_dir)) if c.selected else c for c in cells]
     faults = [(cell.name, fault) for cell in cells if not cell.again for fault in cell.faults]
     for _, fault in faults:
         if isinstance(fault, NewerError):
@@ -161,6 +174,7 @@ def build_plan(
         *_idle(requests, names),
         *_drift(cells, study, output_dir, compose),
         *_mixture(cells, output_dir, trains_here),
+        *describe_continued(cells, output_dir, first.plugins),
     ]
     return Plan(study, output_dir, tuple(cells), tuple(notes), trains_here)
 
@@ -247,6 +261,7 @@ def study_content(plan: Plan, config: Config) -> dict[str, Any]:
         part = cell.config.study.part
         entry = {"id": cell.id, "name": cell.name, "part": part, "needs": cell.needs, "aliases": list(cell.aliases)}
         entry |= {"labels": dict(cell.config.labels), "overrides": list(cell.overrides)}
+        entry |= {"code": code.name} if cell.selected and (code := plan.code_of(cell)) else {}
         cells.append(entry | {"experiment": experiment(cell.config.cell)})
     return {"table": config.study.table, "cells": cells}
 
@@ -283,7 +298,9 @@ def _mixture(cells: Sequence[PlannedCell], output_dir: Path, trains_here: bool) 
     compiles = {config.cell.recipe.compile and not str(device).endswith("CPU") for config in coming}
     first = coming[0]
     here = [settings(device, first.devices, first.threads, compiled, first.plugins) for compiled in compiles]
-    mixed = mixtures([*known, *here])
+    codes = {cell.code for cell in cells if cell.selected}
+    older = {code: version_of(output_dir / FOLDER / code) if code else {} for code in codes}
+    mixed = mixtures([*known, *(now | older[code] for now in here for code in codes)])
     if not mixed:
         return []
     return [f"this study would mix {'; '.join(mixed)}. study.rerun=all trains its cells again, with what is here"]

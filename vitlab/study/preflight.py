@@ -27,6 +27,7 @@ from vitlab.study.capacity import require_devices
 from vitlab.study.cell import cell_of
 from vitlab.study.data_record import data_changes
 from vitlab.study.plan import Plan, PlannedCell, Request, counted
+from vitlab.study.snapshot import importing_from
 
 MANY = 8
 """Cells from which on a message proposes study.rerun=all in place of their identities."""
@@ -172,7 +173,8 @@ def require_startable(plan: Plan, prove_all: Callable[[Named], None]) -> None:
     require_devices(plan.cells[0].config, plan.capacity)
     named = [(cell.name, cell.config) for cell in plan.todo]
     require_all_data(named)  # at once: torch takes seconds to load
-    prove_all(named)
+    with importing_from(plan.code):
+        prove_all(named)
 
 
 def prove(named: Named) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import socket
@@ -20,7 +21,12 @@ from vitlab.core.plugins import source_digest
 PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "numba", "pillow", "simplejpeg", "scikit-learn", "hydra-core", "wandb",
 )  # fmt: skip
-_ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
+"""Where the code is that this process runs: the user's folder, or a snapshot of it (vitlab/study/snapshot.py)."""
+MANIFEST, ORIGIN, PATCH = "files.sha256", "origin.json", "code.patch"
+"""In a snapshot: the list of its files, and the commit and the changes that it was copied from."""
+EXPECTED = "VITLAB_CODE"
+"""The environment variable that names the snapshot whose code a process has to run."""
 _TRAINS = (
     "vitlab/core",
     "vitlab/config",
@@ -35,7 +41,16 @@ _TRAINS = (
 
 @functools.cache
 def code_version() -> dict[str, Any]:
-    """The git commit of vitlab's folder, and whether files differ from it; commit None outside a repository."""
+    """The git commit of vitlab's folder, and whether files differ from it; commit None outside a repository.
+
+    Of a snapshot those of the folder that it was copied from.
+    """
+    if snapshot_here():
+        try:
+            origin = json.loads((ROOT / ORIGIN).read_text(encoding="utf-8"))
+            return {"commit": origin["commit"], "dirty": origin["dirty"]}
+        except (OSError, ValueError, KeyError):
+            return {"commit": None, "dirty": False}
     commit = _git("rev-parse", "HEAD")
     return {"commit": commit and commit.strip(), "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
 
@@ -43,26 +58,33 @@ def code_version() -> dict[str, Any]:
 @functools.cache
 def code_patch() -> str:
     """What differs from the commit, as a patch; empty for a clean tree."""
+    if snapshot_here():
+        return (ROOT / PATCH).read_text(encoding="utf-8") if (ROOT / PATCH).is_file() else ""
     return _git("diff", "HEAD") or ""
 
 
+def snapshot_here() -> str | None:
+    """The fingerprint of the snapshot whose code this process runs; None for code in the user's folder."""
+    return ROOT.name if (ROOT / MANIFEST).is_file() else None
+
+
 @functools.cache
-def code_fingerprint() -> str:
+def code_fingerprint(root: Path = ROOT) -> str:
     """16 hex digits of the content of the source files that can change a number, with or without git.
 
     It is computed once in a process, and by the fork server for its cells: code that is edited while a study runs is
     not what its cells run.
     """
     digest = hashlib.sha256()
-    for file in sorted(file for folder in _TRAINS for file in (_ROOT / folder).rglob("*.py")):
-        digest.update(f"{file.relative_to(_ROOT).as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    for file in sorted(file for folder in _TRAINS for file in (root / folder).rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(_ROOT), *arguments],
+            ["git", "-C", str(ROOT), *arguments],
             capture_output=True,
             text=True,
             timeout=20,
@@ -134,5 +156,6 @@ def whereabouts() -> dict[str, Any]:
     """The machine, the command and the time, for people."""
     return {
         "host": socket.gethostname(), "platform": platform.platform(), "cpus": os.cpu_count(), "command": sys.argv,
+        "snapshot": snapshot_here(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }  # fmt: skip

@@ -56,7 +56,7 @@ ROW: dict[str, Shape] = {
 """A line of metrics.jsonl."""
 _ATTEMPT: dict[str, Shape] = {
     "code?": str, "commit?": str, "dirty?": bool, "packages?": texts, "device_name?": str, "devices?": int,
-    "threads?": int, "compiled?": bool, "from_step?": int,
+    "threads?": int, "compiled?": bool, "from_step?": int, "snapshot?": str,
     "data?": lambda data: isinstance(data, str) or plain_fingerprints(data),
 }  # fmt: skip
 _FIGURES = {"epoch": int, **FIGURES}
@@ -76,7 +76,9 @@ FILES: dict[str, dict[str, Shape]] = {
 }  # fmt: skip
 STUDY: dict[str, Shape] = {
     "name": str, "table?": str,
-    "cells": [{"id": str, "name": str, "part": str, "labels": texts, "aliases": [str], "experiment?": dict}],
+    "cells": [{
+        "id": str, "name": str, "part": str, "labels": texts, "aliases": [str], "experiment?": dict, "code?": str,
+    }],
 }  # fmt: skip
 """A file of `output_dir/studies`."""
 

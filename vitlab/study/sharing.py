@@ -23,6 +23,7 @@ from vitlab.data.order import CHUNK, Crops, crops_of_cell, epoch_samples, evalua
 from vitlab.data.ring import JOINED, EvaluationMemory, Given, Ring
 from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.snapshot import importing_from
 
 NEARLY = 0.9
 """A cell that has done this share of its steps is waited for, so that the next cells can start together."""
@@ -183,8 +184,8 @@ class Sharing:
         return bool(left) and all(one.step >= NEARLY * max(1, one.total_steps) for one in left)
 
     def _key(self, cell: PlannedCell) -> tuple[Crops, int] | None:
-        """Equal for cells that can start together: of the same crops, after the same epoch."""
-        crops = crops_shared_by(cell)
+        """Equal for cells that can start together: of the same crops and code, after the same epoch."""
+        crops = crops_shared_by(cell) if self.plan.code_of(cell) == self.plan.code else None
         try:
             return None if crops is None else (crops, len(self.plan.record(cell).rows()))
         except DamagedError:
@@ -198,7 +199,8 @@ class Sharing:
         process = self.context.Process(
             target=_reading_process, args=(ring, config.plugins, config.workers, self._log), name="loader"
         )
-        process.start()
+        with importing_from(self.plan.code):
+            process.start()
         return process
 
 

@@ -30,6 +30,8 @@ SAVED_AND_CONTINUE = 75
 SAVED = 76
 ELSEWHERE = 77
 """Not 0: what depends on this cell must not start."""
+NO_CODE = 78
+"""The batch script found the code of the study damaged or gone."""
 WAIT_FOR_PREDECESSOR = 120
 """Seconds that a requeued cell waits for its own earlier process to let go of the record."""
 LINGER = 10
