@@ -22,7 +22,7 @@ def main() -> None:
     from vitlab.analysis import collect
     from vitlab.analysis.table import build_table
     from vitlab.cli.analyze import write_table
-    from vitlab.study.record import write_study
+    from vitlab.study.studies import write_study
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2000)

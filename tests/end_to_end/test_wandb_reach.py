@@ -16,7 +16,8 @@ from vitlab.config import ConfigError, WandbConfig
 from vitlab.core import wandb as reach
 from vitlab.core.wandb import choose_mode, has_key, require_accepted_key, require_key
 from vitlab.study.record import Record
-from vitlab.study.uploads import CellRun, describe_uploads
+from vitlab.study.studies import write_study
+from vitlab.study.uploads import CellRun, describe_uploads, tag_runs
 
 ROOT = Path(__file__).parents[2]
 KEY = "0123456789" * 4
@@ -119,6 +120,23 @@ def test_a_server_that_answers_gets_the_run(server, tmp_path):
     run = server.runs["c0123456789a"]
     assert run["state"] == "finished" and run["summary"]["last/top1"] == 50.0 and run["config"]["a"]["value"] == 1
     assert line(record).startswith("W&B: 1 cell at ") and "/me/vitlab" in line(record)
+
+
+def test_a_cell_of_two_studies_has_both_names_as_tags(server, tmp_path, capsys):
+    folder = tmp_path / "runs"
+    entry = {"id": "c0123456789a", "name": "none/s0", "part": "cell", "labels": {}, "aliases": []}
+    write_study(folder, "other", {"cells": [entry]})
+    record = logged(tmp_path)
+    assert server.runs[record.id]["tags"] == ["s", "other"], "known when it is trained"
+    before = len(server.queries)
+    tag_runs([record], "other")
+    assert len(server.queries) == before, "it has the tag"
+    tag_runs([record], "third")
+    assert server.runs[record.id]["tags"] == ["s", "other", "third"] and capsys.readouterr().out == ""
+    assert record.read("wandb.json")["studies"] == ["s", "other", "third"]
+    server.__exit__()
+    tag_runs([record], "fourth")
+    assert "could not be given the tag 'fourth'" in capsys.readouterr().out
 
 
 def test_a_silent_server_is_not_waited_for(silent, tmp_path, monkeypatch):

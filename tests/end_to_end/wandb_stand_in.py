@@ -59,6 +59,7 @@ class StandIn:
             new, run = name not in self.runs, self.run(name)
             run["config"] |= json.loads(given.get("config") or "{}")
             run["group"] = given.get("groupName") or run["group"]
+            run["tags"] = given.get("tags") or run["tags"]
             run["displayName"] = given.get("displayName") or run["displayName"]
             bucket = self.node(run) | {"project": about}
             return {"upsertBucket": {"inserted": new, "bucket": bucket}}

@@ -19,7 +19,7 @@ from vitlab.cli.analyze import analyze
 from vitlab.config import ConfigError, choice
 from vitlab.config.choices import compose_group
 from vitlab.core.errors import UserError
-from vitlab.study.record import write_study
+from vitlab.study.studies import write_study
 
 
 def test_collect_is_tidy(tmp_path):

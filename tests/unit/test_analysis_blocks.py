@@ -11,7 +11,7 @@ from vitlab.analysis.formats.text import to_csv, to_markdown
 from vitlab.analysis.table import build_table
 from vitlab.config import ConfigError
 from vitlab.core import welch
-from vitlab.study.record import write_study
+from vitlab.study.studies import write_study
 
 FREE = dataclasses.replace(SPEC, rows=None, factor=None, baseline=None, footnotes={})
 VALUES = {

@@ -22,7 +22,7 @@ from vitlab.analysis.reference import beside_reference, read_reference
 from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import Context
 from vitlab.cli.analyze import write_table
-from vitlab.study.record import write_study
+from vitlab.study.studies import write_study
 
 
 def test_all_formats_say_the_same(tmp_path):

@@ -15,7 +15,7 @@ from vitlab.data.sources.registry import build_source
 from vitlab.study.estimate import describe
 from vitlab.study.identity import identity
 from vitlab.study.plan import build_plan
-from vitlab.study.record import write_study
+from vitlab.study.studies import write_study
 
 ROWS = TableSpec("t", "T", factor="pretrain", rows=("scratch", "fractaldb_small"), baseline="scratch")
 

@@ -31,7 +31,8 @@ from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.study.data_record import record_data
 from vitlab.study.identity import identity
 from vitlab.study.plan import Request, build_plan, study_content
-from vitlab.study.record import Record, write_study
+from vitlab.study.record import Record
+from vitlab.study.studies import write_study
 from vitlab.train.checkpoint import save_checkpoint
 
 SCORES = {"none": [90.0, 90.5, 89.75, None], "mixup": [91.0, 91.5, 91.25, "cut"]}

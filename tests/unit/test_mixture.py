@@ -1,5 +1,6 @@
 """Mixtures of code, packages, devices, threads and compilation, judged by one function."""
 
+import functools
 import importlib
 
 import pytest
@@ -65,8 +66,7 @@ def test_the_codes_fingerprint_follows_what_can_change_a_number(tmp_path, monkey
     for name in ("vitlab/train/loop.py", "vitlab/analysis/table.py", "hydra_plugins/sweeper.py"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("x = 1\n", encoding="utf-8")
-    monkeypatch.setattr(provenance, "_ROOT", tmp_path)
-    fingerprint = provenance.code_fingerprint.__wrapped__
+    fingerprint = functools.partial(provenance.code_fingerprint.__wrapped__, tmp_path)
 
     def after(name, text):
         (tmp_path / name).write_text(text, encoding="utf-8")

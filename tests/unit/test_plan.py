@@ -10,7 +10,8 @@ from vitlab.core.integrity import NewerError
 from vitlab.study.identity import identity
 from vitlab.study.plan import build_plan, study_content, study_name
 from vitlab.study.provenance import device_kind, settings
-from vitlab.study.record import Record, write_study
+from vitlab.study.record import Record
+from vitlab.study.studies import read_study, write_study
 
 
 def test_aliases_are_one_cell(requests_for):
@@ -67,6 +68,70 @@ def test_names_tell_what_varies(requests_for):
     assert study_name(requests[0].config, requests) == "digits_augment_lr"
 
 
+def drift(plan):
+    return [note for note in plan.notes if "is now" in note]
+
+
+def listed(folder, name="s"):
+    return [entry["id"] for entry in read_study(folder, name)["cells"]]
+
+
+def write(requests, folder, name="s"):
+    """Plan these requests and write the study's list; returns the plan."""
+    plan = build_plan(requests, name)
+    write_study(folder, name, study_content(plan, requests[0].config))
+    return plan
+
+
+def test_a_study_keeps_the_cells_that_a_command_does_not_plan(requests_for, tmp_path):
+    first = write(requests_for(["augment=none"], ["augment=mixup"]), tmp_path)
+    assert first.notes == ()
+    more = write(requests_for(["augment=erase"], ["augment=none"]), tmp_path)
+    none, mixup = [cell.id for cell in first.cells]
+    assert listed(tmp_path) == [none, mixup, more.cells[0].id], "new ones at the end"
+    (note,) = more.notes
+    assert note.startswith(f"this adds 1 cell to study s (1 other stays: mixup/s0 ({mixup}))"), note
+    (note,) = write(requests_for(["augment=none"]), tmp_path).notes
+    assert note.startswith("this is a part of study s (2 others stay: ")
+    assert write(requests_for(["augment=erase"], ["augment=mixup"], ["augment=none"]), tmp_path).notes == ()
+    assert listed(tmp_path) == [more.cells[0].id, mixup, none], "a command that plans all of them orders them"
+
+
+def test_replace_takes_cells_out_of_the_list_and_off_no_disk(requests_for, tmp_path):
+    requests = requests_for(["augment=none"], ["augment=mixup"])
+    finish(tmp_path, requests[0].config)
+    write(requests, tmp_path)
+    plan = write(requests_for(["augment=mixup"], shared=["study.replace=true"]), tmp_path)
+    assert listed(tmp_path) == [plan.cells[0].id] and plan.notes == ()
+    assert Record(tmp_path / identity(requests[0].config.cell)).state() == "finished"
+
+
+def test_a_cell_that_means_something_else_now_takes_its_place(requests_for, tmp_path):
+    old = write(requests_for(["augment=mixup"], ["augment=none"]), tmp_path)
+    (request,) = requests_for(["augment=mixup"], shared=["study.retry_failed=true"])
+    recipe = dataclasses.replace(request.config.cell.recipe, weight_decay=0.1)
+    config = dataclasses.replace(request.config, cell=dataclasses.replace(request.config.cell, recipe=recipe))
+    new = write([dataclasses.replace(request, config=config)], tmp_path)
+    assert listed(tmp_path) == [old.cells[1].id, new.cells[0].id]
+
+
+def test_a_name_comes_from_the_data_and_from_what_differs(requests_for, tmp_path):
+    folders = {name: tmp_path / name for name in ("cars", "flowers")}
+    for folder in folders.values():
+        for split in ("train", "val"):
+            (folder / split / "a").mkdir(parents=True)
+
+    def named(*lists, shared=()):
+        requests = requests_for(*lists, shared=("dataset=folder", *shared))
+        return study_name(requests[0].config, requests)
+
+    augment = ["augment=none"], ["augment=mixup"]
+    assert named(*augment, shared=[f"dataset.root={folders['cars']}"]) == "cars_augment"
+    assert named(*augment, shared=[f"dataset.root={folders['flowers']}"]) == "flowers_augment"
+    assert named(*augment, shared=[f"dataset.root={folders['cars']}", "dataset.name=mine"]) == "mine_augment"
+    assert named(*[[f"dataset.root={folder}"] for folder in folders.values()]) == "cars-flowers_root"
+
+
 def test_drift_is_named(requests_for, tmp_path):
     old = requests_for(["augment=mixup"])
     plan = build_plan(old, "s")
@@ -86,7 +151,7 @@ def test_another_value_that_was_typed_is_no_drift(requests_for, compose_config, 
     for words in ([], ["recipe.epochs=3"], ["recipe=deit"], ["recipe.optimizer=sgd"]):
         usual = requests_for(words)
         plan = build_plan(usual, "s", compose=lambda overrides: compose_config(*overrides).cell)
-        assert plan.cells[0].name == build_plan(short, "s").cells[0].name and plan.notes == ()
+        assert plan.cells[0].name == build_plan(short, "s").cells[0].name and not drift(plan)
 
 
 def test_a_default_that_changed_is_drift_whatever_is_typed_now(requests_for, tmp_path):
@@ -100,7 +165,7 @@ def test_a_default_that_changed_is_drift_whatever_is_typed_now(requests_for, tmp
         cell = short[0].config.cell
         return dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, weight_decay=0.1))
 
-    (note,) = build_plan(requests_for(["recipe.lr=0.1"]), "s", compose=compose).notes
+    (note,) = drift(build_plan(requests_for(["recipe.lr=0.1"]), "s", compose=compose))
     assert "recipe.weight_decay: 0.05 → 0.1" in note and "epochs" not in note and "lr" not in note
 
 
@@ -112,7 +177,7 @@ def test_words_that_mean_no_cell_any_more_are_no_drift(requests_for, tmp_path):
     def compose(overrides):
         raise ConfigError("recipe.epochs", "no such key")
 
-    assert build_plan(requests_for([]), "s", compose=compose).notes == ()
+    assert not drift(build_plan(requests_for([]), "s", compose=compose))
 
 
 def test_mixed_code_packages_and_devices_are_noted(requests_for, tmp_path):

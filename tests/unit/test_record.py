@@ -14,7 +14,8 @@ from vitlab.core.errors import UserError
 from vitlab.core.files import DiskError
 from vitlab.core.integrity import DamagedError
 from vitlab.study.identity import SEMANTICS, identity
-from vitlab.study.record import Record, read_study, records, write_study
+from vitlab.study.record import Record, records
+from vitlab.study.studies import read_study, write_study
 
 
 def test_states(tmp_path):

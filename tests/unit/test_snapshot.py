@@ -16,7 +16,7 @@ from vitlab.core.files import DiskError, locked
 from vitlab.core.plugins import import_plugins
 from vitlab.study import provenance, snapshot
 from vitlab.study.plan import build_plan, study_content
-from vitlab.study.record import write_study
+from vitlab.study.studies import write_study
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,8 @@ from vitlab.analysis.table_model import TableSpec
 from vitlab.config import CellConfig, WandbConfig, choice, experiment
 from vitlab.core.integrity import Fingerprint
 from vitlab.study.identity import SEMANTICS, identity
-from vitlab.study.record import Record, experiment_digest, write_study
+from vitlab.study.record import Record, experiment_digest
+from vitlab.study.studies import write_study
 from vitlab.study.uploads import CellRun, summary_of
 
 IMAGES = {

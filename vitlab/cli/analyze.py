@@ -29,7 +29,8 @@ from vitlab.core.comparisons import Rule
 from vitlab.core.files import clean_name, make_folder, require_name, write_text
 from vitlab.core.metrics import figure
 from vitlab.core.plugins import FORMATS, import_plugins
-from vitlab.study.record import Record, read_study
+from vitlab.study.record import Record
+from vitlab.study.studies import read_study
 
 
 @dataclass(frozen=True)

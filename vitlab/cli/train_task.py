@@ -18,7 +18,8 @@ from vitlab.study.mixture import Compose
 from vitlab.study.plan import Plan, Request, build_plan, name_cells, study_content, study_name
 from vitlab.study.preflight import Named, check_plan, check_requests, require_startable, resolved
 from vitlab.study.progress import View
-from vitlab.study.record import write_study
+from vitlab.study.studies import write_study
+from vitlab.study.uploads import tag_runs
 
 RunCells = Callable[[Plan, View], dict[str, str]]
 """Runs a plan's cells somewhere; returns identity → outcome."""
@@ -65,6 +66,8 @@ def run_study(
                     print(f"archived {plan.record(cell).archive()}")
             with View(plan) as view:
                 outcomes = run(plan, view)
+        if config.wandb.mode != "disabled":
+            tag_runs([plan.record(cell) for cell in plan.cells if not cell.selected], plan.study)
         return summarise(plan, outcomes)
 
 

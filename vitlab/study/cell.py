@@ -25,8 +25,9 @@ from vitlab.study.identity import SEMANTICS, identity, plugins_of
 from vitlab.study.mixture import attempts
 from vitlab.study.progress import line_of
 from vitlab.study.provenance import code_patch, settings, whereabouts
-from vitlab.study.record import SCHEMA_VERSION, Record, experiment_digest, name_of_record, place
+from vitlab.study.record import SCHEMA_VERSION, Record, experiment_digest, name_of_record
 from vitlab.study.snapshot import require_expected_code
+from vitlab.study.studies import place
 from vitlab.study.uploads import CellRun, summary_of
 
 if TYPE_CHECKING:

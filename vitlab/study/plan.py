@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from vitlab.study.contents import read_contents
 from vitlab.study.identity import identity
 from vitlab.study.mixture import Compose, attempts, drifted, mixtures
 from vitlab.study.provenance import device_kind, settings
-from vitlab.study.record import Record, State, name_of_record, read_study
+from vitlab.study.record import Record, State, name_of_record
 from vitlab.study.snapshot import FOLDER, begun_on, describe_continued, version_of
+from vitlab.study.studies import Entry, joined, others, read_study
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Plan:
     """Whether this machine is the one that trains, or only the one that submits."""
     code: Path | None = None
     """The snapshot of today's code; None where cells run the code of the user's folder."""
+    known: tuple[Entry, ...] = ()
+    """What the list of the study holds already, of which the cells that are not planned stay."""
 
     @property
     def todo(self) -> tuple[PlannedCell, ...]:
@@ -165,18 +168,21 @@ def build_plan(
     cells = _select(list(merged.values()), first)
     if frozen:
         cells = [dataclasses.replace(c, code=begun_on(c, output_dir)) if c.selected else c for c in cells]
+    notes, known = _known(study, output_dir)
+    kept = () if first.study.replace else known
     faults = [(cell.name, fault) for cell in cells if not cell.again for fault in cell.faults]
     for _, fault in faults:
         if isinstance(fault, NewerError):
             raise fault
-    notes = [f"{name}: {fault}" for name, fault in faults]
+    notes += [f"{name}: {fault}" for name, fault in faults]
     notes += [
         *_idle(requests, names),
-        *_drift(cells, study, output_dir, compose),
+        *drifted(cells, known, output_dir, compose),
+        *_added(study, [_entry(cell) for cell in cells], kept),
         *_mixture(cells, output_dir, trains_here),
         *describe_continued(cells, output_dir, first.plugins),
     ]
-    return Plan(study, output_dir, tuple(cells), tuple(notes), trains_here)
+    return Plan(study, output_dir, tuple(cells), tuple(notes), trains_here, known=tuple(kept))
 
 
 def _select(cells: list[PlannedCell], config: Config) -> list[PlannedCell]:
@@ -249,21 +255,26 @@ def study_name(config: Config, requests: Sequence[Request]) -> str:
         return config.study.name
     rows = [_traits(request) for request in requests]
     varying = [key for key in rows[0] if len({row.get(key) for row in rows}) > 1]
-    data, label = config.cell.dataset.name, config.labels.get("dataset", "")
-    parts = [label if label.startswith(data) else data, *(key.split(".")[-1] for key in varying)]
+    names = list(dict.fromkeys(str(request.config.cell.dataset.name) for request in requests))
+    data, label = "-".join(names[:3]), config.labels.get("dataset", "")
+    parts = [label if label.startswith(names[0]) else data, *(key.split(".")[-1] for key in varying)]
     return clean_name("_".join(parts), "study")
 
 
 def study_content(plan: Plan, config: Config) -> dict[str, Any]:
     """What output_dir/studies/NAME.json says: which cells, under which names."""
-    cells = []
-    for cell in plan.cells:
-        part = cell.config.study.part
-        entry = {"id": cell.id, "name": cell.name, "part": part, "needs": cell.needs, "aliases": list(cell.aliases)}
-        entry |= {"labels": dict(cell.config.labels), "overrides": list(cell.overrides)}
-        entry |= {"code": code.name} if cell.selected and (code := plan.code_of(cell)) else {}
-        cells.append(entry | {"experiment": experiment(cell.config.cell)})
-    return {"table": config.study.table, "cells": cells}
+    planned = [
+        _entry(cell) | ({"code": code.name} if cell.selected and (code := plan.code_of(cell)) else {})
+        for cell in plan.cells
+    ]
+    return {"table": config.study.table, "cells": joined(plan.known, planned)}
+
+
+def _entry(cell: PlannedCell) -> dict[str, Any]:
+    part = cell.config.study.part
+    entry = {"id": cell.id, "name": cell.name, "part": part, "needs": cell.needs, "aliases": list(cell.aliases)}
+    entry |= {"labels": dict(cell.config.labels), "overrides": list(cell.overrides)}
+    return entry | {"experiment": experiment(cell.config.cell)}
 
 
 def _idle(requests: Sequence[Request], names: Sequence[str]) -> list[str]:
@@ -276,15 +287,28 @@ def _idle(requests: Sequence[Request], names: Sequence[str]) -> list[str]:
     return notes
 
 
-def _drift(cells: Iterable[PlannedCell], study: str, output_dir: Path, compose: Compose | None) -> list[str]:
-    """Cells that this study knew under the same name with another meaning: a default has changed since."""
+def _known(study: str, output_dir: Path) -> tuple[list[str], list[Entry]]:
+    """What the study's list holds; of one that cannot be read, a note instead."""
     try:
-        known = read_study(output_dir, study) or {"cells": []}
+        return [], (read_study(output_dir, study) or {"cells": []})["cells"]
     except DamagedError as error:
         if Path(error.path).is_dir():  # it could not be written again
             raise
-        return [f"{error.path}: {error.problem}; this command writes it again"]
-    return drifted(cells, known["cells"], output_dir, compose)
+        return [f"{error.path}: {error.problem}; this command writes it again"], []
+
+
+def _added(study: str, planned: Sequence[Entry], known: Sequence[Entry]) -> list[str]:
+    """Which cells of the study are not in the plan: they stay in its list and its table."""
+    stay = others(known, planned)
+    if not stay:
+        return []
+    new = len({entry["id"] for entry in planned} - {entry["id"] for entry in known})
+    what = f"this adds {counted(new, 'cell')} to study {study}" if new else f"this is a part of study {study}"
+    names = [f"{entry['name']} ({entry['id']})" for entry in stay[:3]] + ["…"] * (len(stay) > 3)
+    return [
+        f"{what} ({counted(len(stay), 'other')} {'stays' if len(stay) == 1 else 'stay'}: {', '.join(names)}); to take "
+        "those out of its list: study.replace=true; to make another study: study.name=NAME"
+    ]
 
 
 def _mixture(cells: Sequence[PlannedCell], output_dir: Path, trains_here: bool) -> list[str]:

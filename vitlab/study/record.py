@@ -45,8 +45,6 @@ DIGESTED = ("config.yaml", "metrics.jsonl", "predictions.npz", "predictions_ema.
 State = Literal["finished", "running", "failed", "interrupted", "missing", "damaged"]
 """`damaged`: something of the record that counts cannot be read, or is not what was written (see study/contents.py)."""
 
-TYPE_AGAIN = "restore the file, or type the study's command again: it writes the list and trains nothing twice"
-
 FIGURES: dict[str, Shape] = {"loss": number, "top1": percent, "top5": percent}
 """An evaluation: mean cross-entropy in nats, accuracies in percent."""
 ROW: dict[str, Shape] = {
@@ -74,13 +72,6 @@ FILES: dict[str, dict[str, Shape]] = {
         "finished_at?": str,
     },
 }  # fmt: skip
-STUDY: dict[str, Shape] = {
-    "name": str, "table?": str,
-    "cells": [{
-        "id": str, "name": str, "part": str, "labels": texts, "aliases": [str], "experiment?": dict, "code?": str,
-    }],
-}  # fmt: skip
-"""A file of `output_dir/studies`."""
 
 
 class Record:
@@ -290,41 +281,6 @@ def records(output_dir: Path) -> list[Record]:
     if not output_dir.is_dir():
         return []
     return [Record(entry) for entry in sorted(output_dir.iterdir()) if (entry / "config.yaml").is_file()]
-
-
-def write_study(output_dir: Path, name: str, content: dict[str, Any]) -> Path:
-    """Write the list of a study's cells to `output_dir/studies/<name>.json`, atomically."""
-    Record(output_dir / "studies").write(f"{name}.json", {"schema_version": SCHEMA_VERSION, "name": name} | content)
-    return output_dir / "studies" / f"{name}.json"
-
-
-def read_study(output_dir: Path, name: str | None = None) -> dict[str, Any] | None:
-    """The study of that name, or the last one; None where there is none. Raises DamagedError or NewerError."""
-    folder = output_dir / "studies"
-    if name is None:
-        files = sorted(folder.glob("*.json"), key=lambda f: f.stat().st_mtime_ns) if folder.is_dir() else []
-        if not files:
-            return None
-        name = files[-1].stem
-    path = folder / f"{name}.json"
-    content = read_mapping(path, TYPE_AGAIN, SCHEMA_VERSION)
-    if content is None:
-        return None
-    if problem := misfit(content, STUDY):
-        raise DamagedError(path, f"damaged ({problem})", TYPE_AGAIN)
-    if content["name"] != name:
-        raise DamagedError(path, f"is the list of study {content['name']!r}", TYPE_AGAIN)
-    return content
-
-
-def place(output_dir: str | Path, study: str, identity: str) -> int | None:
-    """A cell's place in the order of its study, or None where the study does not list it, or cannot be read."""
-    try:
-        content = read_study(Path(output_dir), study)
-    except DamagedError:
-        return None
-    ids = [entry["id"] for entry in content["cells"]] if content else []
-    return ids.index(identity) if identity in ids else None
 
 
 _SUMMED = {key.removesuffix("?") for key in FILES["result.json"]} - {"derived", "files", "bad_images"}

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from vitlab.config import WandbConfig
 from vitlab.core.errors import UserError, one_line
@@ -18,6 +19,7 @@ from vitlab.core.integrity import DIGEST, digest_of
 from vitlab.core.wandb import Choice, choose_mode, pack_curve, pack_hits, start_run
 from vitlab.study.contents import load_predictions
 from vitlab.study.record import Record, summary_figures
+from vitlab.study.studies import studies_of
 from vitlab.train.events import Interrupted
 
 OUTCOME = "wandb.json"
@@ -37,10 +39,12 @@ class CellRun:
         if choice.mode == "disabled":
             self._note(mode="disabled", why="asked", uploaded=False)
             return
+        studies = dict.fromkeys([study, *studies_of(folder.parent, identity)])
         about = dict(
             project=wandb.project, entity=wandb.entity, id=identity, name=name, group=study, config=config,
-            tags=[study, *wandb.tags], dir=str(folder), resume="allow",
+            tags=[*studies, *wandb.tags], dir=str(folder), resume="allow",
         )  # fmt: skip
+        self._outcome["studies"] = list(studies)
         error = self._start(choice, about)
         if error is not None and choice.mode == "online":  # it answered, and would not have the run
             error = self._start(Choice("offline", "no answer", choice.url), about, one_line(error))
@@ -103,6 +107,25 @@ class CellRun:
         self._run = None
         self._note(error=one_line(error))
         self._record.log(f"W&B: {one_line(error)} (the record on disk is complete)")
+
+
+def tag_runs(records: Sequence[Record], study: str) -> None:
+    """Give the uploaded runs of cells that this study shares with another one its name as a tag; what W&B refuses is
+    printed, and tried again by the next command."""
+    for record in records:
+        outcome = _outcome(record) or {}
+        if not (outcome.get("uploaded") and outcome.get("page")) or study in outcome.get("studies", (study,)):
+            continue
+        try:
+            import wandb
+
+            run = wandb.Api(timeout=30).run("/".join(urlsplit(outcome["page"]).path.split("/")[1:]))
+            run.tags = list(dict.fromkeys([*run.tags, study]))
+            run.update()
+            record.write(OUTCOME, outcome | {"studies": [*outcome["studies"], study]})
+        except Exception as error:
+            print(f"W&B: {record.id} could not be given the tag {study!r} ({one_line(error)})")
+            return
 
 
 def summary_of(record: Record, result: dict[str, Any]) -> dict[str, Any]:

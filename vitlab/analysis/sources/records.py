@@ -19,7 +19,8 @@ from vitlab.core.integrity import DamagedError
 from vitlab.core.metrics import METRICS, SELECTIONS
 from vitlab.study.contents import read_contents
 from vitlab.study.mixture import attempts
-from vitlab.study.record import TYPE_AGAIN, Record, failure_line, read_study, records
+from vitlab.study.record import Record, failure_line, records
+from vitlab.study.studies import TYPE_AGAIN, read_study
 
 PARTS = tuple(SELECTIONS)
 

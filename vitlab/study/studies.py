@@ -1,0 +1,104 @@
+"""The lists of studies, `output_dir/studies/NAME.json`: which cells each has, under which names.
+
+A cell belongs to every study that lists it. What a command plans is added to its study's list; cells that it does not
+plan stay there, unless `study.replace` takes them out. No record is ever removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitlab.config import GROUPS
+from vitlab.core.errors import UserError
+from vitlab.core.integrity import DamagedError, Shape, misfit, read_mapping, texts
+from vitlab.study.record import SCHEMA_VERSION, Record
+
+FOLDER = "studies"
+TYPE_AGAIN = "restore the file, or type the study's command again: it writes the list and trains nothing twice"
+STUDY: dict[str, Shape] = {
+    "name": str, "table?": str,
+    "cells": [{
+        "id": str, "name": str, "part": str, "labels": texts, "aliases": [str], "experiment?": dict, "code?": str,
+    }],
+}  # fmt: skip
+"""A file of `output_dir/studies`."""
+Entry = Mapping[str, Any]
+
+
+def write_study(output_dir: Path, name: str, content: dict[str, Any]) -> Path:
+    """Write the list of a study's cells to `output_dir/studies/<name>.json`, atomically."""
+    Record(output_dir / FOLDER).write(f"{name}.json", {"schema_version": SCHEMA_VERSION, "name": name} | content)
+    return output_dir / FOLDER / f"{name}.json"
+
+
+def read_study(output_dir: Path, name: str | None = None) -> dict[str, Any] | None:
+    """The study of that name, or the last one; None where there is none. Raises DamagedError or NewerError."""
+    folder = output_dir / FOLDER
+    if name is None:
+        files = sorted(folder.glob("*.json"), key=lambda f: f.stat().st_mtime_ns) if folder.is_dir() else []
+        if not files:
+            return None
+        name = files[-1].stem
+    path = folder / f"{name}.json"
+    content = read_mapping(path, TYPE_AGAIN, SCHEMA_VERSION)
+    if content is None:
+        return None
+    if problem := misfit(content, STUDY):
+        raise DamagedError(path, f"damaged ({problem})", TYPE_AGAIN)
+    if content["name"] != name:
+        raise DamagedError(path, f"is the list of study {content['name']!r}", TYPE_AGAIN)
+    return content
+
+
+def place(output_dir: str | Path, study: str, identity: str) -> int | None:
+    """A cell's place in the order of its study, or None where the study does not list it, or cannot be read."""
+    try:
+        content = read_study(Path(output_dir), study)
+    except DamagedError:
+        return None
+    ids = [entry["id"] for entry in content["cells"]] if content else []
+    return ids.index(identity) if identity in ids else None
+
+
+def read_studies(output_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The name and the cells of every study whose list can be read."""
+    for file in sorted((output_dir / FOLDER).glob("*.json")):
+        with contextlib.suppress(UserError):
+            if content := read_study(output_dir, file.stem):
+                yield file.stem, content["cells"]
+
+
+def studies_of(output_dir: Path, identity: str) -> list[str]:
+    """The names of the studies that list a cell."""
+    return [name for name, cells in read_studies(output_dir) if any(entry["id"] == identity for entry in cells)]
+
+
+def others(known: Iterable[Entry], planned: Sequence[Entry]) -> list[Entry]:
+    """The cells of a study that a command does not plan.
+
+    Those are left out that are planned under another identity: the same name, and the same typed for the cell, which
+    means something else since a default or the code has changed.
+    """
+    ids = {entry["id"] for entry in planned}
+    meant = {(entry["name"], _of_cell(entry)) for entry in planned}
+    return [entry for entry in known if entry["id"] not in ids and (entry["name"], _of_cell(entry)) not in meant]
+
+
+def _of_cell(entry: Entry) -> tuple[str, ...]:
+    """What was typed for the cell itself, and not for how it is run."""
+    words = entry.get("overrides", ())
+    return tuple(w for w in words if w.lstrip("+~").partition("=")[0].partition(".")[0] in (*GROUPS, "seed"))
+
+
+def joined(known: Sequence[Entry], planned: Sequence[Entry]) -> list[Entry]:
+    """The list of a study after a command: in the order of the plan; where other cells stay, in the order of before,
+    with new cells after them."""
+    stay = {entry["id"]: entry for entry in others(known, planned)}
+    if not stay:
+        return list(planned)
+    now = {entry["id"]: entry for entry in planned}
+    kept = [now.pop(entry["id"], None) or stay.get(entry["id"]) for entry in known]
+    return [*(entry for entry in kept if entry), *now.values()]
