@@ -73,7 +73,9 @@ def drift(plan):
 
 
 def listed(folder, name="s"):
-    return [entry["id"] for entry in read_study(folder, name)["cells"]]
+    content = read_study(folder, name)
+    assert content is not None
+    return [entry["id"] for entry in content["cells"]]
 
 
 def write(requests, folder, name="s"):

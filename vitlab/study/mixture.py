@@ -94,7 +94,7 @@ def _packages(found: Sequence[Attempt]) -> list[str]:
 
 
 def drifted(
-    cells: Iterable[PlannedCell], known: Sequence[dict[str, Any]], output_dir: Path, compose: Compose | None
+    cells: Iterable[PlannedCell], known: Sequence[Mapping[str, Any]], output_dir: Path, compose: Compose | None
 ) -> list[str]:
     """A note for each cell of the study, as it was `known`, whose own overrides mean another cell today.
 

@@ -120,7 +120,7 @@ def tag_runs(records: Sequence[Record], study: str) -> None:
             import wandb
 
             run = wandb.Api(timeout=30).run("/".join(urlsplit(outcome["page"]).path.split("/")[1:]))
-            run.tags = list(dict.fromkeys([*run.tags, study]))
+            run.tags = list(dict.fromkeys([*run.tags, study]))  # pyright: ignore[reportAttributeAccessIssue]
             run.update()
             record.write(OUTCOME, outcome | {"studies": [*outcome["studies"], study]})
         except Exception as error:
