@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import scipy.io
 from PIL import Image
 
 CLASSES = ("n01440764", "n02102040", "n03417042")
@@ -80,4 +82,59 @@ def tar_of_each_split(tree: Path, target: Path) -> Path:
     for split in ("train", "val"):
         with tarfile.open(target / f"{split}.tar", "w") as archive:
             archive.add(tree / split, ".")
+    return target
+
+
+def devkit(tree: Path, target: Path) -> None:
+    """The ground truth and the synsets of the validation images, in ids of another order than the synsets', with an
+    inner node of WordNet among them."""
+    classes = sorted(folder.name for folder in (tree / "train").iterdir())
+    ids = {name: len(classes) - i for i, name in enumerate(classes)}
+    kind = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
+    rows = [(i, name, "words", "gloss", 0) for name, i in ids.items()] + [(len(ids) + 1, "n00001740", "entity", "", 2)]
+    meta = io.BytesIO()
+    scipy.io.savemat(meta, {"synsets": np.array(rows, dtype=kind).reshape(-1, 1)})
+    files = sorted((tree / "val").glob("*/*"), key=lambda file: file.name)
+    truth = "".join(f"{ids[file.parent.name]}\n" for file in files).encode()
+    with tarfile.open(target, "w:gz") as archive:
+        add(archive, "ILSVRC2012_devkit_t12/readme.txt", b"x")
+        add(archive, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
+        add(archive, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth)
+
+
+def numbered(tree: Path) -> Path:
+    """The validation images under numbers from 1 on, as ImageNet's are."""
+    for i, file in enumerate(sorted((tree / "val").glob("*/*"), key=lambda file: file.name), 1):
+        file.rename(file.with_name(f"ILSVRC2012_val_{i:08}{file.suffix}"))
+    return tree
+
+
+def image_net_org(tree: Path, target: Path) -> Path:
+    """A tar of a tar for each class, a flat tar, and the devkit."""
+    target.mkdir()
+    with tarfile.open(target / "ILSVRC2012_img_train.tar", "w") as outer:
+        for folder in sorted((tree / "train").iterdir(), reverse=True):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as archive:
+                for file in sorted(folder.iterdir(), reverse=True):
+                    add(archive, file.name, file.read_bytes())
+            add(outer, f"{folder.name}.tar", inner.getvalue())
+    with tarfile.open(target / "ILSVRC2012_img_val.tar", "w") as archive:
+        for file in sorted((tree / "val").glob("*/*"), key=lambda file: file.name):
+            add(archive, file.name, file.read_bytes())
+    devkit(tree, target / "ILSVRC2012_devkit_t12.tar.gz")
+    return target
+
+
+def kaggle(tree: Path, target: Path) -> Path:
+    base = target / "ILSVRC" / "Data" / "CLS-LOC"
+    shutil.copytree(tree / "train", base / "train")
+    (base / "val").mkdir()
+    (base / "test").mkdir()
+    rows = ["ImageId,PredictionString"]
+    for file in (tree / "val").glob("*/*"):
+        shutil.copy(file, base / "val" / file.name)
+        rows.append(f"{file.stem},{file.parent.name} 85 1 499 272 {file.parent.name} 131 0 499 254 ")
+    (target / "LOC_val_solution.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (target / "LOC_synset_mapping.txt").write_text("n01440764 tench, Tinca tinca\n", encoding="utf-8")
     return target

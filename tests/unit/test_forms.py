@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from forms import draw_tree, one_tar, tar_of_each_split, webdataset
+from forms import draw_tree, image_net_org, kaggle, numbered, one_tar, tar_of_each_split, webdataset
 
 from vitlab.config import DatasetConfig
 from vitlab.data.sources import index
@@ -25,7 +25,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tree(tmp_path):
-    return draw_tree(tmp_path / "birds")
+    return numbered(draw_tree(tmp_path / "birds"))
 
 
 def birds(root, **changes):
@@ -37,6 +37,8 @@ FORMS = {
     "shards of timm": (lambda t, to: webdataset(t, to, keys="file"), "tar shards (WebDataset), 2 + 2 files"),
     "one tar": (lambda t, to: one_tar(t, to.with_suffix(".tar")), "tars of class folders, 1 + 1 file"),
     "a tar of each split": (tar_of_each_split, "tars of class folders, 1 + 1 files"),
+    "image-net.org's": (image_net_org, "image-net.org's archives, 1 + 1 files"),
+    "Kaggle's": (kaggle, "Kaggle's folders"),
 }
 """What it is → what makes it, and how it is recognised."""
 

@@ -15,6 +15,7 @@ from vitlab.data.decode import AS_STORED, Reading, decode_bytes, reading_of
 from vitlab.data.sources.claims import compare
 from vitlab.data.sources.class_folders import EVALUATED, TRAINED, recognise_class_folders, subfolders
 from vitlab.data.sources.containers import SplitFiles
+from vitlab.data.sources.imagenet_files import recognise_archives, recognise_kaggle
 from vitlab.data.sources.index import Indexed
 from vitlab.data.sources.listing import EXTENSIONS
 from vitlab.data.sources.tar_shards import recognise_tars
@@ -125,8 +126,8 @@ def recognise(dataset: DatasetConfig, *, evaluating: bool = False) -> Layout:
         raise ConfigError(
             "dataset.root", f"there is no folder {dataset.root!r}; {name} needs one that holds train/ and val/"
         )
-    found: Layout | None = None
-    if not (root / TRAINED).is_dir() or not subfolders(root / TRAINED):
+    found: Layout | None = recognise_archives(dataset, root) or recognise_kaggle(dataset, root)
+    if found is None and not subfolders(root / TRAINED):
         found = recognise_tars(dataset, root)
     if found is None and root.is_file():
         raise ConfigError("dataset.root", f"{dataset.root!r} is neither a folder nor a tar of images")
