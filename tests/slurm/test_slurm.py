@@ -79,7 +79,7 @@ class Lab:
                 return said
             time.sleep(0.3)
 
-    def until(self, true, seconds: float = 240) -> None:
+    def until(self, true, seconds: float = 480) -> None:
         end = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < end, self.queue() + "".join(
