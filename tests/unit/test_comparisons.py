@@ -124,6 +124,14 @@ def test_seeds_that_agree_give_no_p_of_zero(rule):
     assert none.delta == 1.0 and none.p is None and none.low is None and not none.significant
 
 
+def test_an_interval_of_shares_ends_where_shares_end():
+    wide = [(10.0, 60.0), (20.0, 56.0)]
+    (found,) = compare([Group(values, resolution=1.0) for values in wide], [(0, 1)])
+    assert (found.low, found.high) == (-100.0, 100.0) and found.p < 1
+    (free,) = compare([Group(values) for values in wide], [(0, 1)])
+    assert free.low < -100 and free.high > 100 and free.p == found.p
+
+
 def test_one_quiet_group_leaves_the_others_scatter():
     (ours,) = compare([Group((90.0, 90.0, 90.0)), Group((91.0, 92.0, 93.5))], [(0, 1)])
     assert ours.p == pytest.approx(stats.ttest_1samp([91.0, 92.0, 93.5], 90.0).pvalue, rel=1e-4)

@@ -110,7 +110,8 @@ def compare(
         low = high = same = None
         if estimate is not None:
             half = family.critical(estimate) * estimate.error
-            delta, low, high = estimate.delta, estimate.delta - half, estimate.delta + half
+            reach = 100.0 if min(group.resolution, other.resolution) > 0 else math.inf  # shares of images
+            delta, low, high = estimate.delta, max(-reach, estimate.delta - half), min(reach, estimate.delta + half)
             same = None if margin is None else family.same(estimate, margin)
         comparisons.append(Comparison(group.n, group.mean, group.sd, delta, low, high, p_values.get(i), same))
     return comparisons
