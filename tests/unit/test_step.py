@@ -117,7 +117,7 @@ def test_a_compiled_step_is_the_step_as_written():
 ])  # fmt: skip
 def test_the_largest_micro_batch_that_fits_is_found(monkeypatch, limit, share, group, expected):
     tried = []
-    monkeypatch.setattr(device_batch, "_fits", lambda model, cell, n, device: tried.append(n) or n <= limit)
+    monkeypatch.setattr(device_batch, "_fits", lambda model, cell, n, device, part: tried.append(n) or n <= limit)
     cell = a_cell()
     augment = dataclasses.replace(cell.augment, mix_group=group) if group > 1 else choice("augment", "none")
     cell = dataclasses.replace(cell, augment=augment)

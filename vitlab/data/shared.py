@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitlab.config import RecipeConfig
+from vitlab.config import CellConfig, RecipeConfig
 from vitlab.core.plugins import import_plugins
 from vitlab.core.processes import end_with_parent
 from vitlab.data.crop import Cropping
@@ -129,6 +129,20 @@ class RingReader:
         if not self._same_files:
             self.ring.leave(self.member)
         return self._same_files
+
+
+def seconds_to_read(cell: CellConfig) -> float:
+    """Processor seconds of one core for reading an image of a cell's training; 0 where its images are in memory."""
+    source = build_source(cell.dataset, "train")
+    if isinstance(source, ArraySource):
+        return 0.0
+    crops = Cropping(cell.dataset, cell.model.image_size, cell.augment.interpolation, cell.seed)
+    chunks, order = ImageChunks(source, crops), epoch_order(len(source), cell.seed, 0, 1)[0][: 2 * CHUNK]
+    half = max(1, len(order) // 2)
+    chunks[0, order[:half], np.zeros(half, np.int64)]  # what is loaded at the first image
+    began = time.process_time()
+    chunks[0, order[-half:], np.zeros(half, np.int64)]
+    return (time.process_time() - began) / half
 
 
 def read_for_all(ring: Ring, plugins: tuple[str, ...], workers: int) -> None:

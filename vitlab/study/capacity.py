@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vitlab.config import Config, ConfigError
@@ -32,15 +33,16 @@ class Capacity:
         return self.gpus[place * devices : (place + 1) * devices]
 
 
-def capacity(config: Config) -> Capacity:
+def capacity(config: Config, number: Callable[[], int] = lambda: 1) -> Capacity:
     """The capacity of this machine for cells of this configuration.
 
-    `auto` is as many cells as there are idle GPUs for, or usable CPU cores, and at least one.
+    `study.cells_at_once=auto` is as many cells as there are idle GPUs for, or usable CPU cores, and at least one.
+    `number` finds what `study.cells_per_device=auto` is.
     """
     wanted, devices, gpus = config.study.cells_at_once, config.devices, gpus_for(config)
     each = config.study.cells_per_device
-    if each is not None and each != "auto":
-        return _several_per_device(config, each, gpus)
+    if each is not None:
+        return _several_per_device(config, number() if each == "auto" else each, gpus)
     if wanted != "auto":
         return Capacity(wanted, tuple(gpus), f"study.cells_at_once={wanted}")
     each = f", devices={devices}" if devices > 1 else ""
@@ -63,7 +65,8 @@ def _several_per_device(config: Config, each: int, gpus: list[str]) -> Capacity:
     where = f"{places} of {len(gpus) // devices} GPUs" if gpus else "one device, the CPU"
     if gpus and devices > 1:
         where = f"{places} times {devices} GPUs"
-    reason = f"study.cells_per_device={each}: {where}"
+    chosen = f"auto: {each} on" if config.study.cells_per_device == "auto" else f"{each}:"
+    reason = f"study.cells_per_device={chosen} {where}"
     ordered = (*idle, *(gpu for gpu in gpus if gpu not in idle))
     if wanted != "auto":
         return Capacity(wanted, ordered, f"study.cells_at_once={wanted}, study.cells_per_device={each}", each)

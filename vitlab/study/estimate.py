@@ -8,13 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vitlab.config import CellConfig, ModelConfig, options
+from vitlab.core.device import free_memory
 from vitlab.core.files import free_space
 from vitlab.core.metrics import PRIMARY
+from vitlab.data.order import pixel_bytes
 from vitlab.models.size import count_parameters
 from vitlab.study.cell import cell_of
 from vitlab.study.cost import Price, kind_here, measuring_command, price, throughputs, wall_seconds
-from vitlab.study.plan import Plan, PlannedCell, counted
+from vitlab.study.plan import Plan, PlannedCell, counted, planned_steps
 from vitlab.study.progress import duration, shortened
+from vitlab.study.sharing import evaluation_sets, groups_of, window_words
 
 RECOMMENDED_SEEDS = 5
 """With three the intervals are twice as wide (benchmarks/RESULTS.md): every row's scatter is told by its own seeds."""
@@ -108,12 +111,43 @@ def _price(plan: Plan, prices: dict[str, Price], here: str | None) -> list[str]:
         lines.append(
             f"price: about {total:,.2f} {_unit(prices[priced[0].id])}, {wall} with {how} (measured by {origin})"
         )
+    lines += _shared(plan, todo)
     disk = sum(prices[c.id].disk_bytes or 0 for c in todo)
     if disk:
         free = free_space(plan.output_dir)
         short = "" if disk < free else ": NOT ENOUGH"
         lines.append(f"disk: about {_bytes(disk)} of {_bytes(free)} that are free{short}")
     return lines + _unmeasured(todo, prices, here)
+
+
+def _shared(plan: Plan, todo: list[PlannedCell]) -> list[str]:
+    """Which cells share a loader, what sharing takes of the memory, and what several cells on a device cost."""
+    lines, capacity = [], plan.capacity if plan.trains_here else None
+    groups = groups_of(todo) if capacity and min(capacity.cells, len(todo)) > 1 else []
+    if groups:
+        shown = "; ".join(_some_names(group) for group in groups[:3])
+        more = f"; and {len(groups) - 3} groups more" if len(groups) > 3 else ""
+        window = max((window_words(group) for group in groups), key=len)
+        lines.append(f"one loader for cells that train at once and see the same crops ({window}): {shown}{more}")
+    if kept := sum(pixel_bytes(count, side) for (_, side), count in evaluation_sets(todo).items()):
+        lines.append(f"memory: {_bytes(kept)} of {_bytes(free_memory())} that are free keep the images to evaluate on")
+    setting = todo[0].config.study
+    if capacity and setting.cells_per_device is not None and (setting.dry_run or setting.cells_per_device == "auto"):
+        images = sum(planned_steps(c) * cell_of(c.config).recipe.batch_size for c in todo)
+        sharing, trial = max(map(len, groups), default=1), plan.trial
+        alone, together = trial.images_per_second(1, 1), trial.images_per_second(capacity.per_device, sharing)
+        unit = "GPU-hours" if trial.on_gpu else "device-hours"
+        each, why = capacity.per_device, trial.why(capacity.per_device, sharing)
+        lines.append(
+            f"training alone: about {images / alone / 3600:,.3g} {unit}, one cell at a time; shared: about "
+            f"{images / together / 3600:,.3g}, {each} on a device ({why})"
+        )
+    return lines
+
+
+def _some_names(cells: list[PlannedCell]) -> str:
+    names = [cell.name for cell in cells]
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def _unmeasured(todo: list[PlannedCell], prices: dict[str, Price], here: str | None) -> list[str]:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitlab.config import GROUPS, CellConfig, Config, ConfigError, experiment
 from vitlab.core.errors import UserError
@@ -22,6 +22,9 @@ from vitlab.study.provenance import device_kind, settings
 from vitlab.study.record import Record, State, name_of_record
 from vitlab.study.snapshot import FOLDER, begun_on, describe_continued, version_of
 from vitlab.study.studies import Entry, joined, others, read_study
+
+if TYPE_CHECKING:
+    from vitlab.study.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,22 @@ class Plan:
     @functools.cached_property
     def capacity(self) -> Capacity:
         """How many cells train at once on this machine, asked once: GPUs may become busy."""
-        return capacity(self.cells[0].config)
+        return capacity(self.cells[0].config, self._number)
+
+    def _number(self) -> int:
+        """What `study.cells_per_device=auto` is, by a trial of the first cell to train."""
+        from vitlab.study.sharing import groups_of
+
+        if not self.todo or not self.trains_here:
+            return 1
+        return self.trial.best(max(map(len, groups_of(self.todo)), default=1), len(self.todo))
+
+    @functools.cached_property
+    def trial(self) -> Trial:
+        """What a trial of the first cell to train finds on this machine, made once."""
+        from vitlab.study.trial import run_trial
+
+        return run_trial(self.todo[0].config)
 
     def state_of(self, identity: str) -> State:
         """The state of a cell's record now; `damaged` where the plan found it so and does not train it again."""

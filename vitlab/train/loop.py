@@ -20,6 +20,7 @@ from vitlab.config import CellConfig, Config, experiment
 from vitlab.core.device import pick_device
 from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader, TrainLoader
+from vitlab.data.shared import device_share
 from vitlab.data.sources.registry import Source, build_source
 from vitlab.models.build import build_model
 from vitlab.models.drop_path import install_drop_path
@@ -28,7 +29,7 @@ from vitlab.models.trainable import require_whole_batches, try_training
 from vitlab.models.weights import load_start
 from vitlab.train.batch_norm import synchronise
 from vitlab.train.checkpoint import fitting, load_checkpoint, save_checkpoint
-from vitlab.train.device_batch import choose_device_batch
+from vitlab.train.device_batch import choose_device_batch, limit_memory
 from vitlab.train.distributed import World, process_group, sum_over_ranks, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, evaluate
 from vitlab.train.events import DivergedError, EpochEnded, Event, Interrupted, Progressed, Started
@@ -83,7 +84,8 @@ def fit(
 
         if recipe.train_mode == "train":
             require_whole_batches(model, rank_batch, config.device_batch, cell.model.grad_checkpointing)
-        micro_batch = config.device_batch or choose_device_batch(model, cell, rank_batch, device)
+        limit_memory(device, device_share())
+        micro_batch = config.device_batch or choose_device_batch(model, cell, rank_batch, device, device_share())
         train = TrainLoader(
             train_source, cell.dataset, cell.augment, recipe, image_size=cell.model.image_size, seed=cell.seed,
             rank=world.rank, world=world.size, workers=config.workers, micro_batch=micro_batch, device=device,

@@ -1,0 +1,76 @@
+"""How many cells a device suits: what a trial measures, and the arithmetic from there."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from vitlab.config import CellConfig, ConfigError, choice
+from vitlab.models.build import build_model
+from vitlab.study.estimate import describe
+from vitlab.study.plan import build_plan, planned_steps
+from vitlab.study.trial import Trial, measure
+from vitlab.train.device_batch import seconds_of_steps
+
+GPU = Trial(True, 0.0, 1 / 17_000, 1024, 1 / 260, 9 * 10**9, 80 * 10**9, 16, 1, 16, 5.0)
+"""ViT-Ti/16 from JPEG on an H100, as docs/performance.md has it: the step takes four times what the loader gives."""
+CPU = Trial(False, 0.0, 0.003, 16, 0.0015, 10**9, 20 * 10**9, 2, 1, 1, 5.0)
+
+
+def test_a_gpu_that_the_loader_starves_takes_as_many_cells_as_feed_it():
+    assert GPU.images_per_second(1, 1) == pytest.approx(16 * 260)
+    assert GPU.images_per_second(4, 4) == pytest.approx(4 * 16 * 260) and GPU.images_per_second(8, 8) == 17_000
+    assert GPU.images_per_second(4, 1) == pytest.approx(16 * 260), "each with its own loader: nothing is gained"
+    assert GPU.best(sharing=8, most=16) == 4 and GPU.best(sharing=1, most=16) == 1
+    assert GPU.best(sharing=8, most=3) == 3
+    assert dataclasses.replace(GPU, cell_bytes=35 * 10**9).best(8, 16) == 2, "memory for no more"
+
+
+def test_a_gpu_that_waits_for_its_host_takes_several_small_cells():
+    small = dataclasses.replace(GPU, reading_seconds=0.0, step_seconds=0.010, image_seconds=1e-5, batch=256)
+    assert small.best(sharing=1, most=16) == 5  # 12.6 ms a step, of which the device computes 2.6
+    assert small.images_per_second(8, 1) == pytest.approx(1e5)
+    assert "none read" in small.why(5, 1)
+
+
+def test_a_cpu_reads_once_for_all():
+    assert CPU.images_per_second(1, 1) == pytest.approx(2 / 0.0045)
+    assert CPU.images_per_second(3, 3) == pytest.approx(2 / 0.0035)
+    assert CPU.images_per_second(3, 1) == pytest.approx(2 / 0.0045)
+    assert CPU.best(sharing=8, most=8) > 1 and CPU.best(sharing=1, most=8) == 1
+    inline = dataclasses.replace(CPU, workers=0)
+    assert inline.images_per_second(1, 1) == pytest.approx(1 / 0.0045) and inline.best(sharing=1, most=8) == 2
+    assert CPU.why(3, 3).startswith("one cell trains 444 images/s, 3 together 571; an image takes 3 ms to train on")
+
+
+def test_a_trial_measures_what_it_says(compose_config):
+    found = measure(compose_config("device=cpu", "recipe.batch_size=32"))
+    assert not found.on_gpu and found.batch == 32 and found.reading_seconds == 0.0
+    assert found.image_seconds > 0 and found.cell_bytes > 10**8 and found.free_bytes > 10**8
+
+
+def test_steps_of_each_size_are_timed():
+    cell = CellConfig(*(choice(g, o) for g, o in (("model", "vit_micro"), ("dataset", "digits"), ("augment", "none"),
+                                                  ("pretrain", "scratch"), ("recipe", "quick"))))  # fmt: skip
+    found = seconds_of_steps(build_model(cell.model, 10), cell, (1, 8), torch.device("cpu"))
+    assert len(found) == 2 and min(found) > 0
+
+
+def test_auto_is_what_the_trial_finds(requests_for, monkeypatch):
+    monkeypatch.setattr("vitlab.study.trial.run_trial", lambda config: CPU)
+    words = ("study.cells_per_device=auto", "device=cpu", "dataset=folder", "dataset.num_classes=2", "dataset.name=p",
+             "dataset.num_train=640", "dataset.num_eval=40", "recipe.batch_size=32", "model.image_size=224",
+             "model.patch_size=16")  # fmt: skip
+    plan = build_plan(requests_for(*[[f"augment={a}"] for a in ("none", "mixup", "erase")], shared=words), "s")
+    assert plan.capacity.cells == plan.capacity.per_device == CPU.best(3, 3)
+    assert plan.capacity.reason == f"study.cells_per_device=auto: {CPU.best(3, 3)} on one device, the CPU"
+    images = sum(planned_steps(cell) * 32 for cell in plan.todo)
+    alone = images / CPU.images_per_second(1, 1)
+    lines = [line for line in describe(plan) if "one loader" in line or "alone" in line]
+    assert lines[0].startswith(
+        "one loader for cells that train at once and see the same crops (1,024 images, 154 MB): "
+    )
+    assert lines[0].endswith("): none/s0, mixup/s0, erase/s0")
+    assert lines[1].startswith(f"training alone: about {alone / 3600:.3g} device-hours, one cell at a time; shared: ")
+    with pytest.raises(ConfigError, match=r"study\.cells_per_device"):
+        requests_for(["study.cells_per_device=0"])
