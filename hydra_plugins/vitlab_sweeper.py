@@ -92,7 +92,12 @@ class StudySweeper(BasicSweeper):
         """Run the task, or the study, that the requests mean; returns the exit code."""
         from vitlab.cli.train_task import run_study, run_task
 
-        if requests[0].config.task != "train":
+        config = requests[0].config
+        if config.study.status or config.study.follow or config.study.cancel:
+            from vitlab.cli.status_task import run_status
+
+            return run_status(config)
+        if config.task != "train":
             return run_task(requests)
         launcher = self.launcher
         if hasattr(launcher, "run_plan"):

@@ -280,6 +280,12 @@ class StudyConfig:
     rerun: str | tuple[str, ...] | None = None
     """`all`, or a list of identities: archive their records and train again."""
     detach: bool = False
+    status: bool = False
+    """Print where every study below `output_dir` stands, and train nothing."""
+    follow: bool = False
+    """The same of one study, until none of its cells runs or waits."""
+    cancel: bool = False
+    """Have the cells of one study save and end, and take the waiting ones out of Slurm's queue."""
     code: Literal["frozen", "live"] = "frozen"
     """Train on a copy of the code (`output_dir/code`), each cell to its end on the one that it began with; or on the
     files as they are when a process starts."""

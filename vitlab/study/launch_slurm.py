@@ -16,13 +16,13 @@ from typing import Any
 
 from vitlab.config import ConfigError, check_run
 from vitlab.core.files import locked, make_folder
-from vitlab.core.integrity import read_mapping, sealed
+from vitlab.core.integrity import sealed
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
 from vitlab.study.provenance import EXPECTED, MANIFEST, ROOT, code_fingerprint
 from vitlab.study.slurm_job import NO_CODE, SAVED_AND_CONTINUE, CellJob
 from vitlab.study.slurm_options import SlurmOptions
-from vitlab.study.slurm_watch import queue_states, watch
+from vitlab.study.slurm_watch import queue, submitted_jobs, watch
 
 ARRAY_LENGTH = 1000
 """Slurm's default MaxArraySize is 1001."""
@@ -197,9 +197,6 @@ def _submitting(output_dir: Path) -> Iterator[None]:
 
 def _queued(output_dir: Path) -> dict[str, str]:
     """The cells that earlier commands have submitted and that are still in the queue: identity → job."""
-    known: dict[str, str] = {}
-    for file in sorted((output_dir / "slurm").glob("*/jobs.json")):
-        jobs = read_mapping(file, "remove it once its jobs have left the queue (squeue --me)") or {}
-        known |= {cell: str(job) for cell, job in jobs.items()}
-    queue = queue_states() if known else {}
-    return {cell: job for cell, job in known.items() if job in (queue or {})}
+    known = submitted_jobs(output_dir)
+    now = (queue() or {}) if known else {}
+    return {cell: job for cell, job in known.items() if job in now}

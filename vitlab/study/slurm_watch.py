@@ -6,8 +6,10 @@ import contextlib
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
-from vitlab.core.integrity import DamagedError
+from vitlab.core.integrity import DamagedError, read_mapping
 from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
@@ -15,16 +17,33 @@ from vitlab.study.slurm_job import SAVED, SAVED_AND_CONTINUE
 from vitlab.train.events import EpochEnded, Started
 
 
-def queue_states() -> dict[str, str] | None:
-    """Job → state of this user's jobs that have not ended; None where Slurm does not answer just now."""
-    words = ["squeue", "-h", "-r", "--me", "-o", "%i|%T"]
+@dataclass(frozen=True)
+class Queued:
+    """A job that has not ended, as Slurm has it: PENDING, RUNNING, …; why it waits."""
+
+    state: str
+    reason: str
+
+
+def queue() -> dict[str, Queued] | None:
+    """This user's jobs that have not ended; None where Slurm does not answer just now, or is not on this machine."""
+    words = ["squeue", "-h", "-r", "--me", "-o", "%i|%T|%r"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, encoding="utf-8", errors="replace")
-    except subprocess.TimeoutExpired:
+    except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode:
         return None
-    return dict(line.split("|", 1) for line in done.stdout.splitlines() if "|" in line)
+    return {job: Queued(*rest) for job, *rest in (line.split("|", 2) for line in done.stdout.splitlines()) if rest}
+
+
+def submitted_jobs(output_dir: Path) -> dict[str, str]:
+    """Cell → the job that it was last submitted as, in the queue or not. Raises DamagedError."""
+    known: dict[str, str] = {}
+    for file in sorted((output_dir / "slurm").glob("*/jobs.json")):
+        jobs = read_mapping(file, "remove it once its jobs have left the queue (squeue --me)") or {}
+        known |= {cell: str(job) for cell, job in jobs.items()}
+    return known
 
 
 def final_state(job: str) -> str:
@@ -53,12 +72,12 @@ def watch(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, view: View
     shown: dict[str, int] = {}
     absent: dict[str, int] = {}
     while left := [cell for cell in cells if cell.id not in outcomes]:
-        queue = queue_states()
-        if queue is None:
+        jobs_now = queue()
+        if jobs_now is None:
             time.sleep(seconds)
             continue
         for cell in left:
-            state = queue.get(jobs[cell.id])
+            state = found.state if (found := jobs_now.get(jobs[cell.id])) else None
             if state in ("RUNNING", "COMPLETING"):
                 view.status(cell.id, "running")
             elif state is not None and cell.id in shown:

@@ -1,0 +1,55 @@
+"""A detached study, looked at, followed and cancelled from another command."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from test_slurm import ROOT, Lab, rows
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def lab(cluster, tmp_path):
+    made = Lab(cluster, tmp_path)
+    yield made
+    made.close()
+
+
+def asked(lab: Lab, key: str) -> str:
+    command = [sys.executable, str(ROOT / "run.py"), f"study.{key}=true"]
+    done = subprocess.run(
+        command, cwd=lab.folder, capture_output=True, encoding="utf-8", timeout=300, env=lab.cluster.environment
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_a_detached_study_is_seen_and_cancelled(lab):
+    words = ["seed=0,1,2", "recipe.epochs=2000", "dataset.train_per_class=128", "study.name=s"]
+    code, _ = lab.run(*words, "study.detach=true", "hydra.launcher.array_parallelism=1")
+    assert code == 0
+    cell = lab.until_epoch(2)
+    lab.until(lambda: lab.queue().count("PENDING") == 2)
+    output = asked(lab, "status")
+    job = lab.jobs()[cell.name]
+    assert output.startswith("study s: 1 running, 2 queued of 3\n"), output
+    assert re.search(rf"running on \S+ as {job}, epoch \d+ of 2000, [\d,]+ img/s, about .* left \(until ", output), (
+        output
+    )
+    assert output.count("(JobArrayTaskLimit)") == 2, output
+    assert "s: 3 of its jobs cancelled; what was trained is saved" in asked(lab, "cancel")
+    lab.until(lambda: not lab.queue())
+    assert (cell / "last.pt").exists() and not (cell / "failure.json").exists()
+    output = asked(lab, "status")
+    assert f"interrupted after epoch {len(rows(cell))} of 2000" in output and "2 not begun" in output, output
+
+
+def test_a_detached_study_is_followed_to_its_end(lab):
+    code, _ = lab.run("seed=0,1", "recipe.epochs=20", "study.name=s", "study.detach=true")
+    assert code == 0
+    output = asked(lab, "follow")
+    assert output.splitlines()[-1] == "study s: 2 finished of 2", output
