@@ -119,7 +119,10 @@ def test_further_pairs_are_named_and_adjusted(tmp_path):
 
 def test_unlike_spread_and_cells_of_no_row_are_said(tmp_path):
     scores = {"none": [90.0, 90.1, 90.2], "mixup": [91.0, 70.0, 80.0], "jitter": [90.0]}
-    frame, note = write_all(tmp_path, scores), "scatter is asserted equal, and is not alike (Bartlett, p < 0.001)"
+    frame, note = (
+        write_all(tmp_path, scores),
+        "statistics=pooled assumes equal scatter, and it is not equal (Bartlett, p < 0.001)",
+    )
     table = build_table(frame, dataclasses.replace(SPEC, rows=("none", "mixup"), statistics="pooled"))
     assert any(note in line for line in table.notes) and "Dunnett, one variance for all rows" in table.caption
     table = build_table(frame, dataclasses.replace(SPEC, rows=("none", "mixup")))

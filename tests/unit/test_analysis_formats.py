@@ -101,6 +101,15 @@ def test_everything_repeats_byte_for_byte(tmp_path):
         assert f"{start}vitlab: 12 cells (" in (tmp_path / "one" / f"t.{ending}").read_text(encoding="utf-8")
 
 
+def test_a_name_with_a_dot_keeps_all_files_apart(tmp_path):
+    frame = write_all(tmp_path / "runs", {"none": [90.0], "mixup": [91.0]})
+    table = build_table(frame, dataclasses.replace(SPEC, name="v1.2", rows=("none", "mixup")))
+    write_table(table, frame, tmp_path / "tables")
+    names = sorted(file.name for file in (tmp_path / "tables").iterdir())
+    drawn = [f"v1.2_{figure}.{kind}" for figure in ("cost", "curves", "differences") for kind in ("pdf", "png")]
+    assert names == sorted([*drawn, *(f"v1.2.{kind}" for kind in ("md", "tex", "csv", "json", "html"))])
+
+
 def test_the_page_shows_every_seed_curves_and_runs(tmp_path):
     frame = write_all(tmp_path / "runs")
     write_table(build_table(frame, SPEC), frame, tmp_path / "tables")

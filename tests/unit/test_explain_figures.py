@@ -8,9 +8,9 @@ from vitlab.explain.faithfulness import Curves
 from vitlab.explain.figures import (
     FINE,
     Tile,
-    draw_curves,
     draw_distance,
     draw_filters,
+    draw_perturbation_curves,
     draw_similarity,
     draw_tiles,
     enlarged,
@@ -92,7 +92,7 @@ def test_no_text_leaves_the_figure(height):
 def test_the_key_of_the_curves_hides_none():
     values = torch.linspace(0, 1, 11)[:, None].expand(-1, 3)
     curves = {m: Curves(torch.linspace(0, 1, 11), *[values] * 4) for m in ("lrp", "random")}
-    figure = draw_curves(curves, title="t")
+    figure = draw_perturbation_curves(curves, title="t")
     pixels(figure)
     (key,) = figure.legends
     assert [t.get_text() for t in key.get_texts()] == ["Transformer LRP", "random"]

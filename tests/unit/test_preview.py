@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitlab.cli.preview_task import load_pictures, read_pictures, run_preview, see
+from vitlab.cli.preview_task import augment_pictures, read_pictures, run_preview, sample_pictures
 from vitlab.config import AugmentConfig, ConfigError, DatasetConfig, choice
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment
@@ -21,29 +21,29 @@ def digits(compose_config):
 
 
 def test_the_pictures_are_photographs_and_images_of_several_classes(digits):
-    names, pictures = load_pictures(digits, 12)
+    names, pictures = sample_pictures(digits, 12)
     assert names[:2] == ["temple", "flower"] and pictures[0].shape == (427, 640, 3)
     assert names[2:] == [*"0123456789", "0", "1"] and all(p.shape == (8, 8, 3) for p in pictures[2:])
     assert not np.array_equal(pictures[2], pictures[12])
     square = dataclasses.replace(digits, train_crop="pad", image_size=8)
-    assert [p.shape for p in load_pictures(square, 0)[1]] == [(427, 427, 3)] * 2
+    assert [p.shape for p in sample_pictures(square, 0)[1]] == [(427, 427, 3)] * 2
 
 
 def test_it_shows_what_training_sees(digits):
     """The same crops, policies and erasing as a training batch of the same seed, epoch and samples."""
-    _, pictures = load_pictures(digits, 2)
+    _, pictures = sample_pictures(digits, 2)
     augment = dataclasses.replace(choice("augment", "randaug"), erase=1.0)
-    seen = see(augment, digits, pictures, size=24, seed=4, epoch=2)
-    crops = see(AugmentConfig(), digits, pictures, size=24, seed=4, epoch=2)
+    seen = augment_pictures(augment, digits, pictures, size=24, seed=4, epoch=2)
+    crops = augment_pictures(AugmentConfig(), digits, pictures, size=24, seed=4, epoch=2)
     function = Augment(augment, digits)
     trained = function(crops, Draws(4, 2, np.arange(4))) * function.std + function.mean
     assert torch.equal(seen, trained.round().clamp(0, 255).byte())
-    assert not torch.equal(crops, see(AugmentConfig(), digits, pictures, size=24, seed=4, epoch=3))
+    assert not torch.equal(crops, augment_pictures(AugmentConfig(), digits, pictures, size=24, seed=4, epoch=3))
 
 
 def test_mixing_pairs_neighbours(digits):
     black, white = np.zeros((40, 40, 3), np.uint8), np.full((40, 40, 3), 255, np.uint8)
-    seen = see(choice("augment", "mixup"), digits, [black, white, white, white], size=16, seed=0, epoch=0)
+    seen = augment_pictures(choice("augment", "mixup"), digits, [black, white, white, white], size=16, seed=0, epoch=0)
     assert torch.all((seen[0].int() + seen[1].int() - 255).abs() <= 1) and 0 < seen[0].float().mean() < 255
     assert torch.all(seen[2:] == 255)
 

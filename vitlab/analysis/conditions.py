@@ -21,7 +21,7 @@ _LEFT_OPEN = (
     "pretrain.recipe.", "pretrain.augment.",
     "pretrain.dataset.num_classes", "pretrain.dataset.num_train", "pretrain.dataset.num_eval",
 )  # fmt: skip
-"""What a row does not ask of a pre-training: how it was trained, and counts that follow from what it saw."""
+"""What a row leaves open about a pre-training: its recipe, and counts that follow from its data."""
 PAIRED = "paired"
 """What a frame has in place of a further seed that follows the cell's (see `varied`)."""
 COLUMN = "(column)"

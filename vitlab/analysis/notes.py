@@ -134,8 +134,8 @@ def table_notes(
         if p is not None and p < 0.01:
             on = f" on {dataset}" if len(rows[0].entries) > 1 else ""
             notes.append(
-                f"scatter is asserted equal, and is not alike{on} (Bartlett, {p_in_words(p)}): these intervals are too "
-                "wide for the steadier rows and too narrow for the others; leave statistics=pooled out"
+                f"statistics=pooled assumes equal scatter, and it is not equal{on} (Bartlett, {p_in_words(p)}): these "
+                "intervals are too wide for rows with less scatter and too narrow for the others; leave it out"
             )
     return notes, flags
 

@@ -167,5 +167,5 @@ def pairing_line(groups: Sequence[Group], pairs: Sequence[Pair], rule: Rule, par
     if rule == "paired":
         effect = f"these intervals are {told} times as wide as those of statistics=auto"
     else:
-        effect = f"statistics=paired would give intervals {told} times as wide, and is yours to choose before you look"
+        effect = f"statistics=paired would give intervals {told} times as wide; choose it before you look at results"
     return f"over the seeds{on}, rows correlate with their baseline by {r:.2f} (95 % {low:.2f} to {high:.2f}); {effect}"

@@ -1,4 +1,4 @@
-"""What analyze.py does: pick the source and the layout, write the table in every format, print it."""
+"""The work of analyze.py: pick the source and the layout, write the table in every format, print it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vitlab.config import ConfigError, build
 from vitlab.config.choices import compose_group
 from vitlab.config.paths import with_whole_paths
 from vitlab.core.comparisons import Rule
-from vitlab.core.files import clean_name, make_folder, require_name, write_text
+from vitlab.core.files import clean_name, make_folder, require_name, save_figure, write_text
 from vitlab.core.metrics import figure
 from vitlab.core.plugins import FORMATS, import_plugins
 from vitlab.study.record import Record
@@ -118,7 +118,7 @@ def load(config: AnalyzeConfig, table_study: str | None) -> tuple[pd.DataFrame, 
 
 
 def _agreed(frame: pd.DataFrame, column: str) -> str | None:
-    """What all cells say, where they say one thing."""
+    """The value of a column where all cells have the same; else None."""
     said = set(frame[column]) if column in frame else set()
     only = said.pop() if len(said) == 1 else None
     return only if isinstance(only, str) else None
@@ -164,7 +164,7 @@ DEFAULT_TICKS = {
 
 def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
     """Write all formats and figures; returns the Markdown and a line naming the files."""
-    from vitlab.analysis.formats.plots import draw_classes, draw_cost, draw_curves, draw_differences, save
+    from vitlab.analysis.formats.plots import draw_classes, draw_cost, draw_curves, draw_differences
 
     make_folder(folder)
     provenance = _provenance(frame)
@@ -180,10 +180,10 @@ def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
         "cost": draw_cost(table),
     }
     if table.classes:
-        (folder / f"{table.name}_classes.csv").write_text(classes_csv(table), encoding="utf-8")
+        write_text(folder / f"{table.name}_classes.csv", classes_csv(table))
         figures["classes"] = draw_classes(table)
     for name, drawn in figures.items():
-        save(drawn, folder / f"{table.name}_{name}")
+        save_figure(drawn, folder / f"{table.name}_{name}")
     return [
         to_markdown(table),
         f"wrote {folder / table.name}.{{{','.join(texts)}}} and "

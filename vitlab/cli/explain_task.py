@@ -27,7 +27,7 @@ def run_explain(config: Config) -> list[str]:
     from vitlab.core.wandb import log_figures
     from vitlab.explain.explained_model import load_subjects
     from vitlab.explain.faithfulness import measure, measure_scenes
-    from vitlab.explain.position import draw_place
+    from vitlab.explain.position import draw_position
     from vitlab.explain.reports import draw_panels
     from vitlab.study.data_record import require_evaluated_data
 
@@ -46,7 +46,7 @@ def run_explain(config: Config) -> list[str]:
         for subject in subjects if options.reads_evaluation_images else ():
             require_evaluated_data(subject.restored.weights.path, subject.restored.dataset)
         if options.kind == "position":
-            files = draw_place(subjects, options, folder, config.output_dir)
+            files = draw_position(subjects, options, folder, config.output_dir)
         elif options.kind == "faithfulness":
             files, table = measure(subjects, options, folder, config.output_dir)
             lines += table

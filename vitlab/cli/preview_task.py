@@ -58,7 +58,7 @@ def run_preview(config: Config) -> list[str]:
         require_picture("preview.file", Path(options.file), read_places(config))
     dataset = resolve_class_list(config.cell.dataset, config.output_dir)
     if options.images is None:
-        names, pictures = load_pictures(dataset, options.pictures)
+        names, pictures = sample_pictures(dataset, options.pictures)
     else:
         names, pictures = read_pictures(options.images, dataset)
     if options.conditions:
@@ -78,7 +78,7 @@ def run_preview(config: Config) -> list[str]:
     return [f"wrote {file} ({sheet.width} x {sheet.height}); look at it, then train: python run.py augment=…"]
 
 
-def load_pictures(dataset: DatasetConfig, count: int) -> tuple[list[str], list[np.ndarray]]:
+def sample_pictures(dataset: DatasetConfig, count: int) -> tuple[list[str], list[np.ndarray]]:
     """Names and pixels (H, W, 3): scikit-learn's two photographs, and `count` training images of as many classes."""
     from sklearn.datasets import load_sample_images
 
@@ -111,7 +111,7 @@ def read_pictures(wanted: str | Sequence[str], dataset: DatasetConfig) -> tuple[
         raise ConfigError("preview.images", f"{error}") from error
 
 
-def see(
+def augment_pictures(
     augment: AugmentConfig, dataset: DatasetConfig, pictures: Sequence[np.ndarray], *, size: int, seed: int, epoch: int
 ) -> Tensor:
     """The pictures as a training batch of `size` pixels would hold them in `epoch`: (B, 3, size, size) uint8.
@@ -137,8 +137,9 @@ def draw_condition(
     """One condition: each picture as it is evaluated, then as it is seen in the first epochs."""
     size = options.size
     plain = central_squares(pictures, size, dataset.eval_crop)
-    seen = [see(augment, dataset, pictures, size=size, seed=seed, epoch=epoch) for epoch in range(options.columns - 1)]
-    heads = ["evaluated", *(f"epoch {epoch + 1}" for epoch in range(options.columns - 1))]
+    epochs = range(options.columns - 1)
+    seen = [augment_pictures(augment, dataset, pictures, size=size, seed=seed, epoch=epoch) for epoch in epochs]
+    heads = ["evaluated", *(f"epoch {epoch + 1}" for epoch in epochs)]
     return draw_grid(torch.stack([plain, *seen], 1), names, heads)
 
 
@@ -148,7 +149,7 @@ def draw_conditions(
 ) -> Image.Image:  # fmt: skip
     """Several conditions, a row each, on the same pictures with the same random numbers."""
     columns = [pictures[i % len(pictures)] for i in range(options.columns)]
-    rows = [see(c, dataset, columns, size=options.size, seed=seed, epoch=0) for c in conditions.values()]
+    rows = [augment_pictures(c, dataset, columns, size=options.size, seed=seed, epoch=0) for c in conditions.values()]
     return draw_grid(torch.stack(rows), list(conditions), [])
 
 

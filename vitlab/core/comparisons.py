@@ -3,8 +3,8 @@
 Rules:
 - `auto`: every group has a variance of its own. The family-wise error stays at 5 % or below for any ratio of the
   scatters and any numbers of seeds from 2 on; the simulation is benchmarks/bench_intervals.py.
-- `pooled`: one variance for all groups, by Dunnett's distribution. For who asserts that all scatter alike.
-- `paired`: differences of equal seeds, Student's t, by Bonferroni's inequality. For who asserts that seeds pair.
+- `pooled`: one variance for all groups, by Dunnett's distribution. For users who assert that all groups scatter alike.
+- `paired`: differences of equal seeds, Student's t, by Bonferroni's inequality. For users who assert that seeds pair.
 
 A measurement on N images cannot show a scatter below half an image, that of two neighbouring values of equal chance:
 `resolution` is one image in the groups' unit, and half of it the least deviation that a comparison takes, so that seeds

@@ -85,7 +85,7 @@ def reason(error: OSError) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What to say of `error` in a line: the message, with the kind of error where it is a bug."""
+    """One line for `error`: its message, with the type of the error where it is a bug."""
     mistake = as_user_error(error)
     return str(mistake) if mistake else f"{type(error).__name__}: {error}"
 

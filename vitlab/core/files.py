@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vitlab.core.errors import FULL, ConfigError, UserError, reason
 
-if TYPE_CHECKING:  # torch, numpy and Pillow take their time, and most commands need none of them
+if TYPE_CHECKING:  # these take their time, and most commands need none of them
     import numpy as np
     from filelock import BaseFileLock
+    from matplotlib.figure import Figure
     from PIL import Image
 
 _PART = ".part"
@@ -82,7 +83,7 @@ def unwritten(path: Path, error: OSError) -> DiskError:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what killed processes left half written. Only for the process that holds the folder's lock."""
+    """Remove the unfinished files of killed processes. Only for the process that holds the folder's lock."""
     for entry in folder.glob(f".*{_PART}"):
         entry.unlink(missing_ok=True)
 
@@ -136,6 +137,20 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def save_figure(figure: Figure, stem: Path, dpi: int = 150) -> list[Path]:
+    """Write a figure as `stem`.png and `stem`.pdf, byte-identical for the same figure (no dates inside).
+
+    Returns the two files. Raises DiskError.
+    """
+    about = {"png": {"Software": None}, "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator"))}
+    files = []
+    for kind, metadata in about.items():
+        files.append(stem.with_name(f"{stem.name}.{kind}"))
+        with written_whole(files[-1]) as stream:
+            figure.savefig(stream, format=kind, dpi=dpi, metadata=metadata)
+    return files
 
 
 @contextlib.contextmanager
@@ -247,7 +262,7 @@ _MAKER = "vitlab"
 
 
 def maker() -> Image.Exif:
-    """What a picture is saved with, so that it is known again."""
+    """The EXIF data that mark a picture as vitlab's."""
     from PIL import Image
 
     exif = Image.Exif()

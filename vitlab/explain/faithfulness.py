@@ -17,7 +17,7 @@ from vitlab.core.device import pick_device
 from vitlab.core.files import make_folder, write_text
 from vitlab.explain.attention import rollout_map
 from vitlab.explain.explained_model import Subject
-from vitlab.explain.figures import METHOD_TITLES, draw_curves, save
+from vitlab.explain.figures import METHOD_TITLES, draw_perturbation_curves, save
 from vitlab.explain.methods import relevance
 from vitlab.explain.options import ExplainConfig, MethodName
 from vitlab.explain.pictures import evaluation_pictures, load_pictures
@@ -141,7 +141,7 @@ def measure(
         count = curves["random"].deletion.shape[1]
         title = f"Faithfulness over {count} images, {asked}\n{subject.label}"
         stem = folder / f"faithfulness_{subject.stem}"
-        files += save(draw_curves(curves, title=title), stem)
+        files += save(draw_perturbation_curves(curves, title=title), stem)
         header, rows = score_table(curves)
         files += _write_table(header, rows, stem)
         lines += [
@@ -218,7 +218,7 @@ def measure_scenes(config: Config, options: ExplainConfig, folder: Path) -> tupl
     accuracy = f"{100 * scene_accuracy(model, one, 1):.1f} % and {100 * scene_accuracy(model, two, 2):.1f} %"
     title = f"Scenes of objects, seed {seed}: the model names one object, and both of two, in {accuracy} of scenes"
     stem = folder / f"two_objects_seed{seed}"
-    files = [*save(draw_curves(curves, title=title), stem), *_write_table(header, rows, stem)]
+    files = [*save(draw_perturbation_curves(curves, title=title), stem), *_write_table(header, rows, stem)]
     curve_header, curve_rows = score_table(curves)
     files += _write_table(curve_header, curve_rows, folder / f"two_objects_perturbation_seed{seed}")
     return files, [title, *_aligned(header, rows), "", *_aligned(curve_header, curve_rows)]

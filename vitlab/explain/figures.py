@@ -17,7 +17,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vitlab.core.files import make_folder, written_whole
+from vitlab.core.files import make_folder, save_figure
 
 if TYPE_CHECKING:
     from vitlab.explain.faithfulness import Curves
@@ -79,15 +79,9 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.pdf, without dates inside."""
+    """Write `stem`.png and `stem`.pdf into a folder that is made where it is missing."""
     make_folder(stem.parent)
-    png, pdf = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".pdf")
-    with written_whole(png) as stream:
-        figure.savefig(stream, format="png", dpi=160, metadata={"Software": None})
-    with written_whole(pdf) as stream:
-        about = {"CreationDate": None, "Producer": None, "Creator": None}
-        figure.savefig(stream, format="pdf", dpi=160, metadata=about)
-    return [png, pdf]
+    return save_figure(figure, stem, dpi=160)
 
 
 TILE = 1.9
@@ -229,7 +223,7 @@ PANELS = (
 )
 
 
-def draw_curves(curves: Mapping[str, Curves], *, title: str) -> Figure:
+def draw_perturbation_curves(curves: Mapping[str, Curves], *, title: str) -> Figure:
     """Four panels; bands are the standard error over images; the random baseline is grey."""
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(12.4, 3.2), layout="constrained")

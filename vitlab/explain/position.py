@@ -87,7 +87,7 @@ def rgb_filters(model: nn.Module, count: int = 28) -> Tensor:
     return ((filters - low) / (high - low).clamp_min(1e-12)).float()
 
 
-def draw_place(subjects: Sequence[Subject], options: ExplainConfig, folder: Path, output_dir: str) -> list[Path]:
+def draw_position(subjects: Sequence[Subject], options: ExplainConfig, folder: Path, output_dir: str) -> list[Path]:
     """Write similarity and filters of each checkpoint, and all their attention distances in one figure."""
     make_folder(folder)
     files: list[Path] = []

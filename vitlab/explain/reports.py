@@ -72,7 +72,9 @@ class Seen:
         return files
 
 
-def see(subject: Subject, options: ExplainConfig, methods: Sequence[MethodName], output_dir: str) -> list[Seen]:
+def explain_pictures(
+    subject: Subject, options: ExplainConfig, methods: Sequence[MethodName], output_dir: str
+) -> list[Seen]:
     """Explain the chosen pictures by each of `methods`."""
     restored = subject.restored
     if any(method != "rollout" for method in methods):
@@ -96,7 +98,7 @@ def draw_panels(subjects: Sequence[Subject], options: ExplainConfig, folder: Pat
         if options.kind == "rollout":
             return _compare_fusions(subjects[0], options, folder, output_dir)
         return _compare_methods(subjects[0], options, folder, output_dir)
-    seen = [see(subject, options, [method], output_dir)[0] for subject in subjects]
+    seen = [explain_pictures(subject, options, [method], output_dir)[0] for subject in subjects]
     files = [file for one in seen for file in one.write(folder)]
     if options.compare:
         return [*files, *_compare_checkpoints(seen, method, folder)]
@@ -148,7 +150,7 @@ def _sheets(rows: Sequence[list[Tile]], labels: Sequence[str], title: str, stem:
 
 def _compare_methods(subject: Subject, options: ExplainConfig, folder: Path, output_dir: str) -> list[Path]:
     """A row for each picture, a column for each method."""
-    seen = see(subject, options, options.methods, output_dir)
+    seen = explain_pictures(subject, options, options.methods, output_dir)
     files = [file for one in seen for file in one.write(folder)]
     rows = []
     for b in range(len(seen[0].pictures)):
@@ -169,7 +171,7 @@ def _compare_methods(subject: Subject, options: ExplainConfig, folder: Path, out
 def _compare_fusions(subject: Subject, options: ExplainConfig, folder: Path, output_dir: str) -> list[Path]:
     """Rollout by the three ways to fuse heads."""
     seen = {
-        fusion: see(subject, dataclasses.replace(options, head_fusion=fusion), ["rollout"], output_dir)[0]
+        fusion: explain_pictures(subject, dataclasses.replace(options, head_fusion=fusion), ["rollout"], output_dir)[0]
         for fusion in ("mean", "max", "min")
     }
     first = seen["mean"]

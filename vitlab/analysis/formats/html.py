@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from vitlab.analysis.formats.grids import Cell, Grid, blocks, grids, scatter_grid
-from vitlab.analysis.formats.plots import Curves, verdict
+from vitlab.analysis.formats.plots import LearningCurves, verdict
 from vitlab.analysis.formats.svg import cost_chart, curves_panel, forest, forest_axis, forest_scale, padded
 from vitlab.analysis.table_model import Context, Row, Table
 from vitlab.core.plugins import register_format
@@ -75,7 +75,7 @@ def html_file(table: Table, context: Context) -> str:
     return to_html(table, context.curves, context.links, context.provenance)
 
 
-def to_html(table: Table, curves: Curves, links: Mapping[str, str], provenance: str) -> str:
+def to_html(table: Table, curves: LearningCurves, links: Mapping[str, str], provenance: str) -> str:
     """The page. `links` maps cells' identities to addresses; `provenance` goes into a comment."""
     title = html.escape(table.title)
     first, *others = grids(table)
@@ -173,7 +173,7 @@ def _findings(table: Table) -> str:
     return f'<h2>Findings</h2><ul class="findings">{items}</ul>' if items else ""
 
 
-def _curves(curves: Curves, table: Table) -> str:
+def _curves(curves: LearningCurves, table: Table) -> str:
     """A panel for each condition, before the baseline's curves on the same data set."""
     key, label = table.figure.row_key, html.escape(table.figure.label)
     points = [

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -19,7 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from vitlab.analysis.formats.grids import shown_classes
 from vitlab.analysis.table_model import Entry, Table
 from vitlab.core.comparisons import Comparison
-from vitlab.core.files import written_whole
 from vitlab.core.metrics import METRICS, PRIMARY
 from vitlab.core.metrics import Figure as Shown
 
@@ -27,7 +20,7 @@ KINDS = {"up": ("#0072B2", "^"), "down": ("#D55E00", "v"), "level": ("#6E7781", 
 """Verdict → Okabe and Ito's colour, which the colour-blind can distinguish, and a marker of its own."""
 MOST_CURVES = 10
 """Seeds drawn per condition; more would be a smear."""
-Curves = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
+LearningCurves = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 """Condition → for each seed the rows of its metrics.jsonl; data sets of one row are side by side."""
 
 
@@ -45,7 +38,8 @@ def draw_differences(table: Table) -> Figure:
     """
     count = len(table.datasets)
     size = (5.4 * count, 1.1 + 0.36 * len(table.rows))
-    figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, sharey=True)
+    figure = Figure(figsize=size)
+    axes = figure.subplots(1, count, squeeze=False, sharey=True)
     for axis, dataset in zip(axes[0], table.datasets, strict=True):
         if table.margin is not None:
             axis.axvspan(-table.margin, table.margin, color=KINDS["same"][0], alpha=0.12, lw=0, zorder=0)
@@ -82,7 +76,8 @@ def draw_classes(table: Table) -> Figure:
     across = min(3, len(groups))
     down = math.ceil(len(groups) / across)
     size = (3.6 * across + 0.8, (0.9 + 0.24 * max(map(len, groups))) * down)
-    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, sharex=True)
+    figure = Figure(figsize=size)
+    axes = figure.subplots(down, across, squeeze=False, sharex=True)
     places = axes.ravel()
     for axis, effects in zip(places, groups, strict=False):
         for place, effect in enumerate(effects):
@@ -105,7 +100,7 @@ def draw_classes(table: Table) -> Figure:
     return figure
 
 
-def draw_curves(curves: Curves, shown: Shown, datasets: int = 1) -> Figure:
+def draw_curves(curves: LearningCurves, shown: Shown, datasets: int = 1) -> Figure:
     """The metric over the epochs: a panel per condition, a line per seed (the first ten), the baseline's dashed.
 
     The first `datasets` conditions are the baseline, on one data set each.
@@ -113,7 +108,8 @@ def draw_curves(curves: Curves, shown: Shown, datasets: int = 1) -> Figure:
     across = min(4, max(1, len(curves)))
     down = max(1, math.ceil(len(curves) / across))
     size = (2.4 * across, 0.35 + 1.75 * down)
-    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, sharex=True, sharey=True)
+    figure = Figure(figsize=size)
+    axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     bases = list(curves.values())[:datasets]
     places = axes.ravel()
     for place, (axis, (label, seeds)) in enumerate(zip(places, curves.items(), strict=False)):
@@ -154,7 +150,8 @@ def draw_cost(table: Table) -> Figure:
         if entry.device_hours and entry.comparison.n
     ]  # fmt: skip
     room = 0.3 + 0.075 * max((len(name) for _, _, name in points), default=0)  # inches, for the longest name
-    figure, axis = plt.subplots(figsize=(4.2 + room, 3.8))
+    figure = Figure(figsize=(4.2 + room, 3.8))
+    axis = figure.subplots()
     for mean, hours, _ in points:
         axis.plot([hours], [mean], "o", color=KINDS["up"][0], ms=6, mec="white", clip_on=False)
     axis.set_xlabel("device-hours per cell")
@@ -172,14 +169,3 @@ def draw_cost(table: Table) -> Figure:
             arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.7, "shrinkB": 3}, annotation_clip=False, zorder=0,
         )  # fmt: skip
     return figure
-
-
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write `path`.png and `path`.pdf, byte-identical for the same figure (no dates inside); closes it."""
-    png, pdf = path.with_suffix(".png"), path.with_suffix(".pdf")
-    with written_whole(png) as stream:
-        figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
-    with written_whole(pdf) as stream:
-        figure.savefig(stream, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    plt.close(figure)
-    return [png, pdf]
