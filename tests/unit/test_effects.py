@@ -32,6 +32,7 @@ OTHER = {
     "augment.auto_augment": "original", "augment.mix_group": 4, "recipe.epochs": 3, "recipe.batch_size": 8,
     "recipe.lr_base_batch": 8, "recipe.betas": (0.5, 0.9), "recipe.eps": 1e-3, "recipe.weight_decay": 20.0,
     "recipe.min_lr": 1e-3, "recipe.warmup_lr": 1e-3, "recipe.clip_grad": 0.01, "recipe.repeated_augmentation": 2,
+    "recipe.optimizer": "sgd",
     "recipe.warmup_epochs": 0.0, "dataset.fractal.num_points": 4000, "dataset.fractal.image_size": 96,
     "dataset.fractal.threshold": 0.05, "dataset.fractal.categories": 3, "dataset.fractal.instances": 12,
 }  # fmt: skip

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import types
@@ -33,6 +32,7 @@ from vitlab.config.schema import (
 from vitlab.config.suggestions import meant, suggest
 from vitlab.core.errors import ConfigError
 from vitlab.core.files import clean_name, text_of
+from vitlab.core.hub import look_up, named_on_hub, weights_digest
 from vitlab.core.plugins import import_plugins
 
 
@@ -219,9 +219,18 @@ def _with_digests(cell: CellConfig, output_dir: str) -> CellConfig:
     start, data = cell.pretrain, named_after_folder(cell.dataset)
     if start.kind == "checkpoint" and start.digest is None:
         if not start.path:
-            raise ConfigError("pretrain.path", "pretrain=checkpoint needs a file; give pretrain.path=FILE")
-        file = find_checkpoint(start.path, output_dir, "pretrain.path")
-        start = dataclasses.replace(start, path=str(file), digest=_sha256(file, file.stat().st_mtime_ns))
+            raise ConfigError(
+                "pretrain.path",
+                "pretrain=checkpoint needs a file; give pretrain.path=FILE, or a model on the Hugging Face hub, for "
+                "instance pretrain.path=hf-hub:timm/vit_tiny_patch16_224.augreg_in21k",
+            )
+        on_hub = None if Path(start.path).exists() else named_on_hub(start.path)
+        if on_hub is not None:  # its metadata tell the digest: nothing is downloaded to plan
+            found = look_up(on_hub, "pretrain.path")
+            start = dataclasses.replace(start, path=found.name, digest=found.digest)
+        else:
+            file = find_checkpoint(start.path, output_dir, "pretrain.path")
+            start = dataclasses.replace(start, path=str(file), digest=_digest(file, file.stat().st_mtime_ns))
     if data.pack and data.pack_id is None:
         manifest = Path(data.pack) / "manifest.json"
         if not manifest.is_file():
@@ -278,6 +287,5 @@ def _with_counts(dataset: DatasetConfig) -> DatasetConfig:
 
 
 @functools.lru_cache(maxsize=64)
-def _sha256(file: Path, _modified: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _digest(file: Path, _modified: int) -> str:
+    return weights_digest(file)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.core.errors import ConfigError
+from vitlab.core.hub import WEIGHTS, fetch, named_on_hub
 
 _OF_A_DATASET = ("root", "pack", "class_list")
 PATHS = (
@@ -17,12 +18,6 @@ PATHS = (
     *(f"{group}.{key}" for group in ("dataset", "pretrain.dataset") for key in _OF_A_DATASET),
 )  # fmt: skip
 """The keys whose values are files or folders, of both commands."""
-INDEX = ".index.json"
-"""What the name of an index of shards ends in."""
-WEIGHTS = (
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-)  # fmt: skip
-"""The weights in a folder of timm's or transformers', the preferred first."""
 _VARIABLE = re.compile(r"\$(\w+)")
 
 
@@ -57,8 +52,8 @@ def with_whole_paths(composed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_checkpoint(name: str, output_dir: str, key: str = "checkpoint") -> Path:
-    """A file, a cell's folder (its last.pt), a cell's identity below `output_dir`, or a folder as hubs and transformers
-    make them (its weights, or the index of their shards).
+    """A file, a cell's folder (its last.pt), a cell's identity below `output_dir`, a folder as hubs and transformers
+    make them (its weights, or the index of their shards), or a model on the Hugging Face hub, downloaded once.
 
     Raises ConfigError, naming `key`, where there is none.
     """
@@ -67,6 +62,8 @@ def find_checkpoint(name: str, output_dir: str, key: str = "checkpoint") -> Path
             return path
         if path.is_dir():
             return _weights_in(path, key)
+    if (on_hub := named_on_hub(name)) is not None:
+        return fetch(on_hub, key)
     raise ConfigError(
         key, f"no file, cell folder or identity {name!r} (also looked in {output_dir!r}); give a checkpoint file"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitlab.config import Config, ConfigError, find_checkpoint
-from vitlab.config.paths import INDEX
+from vitlab.core.hub import INDEX
 from vitlab.core.integrity import misfit, read_mapping
 
 _STUDY = {"cells": [{"id": str, "name?": str, "part?": str}]}

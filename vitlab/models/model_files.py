@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitlab.config.paths import INDEX
 from vitlab.core.errors import ConfigError, UserError
+from vitlab.core.hub import INDEX
 from vitlab.core.integrity import DamagedError, is_archive, require_whole_archive, train_again
 
 _MOST_UNPACKED = 64

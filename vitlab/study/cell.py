@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.config import CellConfig, Config, ConfigError, experiment, plain
+from vitlab.config import CellConfig, Config, ConfigError, experiment, find_checkpoint, plain
 from vitlab.core.errors import UserError
 from vitlab.core.files import write_text
 from vitlab.core.integrity import DIGEST
@@ -55,7 +55,7 @@ def start_of(cell: CellConfig, output_dir: str) -> Path | None:
     """The checkpoint that a cell starts from, or None for one that starts from noise."""
     if cell.pretrain.kind == "checkpoint":
         assert cell.pretrain.path
-        return Path(cell.pretrain.path)
+        return find_checkpoint(cell.pretrain.path, output_dir, "pretrain.path")  # of the hub's, the one in the cache
     if cell.pretraining is None:
         return None
     before = Record(Path(output_dir) / name_of_record(cell.pretraining, Path(output_dir)))

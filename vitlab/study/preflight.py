@@ -13,9 +13,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitlab.config import CellConfig, Config, ConfigError, DatasetConfig, check_cell
+from vitlab.config import CellConfig, Config, ConfigError, DatasetConfig, check_cell, find_checkpoint
 from vitlab.config.effects import idle_among, idle_fields, require_effect, settle
 from vitlab.core.errors import UserError, as_user_error
+from vitlab.core.hub import in_cache, look_up, named_on_hub
 from vitlab.core.wandb import require_accepted_key, require_key
 from vitlab.data.sources.claims import check_claims
 from vitlab.data.sources.class_list import resolve_class_list
@@ -44,10 +45,11 @@ def check_requests(requests: Sequence[Request], say: Callable[[str], None] = pri
     require_key(requests[0].config.wandb.mode)
     requests = resolved(requests)
     cells = [request.config.cell for request in requests]
+    downloads = not requests[0].config.study.dry_run
     for dataset in dict.fromkeys(data for cell in cells for data in (cell.dataset, cell.pretrain.dataset)):
         for line in describe(dataset) if dataset else ():
             say(line)
-    for line in _try_starts(cells):
+    for line in _try_starts(cells, downloads):
         say(line)
     return requests
 
@@ -254,9 +256,9 @@ def _model(cell: CellConfig, label: str, share: int, device_batch: int | None) -
     check_label(label, sum(p.numel() for p in network.parameters()), classes)
 
 
-def _try_starts(cells: Sequence[CellConfig]) -> list[str]:
+def _try_starts(cells: Sequence[CellConfig], downloads: bool) -> list[str]:
     """Put every checkpoint file that cells start from into their models, to refuse a wrong one before any cell is
-    trained; returns a line of what became of each file's tensors."""
+    trained; returns a line of what became of each file's tensors. What is on the hub is downloaded here, once."""
     lines: dict[str, None] = {}
     tried: set[tuple[Any, ...]] = set()
     for cell in cells:
@@ -264,14 +266,26 @@ def _try_starts(cells: Sequence[CellConfig]) -> list[str]:
         key = (start.path, start.digest, start.weights, start.keep_head, cell.model, classes)
         if start.kind != "checkpoint" or key in tried:
             continue
+        assert start.path and classes, "filled in by parse and by the class list"
+        if not downloads and (line := _not_yet_here(start.path)):
+            lines[line] = None
+            continue
         from vitlab.models.build import build_model
         from vitlab.models.weights import load_start
 
-        assert start.path and classes, "filled in by parse and by the class list"
         tried.add(key)
-        weights, report = load_start(build_model(cell.model, classes), start, Path(start.path))
+        file = find_checkpoint(start.path, "", "pretrain.path")
+        weights, report = load_start(build_model(cell.model, classes), start, file)
         lines[f"{weights.describe()}: {report.summary(most=6)}"] = None
     return list(lines)
+
+
+def _not_yet_here(path: str) -> str | None:
+    """A line on weights of the hub's that a plan need not download; None for those that are on the disk."""
+    if Path(path).exists() or (on_hub := named_on_hub(path)) is None or in_cache(on_hub) is not None:
+        return None
+    found = look_up(on_hub, "pretrain.path")
+    return f"{found.name}: {found.size / 1e6:,.1f} MB, downloaded before the first cell that starts from it"
 
 
 def _with_class_list(config: Config, resolve: Resolve = resolve_class_list) -> Config:
