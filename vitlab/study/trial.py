@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from vitlab.config import Config
+from vitlab.config import Config, ConfigError
 from vitlab.core.device import free_memory, usable_cores
-from vitlab.core.errors import UserError, as_user_error
+from vitlab.core.errors import as_user_error
 from vitlab.core.plugins import import_plugins
 from vitlab.study.cell import cell_of
 
@@ -101,8 +101,8 @@ def run_trial(config: Config) -> Trial:
         found = reader.recv()
     except EOFError:
         process.join()
-        raise UserError(
-            f"study.cells_per_device=auto: its trial ended with exit code {process.exitcode}; give a number"
+        raise ConfigError(
+            "study.cells_per_device", f"the trial of auto ended with exit code {process.exitcode}; give a number"
         ) from None
     process.join()
     if isinstance(found, Exception):
