@@ -138,6 +138,8 @@ def serving() -> Iterator[StandIn]:
                 name = f"{asked.get('organization') or 'someone'}/{asked['name']}"
                 hub.repos.setdefault(name, ("0" * 40, {}))
                 self.as_json({"url": f"{hub.address}/{name}", "name": name})
+            elif path == "/api/validate-yaml":
+                self.as_json({"errors": [], "warnings": []})
             elif match := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
                 files = [{"path": f["path"], "uploadMode": "lfs" if is_large(f["path"]) else "regular",
                           "shouldIgnore": False} for f in json.loads(body)["files"]]  # fmt: skip

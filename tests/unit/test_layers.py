@@ -21,7 +21,7 @@ LIGHT = {
     "config", "core/random", "analysis", "cli", "study/identity", "study/plan", "study/record", "study/studies",
     "study/contents", "study/mixture", "core/errors", "core/integrity", "data/sources/class_list",
 }  # fmt: skip
-SLOW_TO_IMPORT = {"cli/evaluate_task", "cli/fractal_task", "cli/pack_task", "cli/preview_task"}
+SLOW_TO_IMPORT = {"cli/evaluate_task", "cli/export_task", "cli/fractal_task", "cli/pack_task", "cli/preview_task"}
 """Imported only when their task runs."""
 HEAVY = {"torch", "timm", "torchvision"}
 

@@ -144,6 +144,7 @@ def _names_taken(requests: Sequence[Request]) -> list[str]:
 TASKS = {
     "evaluate": "vitlab.cli.evaluate_task:run_evaluate",
     "explain": "vitlab.cli.explain_task:run_explain",
+    "export": "vitlab.cli.export_task:run_export",
     "fractaldb": "vitlab.cli.fractal_task:run_fractaldb",
     "pack": "vitlab.cli.pack_task:run_pack",
     "preview": "vitlab.cli.preview_task:run_preview",

@@ -14,7 +14,7 @@ from vitlab.core.hub import WEIGHTS, fetch, named_on_hub
 _OF_A_DATASET = ("root", "pack", "class_list")
 PATHS = (
     "output_dir", "checkpoint", "pretrain.path", "pack.path", "preview.file", "fractaldb.export", "fractaldb.preview",
-    "preview.images", "explain.images", "explain.output", "tables_dir", "reference", "logs",
+    "preview.images", "explain.images", "explain.output", "export.to", "tables_dir", "reference", "logs",
     *(f"{group}.{key}" for group in ("dataset", "pretrain.dataset") for key in _OF_A_DATASET),
 )  # fmt: skip
 """The keys whose values are files or folders, of both commands."""

@@ -307,7 +307,7 @@ class StudyConfig:
 class Config:
     """A whole run: the cell, where and how to run it, and the options of the task that was chosen."""
 
-    task: Literal["train", "evaluate", "explain", "fractaldb", "pack", "preview"]
+    task: Literal["train", "evaluate", "explain", "fractaldb", "pack", "preview", "export"]
     cell: CellConfig
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int = _number(1, low=1)

@@ -222,5 +222,37 @@ def _transport_errors() -> tuple[type[Exception], ...]:
     return tuple(kinds)
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:140] or type(error).__name__
+
+
+def require_token(repo: str, key: str) -> None:
+    """Raise ConfigError where `repo` is no USER/NAME, or no token is configured to upload with."""
+    from huggingface_hub import get_token
+
+    if not re.fullmatch(_REPOSITORY, repo):
+        raise ConfigError(key, f"got {repo!r}, expected USER/NAME")
+    if not get_token():
+        raise ConfigError(key, "uploading needs a token, and none is configured; type hf auth login, or set HF_TOKEN")
+
+
+def upload(folder: Path, repo: str, key: str) -> str:
+    """Upload a folder as the model `repo`, which is made where it does not exist; returns its address.
+
+    Raises ConfigError where the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by vitlab")
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, *_transport_errors()) as error:
+        raise ConfigError(key, f"{repo} was not uploaded ({_line(error)}); the folder is at {folder}") from error
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, (HfHubHTTPError, OSError, *_transport_errors())):
+            raise
+        text = f"{repo} was not uploaded ({_line(error)} {_line(error.__cause__)}); the folder is at {folder}"
+        raise ConfigError(key, text) from error
+    return f"{api.endpoint}/{repo}"
