@@ -8,6 +8,7 @@ import pytest
 from typed_commands import on_screen
 
 from vitlab.cli.train_task import only_configuration
+from vitlab.config import build
 from vitlab.core.metrics import figure
 from vitlab.explain.options import parse_options
 from vitlab.study.preflight import resolved
@@ -109,6 +110,10 @@ LISTED = {
     "task=explain reads one or several": "tells which task it is about",
     "give its model: model=NAME": "NAME",
     "so it predicts nothing": "FILE",
+    "export.format=timm writes any model": "test_the_formats_of_an_export_are_accepted",
+    "export.format=transformers can": "test_the_formats_of_an_export_are_accepted",
+    "task=export writes one": "tells which task it is about",
+    "a folder is needed; give export.to=FOLDER": "FOLDER",
     "got {name!r}; {why}": "a name near the one typed (test_suggestions_accepted.py)",
     "has no residual branches to drop": "test_values_that_messages_name_are_accepted",
     "drops parts of an image, not whole samples": "test_values_that_messages_name_are_accepted",
@@ -202,6 +207,16 @@ def test_what_a_message_suggests_is_accepted(part):
 )  # fmt: skip
 def test_values_that_messages_name_are_accepted(words):
     assert on_screen(*words.split()) is None
+
+
+@pytest.mark.parametrize("words", ["export.format=timm", "export.format=transformers"])
+def test_the_formats_of_an_export_are_accepted(words):
+    from vitlab.cli.export_task import ExportConfig
+
+    def read(requests):
+        build(ExportConfig, only_configuration(requests).options, "export")
+
+    assert on_screen("task=export", words, carry_out=read) is None
 
 
 @pytest.mark.parametrize("words", ["dataset=fractaldb1k", "dataset=fractaldb60"])
