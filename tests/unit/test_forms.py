@@ -7,8 +7,9 @@ import pickle
 
 import numpy as np
 import pytest
-from forms import draw_tree, image_net_org, kaggle, numbered, one_tar, tar_of_each_split, webdataset
+from forms import draw_tree, image_net_org, kaggle, numbered, one_tar, parquet, tar_of_each_split, webdataset
 
+from vitlab.cli.pack_task import run_pack
 from vitlab.config import DatasetConfig
 from vitlab.data.sources import index
 from vitlab.data.sources.class_list import resolve_class_list
@@ -39,14 +40,25 @@ FORMS = {
     "a tar of each split": (tar_of_each_split, "tars of class folders, 1 + 1 files"),
     "image-net.org's": (image_net_org, "image-net.org's archives, 1 + 1 files"),
     "Kaggle's": (kaggle, "Kaggle's folders"),
+    "parquet": (parquet, "parquet, 2 + 2 files"),
+    "a pack of files": (None, "a pack of files, 1 + 1 tars"),
 }
 """What it is → what makes it, and how it is recognised."""
 
 
+def packed(compose, root, folder, *more):
+    run_pack(compose("task=pack", "pack.format=files", "dataset=folder", "dataset.name=birds", "workers=0",
+                        f"dataset.root={root}", f"pack.path={folder}", f"output_dir={folder}_runs", *more))  # fmt: skip
+    return folder
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_a_container_holds_the_data_of_its_folder(form, tree, tmp_path):
+def test_a_container_holds_the_data_of_its_folder(form, tree, tmp_path, compose_config):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
     make, recognised = FORMS[form]
-    root = make(tree, tmp_path / "other")
+    other = tmp_path / "other"
+    root = make(tree, other) if make else packed(compose_config, tree, other)
     folder, other = birds(tree, verify="contents"), birds(root, verify="contents")
     for split in ("train", "eval"):
         ours, theirs = build_source(other, split), build_source(folder, split)

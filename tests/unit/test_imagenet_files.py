@@ -47,7 +47,7 @@ def build(root, **changes):
         (kaggle, lambda r: (r / "LOC_val_solution.csv").write_text("a,b\n1,2\n"), "is not Kaggle's"),
         (kaggle, lambda r: shutil.copy(next(r.glob("ILSVRC/Data/CLS-LOC/val/*")), r / "ILSVRC/Data/CLS-LOC/val/x.JPEG"),
          r"x\.JPEG has no row in .*LOC_val_solution\.csv"),
-        (kaggle, lambda r: shutil.rmtree(r / "ILSVRC/Data/CLS-LOC/train/n03417042"), "of class 'n03417042', which train"),
+        (kaggle, lambda r: shutil.rmtree(r / "ILSVRC/Data/CLS-LOC/train/n03417042"), "of class .n03417042., which"),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_damaged_is_named(form, damage, message, tree, tmp_path):

@@ -17,7 +17,7 @@ from vitlab.core.files import PICTURES, made_by_us
 
 _CELL = re.compile(r"c[0-9a-f]{11}")
 _OF_A_RUN = {"code", "studies", "datasets", "evaluate", "explain", "preview", "slurm", "wandb"}
-_PACKED = re.compile(r"manifest\.json|(train|eval)-\d{5}\.(bin|json|part)")
+_PACKED = re.compile(r"manifest\.json|files\.json|(train|eval|val\w*|test)-\d{5}\.(bin|tar|json|part)")
 _FIGURES = re.compile(
     r"(position|filters|distance|rollout|generic|lrp|attnlrp|methods|faithfulness|two_objects)_.*\.(png|pdf|npy|csv|md)"
 )

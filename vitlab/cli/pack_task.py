@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mappin
 from vitlab.data.crop import resize_crops
 from vitlab.data.decode import BadImageError
 from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.files_pack import write_files
+from vitlab.data.sources.folder import FileSource
 from vitlab.data.sources.pack import FORMAT, SHARD, fingerprint_of, pixel_choices, shard_file
 from vitlab.data.sources.registry import Source, load_split
 from vitlab.data.sources.survey import describe
@@ -33,8 +35,10 @@ class PackConfig:
 
     path: str | None = None
     """A new folder, or one that an interrupted task=pack left."""
+    format: Literal["raw", "files"] = "raw"
+    """`raw`: pixels, resized once; `files`: the files as they are, byte for byte, in tars that are read by offset."""
     shorter_side: int = field(default=256, metadata={"low": 1})
-    """Pixels; smaller images stay as they are."""
+    """Pixels (raw); smaller images stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def run_pack(config: Config) -> list[str]:
         raise ConfigError("dataset", f"{dataset.name} is rendered as it is asked for, and needs no pack")
     about_files = describe(dataset)  # before anything is written: it may refuse them
     splits = {split: load_split(dataset, split) for split in ("train", "eval") if split == "train" or dataset.num_eval}
+    if options.format == "files":
+        return [*about_files, *_pack_files(splits, dataset, folder, config)]
     shards = write_pack(splits, dataset, folder, options, config.workers)
     size = sum(shard["bytes"] for parts in shards.values() for shard in parts)
     counts = " + ".join(str(len(source)) for source in splits.values())
@@ -78,6 +84,22 @@ def run_pack(config: Config) -> list[str]:
         *about_files,
         f"pack of {dataset.name}: {counts} images, {size / 1e9:.2f} GB in {folder}{left_out}",
         f"train from it: python run.py dataset={config.labels.get('dataset', dataset.name)} dataset.pack={folder}",
+    ]
+
+
+def _pack_files(splits: Mapping[str, Source], dataset: DatasetConfig, folder: Path, config: Config) -> list[str]:
+    """Write a pack of files; returns the lines to print. Raises ConfigError for data that are no files."""
+    names = {"train": "train", "eval": dataset.eval_split or "val"}
+    files = {names[split]: source for split, source in splits.items() if isinstance(source, FileSource)}
+    if not files:
+        raise ConfigError("pack.format", f"{dataset.name} is held in memory and has no image files to pack; give raw")
+    size = write_files(files, dataset, folder, config.workers)
+    counts = " + ".join(f"{len(source):,}" for source in files.values())
+    name = config.labels.get("dataset", dataset.name)
+    name += "" if name == dataset.name else f" dataset.name={dataset.name}"
+    return [
+        f"pack of the files of {dataset.name}: {counts} images, {size / 1e9:.2f} GB in {folder}",
+        f"train from it: python run.py dataset={name} dataset.root={folder}",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,9 @@ def _differences(dataset: DatasetConfig, output_dir: str, known: dict[str, Any],
         for what, names in (("new", now - was), ("gone", was - now))
         if names
     ]
-    if images := describe_changes(output_dir, known_data(output_dir, dataset), inventories(dataset)):
-        return lines + images
+    with contextlib.suppress(ConfigError):  # images that cannot be compared one by one are counted
+        if images := describe_changes(output_dir, known_data(output_dir, dataset), inventories(dataset)):
+            return lines + images
     for key, noun in (("num_train", "training"), ("num_eval", "evaluation")):
         if known[key] != content[key]:
             lines.append(f"{known[key]:,} {noun} images are recorded, it has {content[key]:,}")

@@ -15,9 +15,11 @@ from vitlab.data.decode import AS_STORED, Reading, decode_bytes, reading_of
 from vitlab.data.sources.claims import compare
 from vitlab.data.sources.class_folders import EVALUATED, TRAINED, recognise_class_folders, subfolders
 from vitlab.data.sources.containers import SplitFiles
+from vitlab.data.sources.files_pack import recognise_files_pack
 from vitlab.data.sources.imagenet_files import recognise_archives, recognise_kaggle
 from vitlab.data.sources.index import Indexed
 from vitlab.data.sources.listing import EXTENSIONS
+from vitlab.data.sources.parquet_files import recognise_parquet
 from vitlab.data.sources.tar_shards import recognise_tars
 
 KNOWN_NAMES = {"imagenet1k": "ImageNet", "fractaldb1k": "FractalDB-1k"}
@@ -126,11 +128,12 @@ def recognise(dataset: DatasetConfig, *, evaluating: bool = False) -> Layout:
         raise ConfigError(
             "dataset.root", f"there is no folder {dataset.root!r}; {name} needs one that holds train/ and val/"
         )
-    found: Layout | None = recognise_archives(dataset, root) or recognise_kaggle(dataset, root)
+    found: Layout | None = recognise_files_pack(dataset, root)
+    found = found or recognise_archives(dataset, root) or recognise_kaggle(dataset, root)
     if found is None and not subfolders(root / TRAINED):
-        found = recognise_tars(dataset, root)
+        found = recognise_tars(dataset, root) or recognise_parquet(dataset, root)
     if found is None and root.is_file():
-        raise ConfigError("dataset.root", f"{dataset.root!r} is neither a folder nor a tar of images")
+        raise ConfigError("dataset.root", f"{dataset.root!r} is neither a folder nor a tar or parquet file of images")
     if found is None:
         found = recognise_class_folders(dataset, root, evaluating=evaluating)
     if found is None:

@@ -56,18 +56,23 @@ class Indexed:
     """The layout of a data set that has an index, which is read or built when first needed."""
 
     one_tree = False
+    kept = True
+    """Whether the index is kept in the cache."""
+    variant = ""
+    """What else tells this index from others of the same files."""
 
     def __init__(
         self, dataset: DatasetConfig, root: Path, files: Sequence[Path], build: Callable[[], Index],
         make_content: Callable[..., Content] = Ranges,
     ) -> None:  # fmt: skip
         """`files` decide what the index holds: with another size or time of any of them it is built again."""
-        self.dataset, self.root, self._build, self._make = dataset, root, build, make_content
-        self._states = tuple(state_of(file) for file in files)
+        self.dataset, self.root, self._build, self.make_content = dataset, root, build, make_content
+        self.states = tuple(state_of(file) for file in files)
 
     @functools.cached_property
     def index(self) -> Index:
-        return _remembered(str(self.root.resolve()), self._states, _Builder(self._build, self._make))
+        builder = _Builder(self._build, self.make_content, self.kept)
+        return _remembered(str(self.root.resolve()), self.variant, self.states, builder)
 
     @functools.cached_property
     def _eval(self):
@@ -109,8 +114,8 @@ class Indexed:
 class _Builder:
     """What makes an index; equal to any other, so that it is no part of what is remembered."""
 
-    def __init__(self, build: Callable[[], Index], make: Callable[..., Content]) -> None:
-        self.build, self.make = build, make
+    def __init__(self, build: Callable[[], Index], make: Callable[..., Content], kept: bool) -> None:
+        self.build, self.make, self.kept = build, make, kept
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Builder)
@@ -120,12 +125,13 @@ class _Builder:
 
 
 @functools.lru_cache(maxsize=4)
-def _remembered(root: str, states: tuple[State, ...], builder: _Builder) -> Index:
-    file = cache_file("indices", json.dumps([_VERSION, root, sorted(state.path for state in states)]), ".npz")
-    if (known := _read(file, states, builder.make)) is not None:
+def _remembered(root: str, variant: str, states: tuple[State, ...], builder: _Builder) -> Index:
+    key = [_VERSION, root, variant, sorted(state.path for state in states)]
+    file = cache_file("indices", json.dumps(key), ".npz")
+    if builder.kept and (known := _read(file, states, builder.make)) is not None:
         return known
     index = builder.build()
-    if max(state.modified for state in states) < (time.time() - _SETTLED) * 1e9:
+    if builder.kept and max(state.modified for state in states) < (time.time() - _SETTLED) * 1e9:
         try:
             make_folder(file.parent)
             _write(file, states, index)
@@ -247,18 +253,17 @@ def require_numbered(files: Iterable[str]) -> None:
     """Raise ConfigError where shards are numbered and one in between, or of the `-of-N` that they name, is missing."""
     groups: dict[tuple[str, str], dict[int, str]] = {}
     for file in files:
-        if found := re.fullmatch(r"(.*?)(\d+)(-of-\d+)?(\D*)", file.rpartition(".")[0]):
-            groups.setdefault((found[1], (found[3] or "") + found[4]), {})[int(found[2])] = file
-    for (_, after), numbers in groups.items():
-        first, last = min(min(numbers), 1), max(numbers)
-        if total := re.match(r"-of-(\d+)", after):
-            first, last = 0, int(total[1]) - 1
-        if last - first + 1 > 2 * len(numbers) and not total:
-            continue  # no numbering
-        missing = [
-            number for number in range(first + (0 not in numbers and not total), last + 1) if number not in numbers
-        ]
-        if missing:
+        stem = file.rpartition(".")[0]
+        if found := re.match(r"(.*?)(\d+)-of-(\d+)", stem):
+            groups.setdefault((found[1], found[3]), {})[int(found[2])] = file
+        elif found := re.fullmatch(r"(.*?)(\d+)(\D*)", stem):
+            groups.setdefault((found[1], ""), {})[int(found[2])] = file
+    for (_, total), numbers in groups.items():
+        first = 0 if total or 0 in numbers else 1
+        last = int(total) - 1 if total else max(numbers)
+        if not total and last - first + 1 > 2 * len(numbers):
+            continue  # digits that number nothing
+        if missing := [number for number in range(first, last + 1) if number not in numbers]:
             near = numbers[min(numbers, key=lambda n: abs(n - missing[0]))]
             raise ConfigError(
                 "dataset.root",

@@ -31,6 +31,7 @@ from vitlab.data.sources.file_hashes import cache_file, hash_files, hash_images
 from vitlab.data.sources.folder import recognise
 from vitlab.data.sources.inventory import HASH, Inventory, Items, as_hashes, of_files, of_images, of_name, sample_rows
 from vitlab.data.sources.pack import AGAIN, load_pack, read_manifest
+from vitlab.data.sources.parquet_files import require_random_reads
 
 LOOKS = 20_000
 """Files whose sizes are asked of the disk where a cached listing is used."""
@@ -74,6 +75,7 @@ def inventories(dataset: DatasetConfig) -> dict[str, Inventory]:
 
 def _of_folder(dataset: DatasetConfig, split: str) -> Inventory:
     layout = recognise(dataset, evaluating=split == "eval")
+    require_random_reads(layout)
     found = layout.files(split)
     if dataset.verify == "contents" or not _still_so(found):
         found = layout.files(split, again=True)

@@ -84,6 +84,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         content = read_mapping(file, AGAIN)
     except DamagedError as error:
         raise ConfigError("dataset.pack", f"{file} is no manifest of a pack ({error.problem}); {AGAIN}") from error
+    if content is None and (folder / "files.json").is_file():
+        raise ConfigError("dataset.pack", f"{folder} holds files, as a folder does; give it as the root",
+                          [f"dataset.root={folder} dataset.pack=null"])  # fmt: skip
     if content is None:
         raise ConfigError("dataset.pack", f"no manifest.json in {str(folder)!r}; {AGAIN}")
     if problem := misfit(content, _MANIFEST):

@@ -13,9 +13,10 @@ def require_data(dataset: DatasetConfig) -> None:
     if dataset.pack:
         return
     if dataset.kind == "folder":
-        from vitlab.data.sources.folder import find_root
+        from vitlab.data.sources.folder import recognise
+        from vitlab.data.sources.parquet_files import require_random_reads
 
-        find_root(dataset)
+        require_random_reads(recognise(dataset))
     elif dataset.kind == "fashion_mnist":
         from vitlab.data.sources.arrays import fashion_folder
 

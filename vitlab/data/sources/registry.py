@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
@@ -53,8 +53,8 @@ def build_source(dataset: DatasetConfig, split: Split) -> Source:
     Raises UserError naming what was looked for, where, and how to get it.
     """
     if split == "eval" and dataset.val_fraction == 0:
-        return load_split(dataset, "eval")
-    source = load_split(dataset, "train")
+        return _load_readable(dataset, "eval")
+    source = _load_readable(dataset, "train")
     held_out = held_out_rows(source.labels, dataset.val_fraction)
     if split == "eval":
         return source.select(np.flatnonzero(held_out))
@@ -64,6 +64,20 @@ def build_source(dataset: DatasetConfig, split: Split) -> Source:
     if dataset.train_per_class:
         kept = kept[_first_of_each_class(source.labels[kept], dataset)]
     return source if len(kept) == len(source) else source.select(kept)
+
+
+def _load_readable(dataset: DatasetConfig, split: Split) -> Source:
+    """A split whose images can be read in any order: those of parquet files are in memory. Raises ConfigError where
+    they do not fit."""
+    if dataset.kind == "folder" and not dataset.pack:
+        from vitlab.data.sources.folder import recognise
+        from vitlab.data.sources.parquet_files import require_random_reads
+
+        require_random_reads(recognise(dataset, evaluating=split == "eval"))
+    source: Any = load_split(dataset, split)
+    if hasattr(getattr(source, "content", None), "in_memory"):
+        source.content = source.content.in_memory()
+    return source
 
 
 def held_out_rows(labels: np.ndarray, fraction: float) -> np.ndarray:
