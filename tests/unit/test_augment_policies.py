@@ -130,7 +130,7 @@ def test_augmix_blends_as_timm_does(monkeypatch):
     found = engine.pixels(images, draws)
     (blend,) = engine.stages(draws)
     chains = [engine.carry_out(chain, images) for chain in blend.chains]
-    transform = augment_and_mix_transform("augmix-m5-w4")
+    transform = augment_and_mix_transform("augmix-m5-w4", {})
     for i in range(12):
         given = iter([Image.fromarray(chain[i].permute(1, 2, 0).numpy()) for chain in chains])
         monkeypatch.setattr("numpy.random.choice", lambda ops, depth, replace, given=given: [lambda _: next(given)])

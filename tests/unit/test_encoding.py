@@ -28,16 +28,18 @@ def without_encoding(tree: ast.AST):
         owner = getattr(getattr(function, "value", None), "id", "")
         if "encoding" in keywords or owner in BINARY:
             continue
-        if (named in ("read_text", "write_text") and isinstance(function, ast.Attribute)) or named in (
-            "fdopen",
-            "FileHandler",
-            "NamedTemporaryFile",
-            "TemporaryFile",
-        ):
+        method = isinstance(function, ast.Attribute)
+        if (named in ("read_text", "write_text") and method) or named in ("fdopen", "FileHandler"):
             yield node
+        elif named in ("NamedTemporaryFile", "TemporaryFile"):
+            mode = keywords.get("mode") or (node.args[0] if node.args else None)
+            if "b" not in str(getattr(mode, "value", "w+b")):
+                yield node
         elif named == "open":
-            position = 0 if isinstance(function, ast.Attribute) and owner != "gzip" else 1
+            position = 0 if method and owner != "gzip" else 1
             mode = keywords.get("mode") or (node.args[position] if len(node.args) > position else None)
+            if method and owner != "gzip" and mode is not None and not isinstance(mode, ast.Constant):
+                continue  # `archive.open(member)`, which gives bytes
             if "b" not in str(getattr(mode, "value", "r")) and owner != "gzip":
                 yield node
         elif named in ("run", "Popen", "check_output", "check_call") and {"text", "universal_newlines"} & set(keywords):
@@ -57,6 +59,7 @@ def test_text_is_opened_as_utf_8(file):
     [("path.read_text()", True), ("path.write_text(x)", True), ("open(f)", True), ("open(f, 'w')", True),
      ("path.open('a')", True), ("subprocess.run(x, text=True)", True), ("path.open('rb')", False),
      ("open(f, mode='wb')", False), ("path.read_text(encoding='utf-8')", False), ("Image.open(f)", False),
+     ("tempfile.TemporaryFile('w')", True), ("tempfile.TemporaryFile()", False), ("archive.open(member)", False),
      ("read_text(path)", False), ("subprocess.run(x)", False), ("open(f, encoding='utf-8')", False)],
 )  # fmt: skip
 def test_the_check_sees_what_it_should(code, wrong):

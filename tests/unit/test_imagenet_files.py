@@ -44,7 +44,7 @@ def build(root, **changes):
         (image_net_org, lambda r: append(r / "ILSVRC2012_img_val.tar", "ILSVRC2012_val_00000007.JPEG"),
          "ILSVRC2012_val_00000007.JPEG has no label in"),
         (kaggle, lambda r: (r / "LOC_val_solution.csv").unlink(), r"no LOC_val_solution\.csv in .*which labels"),
-        (kaggle, lambda r: (r / "LOC_val_solution.csv").write_text("a,b\n1,2\n"), "is not Kaggle's"),
+        (kaggle, lambda r: (r / "LOC_val_solution.csv").write_text("a,b\n1,2\n", encoding="utf-8"), "is not Kaggle's"),
         (kaggle, lambda r: shutil.copy(next(r.glob("ILSVRC/Data/CLS-LOC/val/*")), r / "ILSVRC/Data/CLS-LOC/val/x.JPEG"),
          r"x\.JPEG has no row in .*LOC_val_solution\.csv"),
         (kaggle, lambda r: shutil.rmtree(r / "ILSVRC/Data/CLS-LOC/train/n03417042"), "of class .n03417042., which"),

@@ -108,7 +108,7 @@ def test_an_impossible_cell_of_a_sweep_is_named(hydra):
         ("recipe.lrr=3", ["study.cells: recipe.lrr: there is no such key", "recipe.lr=3"]),
         ("augment=nonne", ["study.cells: augment=nonne: there is no such choice", "augment=none"]),
         ("dataset=ImageNet", ["study.cells: dataset=ImageNet is dataset=imagenet1k here"]),
-        ("foo", ["study.cells: foo: is no override; what to do is typed as key=value", "(in 'foo')"]),
+        ("foo", ["study.cells: foo: is no override; options are typed as key=value", "(in 'foo')"]),
         ("augment=[none,mixup]", ["study.cells: 'augment=[none,mixup]': one choice; a sweep is augment=none,mixup"]),
         ("seed=interval(0,1)", ["study.cells: 'seed=interval(0,1)': a study has a list of cells, not an interval"]),
         ("augment='none", ["study.cells:", "No closing quotation"]),
