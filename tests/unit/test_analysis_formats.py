@@ -18,7 +18,7 @@ from vitlab.analysis.formats.html import to_html
 from vitlab.analysis.formats.latex import _SPECIAL, escape, to_latex
 from vitlab.analysis.formats.svg import nice_ticks
 from vitlab.analysis.formats.text import to_csv, to_json, to_markdown
-from vitlab.analysis.reference import beside_reference, read_reference
+from vitlab.analysis.reference import compare_with_reference, read_reference
 from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import Context
 from vitlab.cli.analyze import write_table
@@ -145,7 +145,7 @@ def everything(folder):
     )  # fmt: skip
     header = "row,dataset,figure,value,sd,source,epochs,batch_size,ema_decay\n"
     (folder / "r.csv").write_text(header + "none,digits,top1,99,0.1,them,300,1024,\n", encoding="utf-8")
-    return beside_reference(build_table(collect(folder, "s"), spec), read_reference(str(folder / "r.csv")))
+    return compare_with_reference(build_table(collect(folder, "s"), spec), read_reference(str(folder / "r.csv")))
 
 
 def single_seeds(folder):

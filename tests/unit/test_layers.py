@@ -64,3 +64,8 @@ def test_light_modules_start_fast(file: Path):
         ]
         named = {m.split(".")[0] for n in at_import for m in imports(ast.Module(body=[n], type_ignores=[]))}
         assert not named & HEAVY, f"{place} imports {named & HEAVY} when it is imported"
+
+
+def test_no_two_modules_have_one_name():
+    names = [file.stem for file in files() if file.stem != "__init__"]
+    assert sorted(names) == sorted(set(names))

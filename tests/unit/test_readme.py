@@ -8,7 +8,7 @@ ENGLISH, JAPANESE = ((ROOT / name).read_text(encoding="utf-8").splitlines() for 
 
 
 def typed(lines: list[str]) -> list[str]:
-    """What stands in the code blocks, without the explanations beside and below it."""
+    """The commands in the code blocks, without their comments."""
     return [re.split(r"\s{2,}|\s#", line.strip())[0] for line in lines if re.match(" {4}[^ ]", line)]
 
 

@@ -1,4 +1,4 @@
-"""The README tells what is there: every command composes, every choice and document is listed, no path is stale."""
+"""The README against the repository: every command composes, every choice and document is listed, no path is stale."""
 
 import re
 import shlex

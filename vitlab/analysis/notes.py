@@ -28,14 +28,14 @@ def row_notes(
     entries: Mapping[str, Sequence[Entry]],
     spec: TableSpec,
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """For each condition the lines of its footnote; and those among all that a strict reader refuses."""
+    """The footnote lines of each condition, and those of all lines that `strict=true` refuses."""
     confounds = [c for c in varying(frame) if c not in conditions[0].keys and not c.startswith("dataset.")]
     notes, flags = [], []
     for k, condition in enumerate(conditions):
-        said = [spec.footnotes[condition.label]] if condition.label in spec.footnotes else []
+        lines_of_row = [spec.footnotes[condition.label]] if condition.label in spec.footnotes else []
         twin = next((c.label for c in conditions[:k] if condition.members and c.members == condition.members), None)
-        if twin and not said:
-            said.append(f"the same cells as {twin}, counted once")
+        if twin and not lines_of_row:
+            lines_of_row.append(f"the same cells as {twin}, counted once")
         own = against.own[k]
         gaps = _within(frame, condition)
         if own is None:
@@ -55,13 +55,13 @@ def row_notes(
                     "images"
                 )
             gaps += [on + line for line in _beyond(frame, condition, base, dataset, confounds)]
-        notes.append((*said, *gaps))
+        notes.append((*lines_of_row, *gaps))
         flags += [f"{condition.label}: {gap}" for gap in gaps]
     return notes, flags
 
 
 def _pairable(frame: pd.DataFrame, base: Entry, entry: Entry) -> bool:
-    """False where two single checkpoints could be compared image by image, but for what their records say."""
+    """False where two single checkpoints cannot be compared image by image because of their records."""
     if "data" not in frame or len(base.ids) != 1 or len(entry.ids) != 1 or base.ids == entry.ids:
         return True
     first, second = (frame.index[frame["id"] == e.ids[0]][0] for e in (base, entry))
@@ -69,7 +69,7 @@ def _pairable(frame: pd.DataFrame, base: Entry, entry: Entry) -> bool:
 
 
 def _within(frame: pd.DataFrame, condition: Condition) -> list[str]:
-    """Where a row's cells differ in what the row leaves open."""
+    """Fields that the row leaves open and in which its cells differ."""
     members = frame.loc[list(condition.members)]
     differing = sorted(k for k in condition.keys if members[k].map(repr).nunique() > 1)
     return [f"its cells differ in {', '.join(differing)}"] if differing else []
@@ -78,7 +78,7 @@ def _within(frame: pd.DataFrame, condition: Condition) -> list[str]:
 def _beyond(
     frame: pd.DataFrame, condition: Condition, base: Condition, dataset: str, columns: Sequence[str]
 ) -> list[str]:
-    """In what a row differs from the baseline (or the baseline within itself) that is not the ablated factor."""
+    """Differences between a row and the baseline (or within the baseline) other than the ablated factor."""
     lines = []
     for column in columns:
         here, there = (_values(frame, c, dataset, column) for c in (condition, base))
@@ -99,7 +99,7 @@ def _shown(value: Any) -> str:
 
 
 def _not_deits(finished: pd.DataFrame) -> list[str]:
-    """In what cells of recipe=deit were not trained as DeiT's own."""
+    """How cells of recipe=deit differ from DeiT's own training."""
     if "label.recipe" not in finished or "recipe.precision" not in finished:
         return []
     cells = finished[(finished["label.recipe"] == "deit") & (finished["recipe.precision"] == "bf16")]
@@ -115,10 +115,10 @@ def table_notes(
     mixed_data: Sequence[str],
     spec: TableSpec,
 ) -> tuple[list[str], list[str]]:
-    """Notes on the whole table, and those among them that a strict reader refuses (they are in both).
+    """Notes on the whole table, and those of them that `strict=true` refuses (they are in both).
 
-    `frame` holds the cells of the rows alone; `left_out` are those in no row, `unreadable` those of which not even the
-    configuration is known, `mixed_data` what `leave_out_other_images` found, all as text.
+    `frame` holds the cells of the rows alone; `left_out` are those in no row, `unreadable` those without a
+    readable configuration, `mixed_data` what `leave_out_other_images` found, all as text.
     """
     finished = frame[frame["state"] == "finished"]
     flags = [f"in no row of this table, by their values: {'; '.join(left_out)}"] if left_out else []
@@ -152,7 +152,7 @@ def _noise(rows: Sequence[Row]) -> list[str]:
 
 
 def _mixtures(finished: pd.DataFrame) -> list[str]:
-    """What the last attempts at the cells differ in, and the cells whose own attempts differ."""
+    """Differences between the last attempts at the cells, and between the attempts at one cell."""
     if "attempts" not in finished:
         return []
     attempts = [json.loads(text) if isinstance(text, str) else [] for text in finished["attempts"]]
@@ -210,9 +210,9 @@ def _equal(value: object, seed: object) -> bool:
 def varied_lines(
     frame: pd.DataFrame, conditions: Sequence[Condition]
 ) -> tuple[list[tuple[str, ...]], list[str], list[str]]:
-    """What seeds vary and what not: a line of each condition, or one for all; and where rows vary other things."""
-    said = [_said(frame, c) for c in conditions]
-    known = [line for line in dict.fromkeys(said) if line]
+    """What the seeds vary: a line for each condition, or one for all; and rows whose seeds vary other things."""
+    lines_of_row = [_line(frame, c) for c in conditions]
+    known = [line for line in dict.fromkeys(lines_of_row) if line]
     confounds = []
     for column, name in (("pretrain.seed", "pre-training"), ("dataset.subset_seed", "subset of the training images")):
         rows = [{_is_paired(frame, i, column) for i in c.members if _concerns(frame, i, column)} for c in conditions]
@@ -224,10 +224,10 @@ def varied_lines(
             )
     if len(known) == 1:
         return [()] * len(conditions), [f"seeds vary {known[0]}"], confounds
-    return [(f"its seeds vary {line}",) if line else () for line in said], [], confounds
+    return [(f"its seeds vary {line}",) if line else () for line in lines_of_row], [], confounds
 
 
-def _said(frame: pd.DataFrame, condition: Condition) -> str:
+def _line(frame: pd.DataFrame, condition: Condition) -> str:
     if not condition.members or frame.loc[list(condition.members), "seed"].nunique() < 2:
         return ""
     kinds = {str(frame.at[i, "pretrain.kind"]) if "pretrain.kind" in frame else "scratch" for i in condition.members}

@@ -63,7 +63,7 @@ def all_hits(frame: pd.DataFrame, cells: Sequence[int]) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Of the seeds of one condition on the same N images."""
+    """The predictions of the seeds of one condition on the same N images."""
 
     label: np.ndarray
     """(N,) the class of each image."""

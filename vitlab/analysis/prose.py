@@ -23,7 +23,7 @@ _RULES = {
 
 
 def caption(frame: pd.DataFrame, spec: TableSpec, rows: Sequence[Row], against: Against) -> str:
-    """What was trained and evaluated, by which rule the figures are chosen, and what the statistics are."""
+    """Describe what was trained and evaluated, the choice of the figures, and the statistics."""
 
     def one(column: str) -> str:
         values = sorted({str(v) for v in frame[column]}) if column in frame else []
@@ -37,9 +37,8 @@ def caption(frame: pd.DataFrame, spec: TableSpec, rows: Sequence[Row], against: 
         parts.append(f"Reading: {spec.reading}")
     recipe = f", recipe {one('label.recipe')}" if "label.recipe" in frame else ""
     evaluated = f", evaluated on {' / '.join(f'{s:,}' for s in size)} images" if size else ""
-    parts.append(
-        f"Model {one('label.model')}, data set {one('dataset.name')}{recipe} ({one('recipe.epochs')} epochs){evaluated}"
-    )
+    epochs = f"{one('recipe.epochs')} epoch{'' if one('recipe.epochs') == '1' else 's'}"
+    parts.append(f"Model {one('label.model')}, data set {one('dataset.name')}{recipe} ({epochs}){evaluated}")
     shown = figure(spec.metric)
     if shown == figure():
         parts.append(
@@ -158,16 +157,16 @@ def detectable_lines(rows: Sequence[Row], datasets: Sequence[str], spec: TableSp
         on = f" on {dataset}" if len(datasets) > 1 else ""
         shown = figure(spec.metric)
         small, large = shown.shown(min(least)), shown.shown(max(least))
-        told = small if small == large else f"{small} to {large}"
+        span = small if small == large else f"{small} to {large}"
         lines.append(
-            f"With {seeds} seeds that scatter as these do, a difference of {told} {shown.points}{on} would have been "
+            f"With {seeds} seeds that scatter as these do, a difference of {span} {shown.points}{on} would have been "
             "found four times in five (the minimum detectable difference)."
         )
     return lines
 
 
 def pairing_lines(rows: Sequence[Row], datasets: Sequence[str], spec: TableSpec, whole: bool) -> list[str]:
-    """What pairing would give on each data set."""
+    """The effect of pairing on each data set."""
     pairs = _compared_pairs(rows, datasets)
     lines = []
     for dataset, wanted in pairs.items():
@@ -184,7 +183,7 @@ def p_in_words(p: float | None) -> str:
 
 
 def seed_lines(table: Table) -> list[str]:
-    """Every seed's value: means hide what a reader should see."""
+    """A line with every seed's value, which means hide."""
     lines = []
     for row in table.rows:
         for dataset in table.datasets:

@@ -44,7 +44,7 @@ def read_reference(name: str) -> list[dict[str, Any]]:
         known = ", ".join(sorted(p.stem for p in (CONF / "table" / "reference").glob("*.csv")))
         raise ConfigError("reference", f"no file {name!r}; shipped: {known}")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their UTF-8 with a mark
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except UnicodeDecodeError as error:
         raise ConfigError("reference", f"{path} is not UTF-8 (byte {error.start}); save it as CSV UTF-8") from error
     numbered = [(i, line) for i, line in enumerate(io.StringIO(text), 1) if line.strip() and not line.startswith("#")]
@@ -67,7 +67,7 @@ def read_reference(name: str) -> list[dict[str, Any]]:
 
 
 def _check_scale(path: Path, lines: list[tuple[int, dict[str, Any]]]) -> None:
-    """Top-1 and top-5 are in percent. A file whose every value is at most 1 holds shares."""
+    """Raise ConfigError for shares in place of percentages: for a file whose every value is at most 1."""
     known = [(number, line["value"]) for number, line in lines if line["value"] is not None]
     if known and max(value for _, value in known) <= 1:
         number, value = known[0]
@@ -93,7 +93,7 @@ def _number(text: str | None, where: str) -> float | None:
     return value
 
 
-def beside_reference(table: Table, lines: list[dict[str, Any]], *, asked: bool = True) -> Table:
+def compare_with_reference(table: Table, lines: list[dict[str, Any]], *, asked: bool = True) -> Table:
     """The table with each published value compared with ours, a verdict, and the causes that the records can show.
 
     Raises ConfigError where no line is about a row and data set of the table, unless the layout brings the file and
@@ -120,7 +120,7 @@ def beside_reference(table: Table, lines: list[dict[str, Any]], *, asked: bool =
 
 
 def _margin(line: Mapping[str, Any], entry: Entry, count: int) -> float | None:
-    """By how much ours and a published value differ for seed noise alone, with probability 0.95 in all `count` lines.
+    """The difference from a published value that seed noise alone explains, with probability 0.95 in all `count` lines.
 
     A published deviation is taken as known; without one, the value is taken as one more run that scatters as ours do.
     None where neither is known.
@@ -140,7 +140,7 @@ def _margin(line: Mapping[str, Any], entry: Entry, count: int) -> float | None:
 
 
 def _verdict(line: Mapping[str, Any], dataset: str, entry: Entry, count: int) -> dict[str, Any]:
-    """Whether the difference is within what seeds do, where the spread is known."""
+    """Decide whether the difference is within seed noise, where the spread is known."""
     ours, value = entry.mean(FIGURES[line["figure"]]), line["value"]
     found: dict[str, Any] = {"ours": ours, "delta": None, "margin": None, "verdict": "", "causes": ""}
     if value is None:
@@ -158,7 +158,7 @@ def _verdict(line: Mapping[str, Any], dataset: str, entry: Entry, count: int) ->
 
 
 def _causes(line: Mapping[str, Any], entry: Entry, margin: float) -> list[str]:
-    """What the records show of epochs, global batch, averaged weights, and the choice of the epoch."""
+    """Causes that the records show: epochs, global batch, averaged weights, the choice of the epoch."""
     causes = []
     for key, column in RECIPE.items():
         ours = entry.settings.get(column, ())

@@ -1,4 +1,4 @@
-"""Why an interval is as wide as it is: the scatter between seeds, the test images, and what more of either would give.
+"""The causes of an interval's width: the scatter between seeds, the test images, and the effect of more of either.
 
 Had trainings converged, the errors of two seeds on an image would be independent given the image, and their scores
 would vary by Σ p (1 - p) / N², with p the share of seeds that get the image right (Jordan 2024, arXiv 2304.01910).
@@ -26,7 +26,7 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class Scatter:
-    """Of one condition on one data set, in the metric's unit."""
+    """The scatter of one condition on one data set, in the metric's unit."""
 
     seeds: float
     """The deviation between seeds."""
@@ -52,7 +52,7 @@ class Excess:
 
 
 def scatter_of(group: Group, hits: np.ndarray | None) -> Scatter | None:
-    """What the seeds and their (S, N) right answers show; None below two seeds."""
+    """The scatter of the seeds and of their (S, N) right answers; None below two seeds."""
     if group.sd is None:
         return None
     images = None
@@ -74,7 +74,7 @@ def with_widths(
 ) -> dict[int, Scatter]:
     """For each pair's second group its scatter with the half width of its interval: as it is, and with more of either.
 
-    More seeds and images are had by all groups. By the rule `paired` nothing is foretold.
+    All groups get more seeds or images. There is no prediction for the rule `paired`.
     """
     resolutions = [g.resolution for g in groups]
     sds = [math.sqrt(g.variance) for g in groups]
@@ -113,17 +113,17 @@ def excess_noise(rows: Iterable[tuple[int, Scatter]]) -> Excess | None:
 
 
 def excess_line(excess: Excess, on: str) -> str:
-    """What the ratio asks for."""
-    told = f"{excess.ratio:.1f}× (95 % {excess.low:.1f} to {excess.high:.1f})"
+    """Advice that follows from the ratio."""
+    shown = f"{excess.ratio:.1f}× (95 % {excess.low:.1f} to {excess.high:.1f})"
     if excess.low > 1.2:
         return (
-            f"seed noise{on} {told} that of converged training, whose errors are independent given the image: train "
+            f"seed noise{on} {shown} that of converged training, whose errors are independent given the image: train "
             "longer, lower the rate or average weights before adding seeds"
         )
     if excess.high < 2:
-        return f"seed noise{on} {told} that of converged training: only more seeds or test images narrow the intervals"
+        return f"seed noise{on} {shown} that of converged training: only more seeds or test images narrow the intervals"
     return (
-        f"seed noise{on} {told} that of converged training: too few seeds to decide whether longer training would help"
+        f"seed noise{on} {shown} that of converged training: too few seeds to decide whether longer training would help"
     )
 
 
@@ -154,7 +154,7 @@ def correlation(groups: Sequence[Group], pairs: Sequence[Pair]) -> tuple[float, 
 
 
 def pairing_line(groups: Sequence[Group], pairs: Sequence[Pair], rule: Rule, part: float, on: str) -> str | None:
-    """How the seeds correlate, and how wide the intervals would be the other way."""
+    """The correlation of the seeds, and the width of the intervals by the other rule."""
     found = correlation(groups, pairs)
     if found is None or rule == "pooled":
         return None
@@ -162,10 +162,10 @@ def pairing_line(groups: Sequence[Group], pairs: Sequence[Pair], rule: Rule, par
     ratios = sorted(p / s for p, s in zip(paired, separate, strict=True) if p is not None and s)
     if not ratios:
         return None
-    told = f"{ratios[0]:.1f} to {ratios[-1]:.1f}" if f"{ratios[0]:.1f}" != f"{ratios[-1]:.1f}" else f"{ratios[0]:.1f}"
+    shown = f"{ratios[0]:.1f} to {ratios[-1]:.1f}" if f"{ratios[0]:.1f}" != f"{ratios[-1]:.1f}" else f"{ratios[0]:.1f}"
     r, low, high = found
     if rule == "paired":
-        effect = f"these intervals are {told} times as wide as those of statistics=auto"
+        effect = f"these intervals are {shown} times as wide as those of statistics=auto"
     else:
-        effect = f"statistics=paired would give intervals {told} times as wide; choose it before you look at results"
+        effect = f"statistics=paired would give intervals {shown} times as wide; choose it before you look at results"
     return f"over the seeds{on}, rows correlate with their baseline by {r:.2f} (95 % {low:.2f} to {high:.2f}); {effect}"

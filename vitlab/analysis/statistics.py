@@ -22,7 +22,7 @@ from vitlab.core.metrics import figure
 
 
 def unequal_spread(groups: Sequence[Sequence[float]]) -> float | None:
-    """Bartlett's test that the groups have one variance, which pooling takes for granted: its p-value.
+    """The p-value of Bartlett's test that the groups have one variance, which pooling assumes.
 
     None where fewer than two groups have two different values.
     """
@@ -73,7 +73,7 @@ def _group(cells: pd.DataFrame, metric: str) -> Group:
 
 
 def _require_one_cell_per_seed(data: pd.DataFrame, factor: str) -> None:
-    """Means over data sets or recipes are means of nothing, and would count one seed twice."""
+    """Refuse means over data sets or recipes: they mean nothing, and count one seed twice."""
     if "seed" not in data or not data.duplicated([factor, "seed"]).any():
         return
     level = data.loc[data.duplicated([factor, "seed"]), factor].iloc[0]

@@ -29,7 +29,7 @@ from vitlab.core.metrics import Figure, figure, figures
 
 def build_table(frame: pd.DataFrame, spec: TableSpec) -> Table:
     """Lay out the cells of `frame` (see `collect`). Raises ConfigError for a factor or row that no run has."""
-    known = frame[frame["seed"].notna()] if "seed" in frame else frame[:0]  # others have not even a configuration
+    known = frame[frame["seed"].notna()] if "seed" in frame else frame[:0]  # others have no readable configuration
     unreadable = [in_words(frame, i) for i in frame.index.difference(known.index)]
     if not len(known):
         if unreadable:
@@ -194,11 +194,11 @@ def build_entries(
         highest = shown.metric.better == "higher"
         ranked = [column.groups[k] if highest else column.groups[k].negated() for k in once]
         best = dict(zip(once, not_beaten(ranked, spec.statistics), strict=True))
-        told = with_widths(column.groups, column.scatters, list(wanted.values()), spec.statistics, part)
+        scatters = with_widths(column.groups, column.scatters, list(wanted.values()), spec.statistics, part)
         for k, base in enumerate(against.own):
             versus = None if base is None else (conditions[base].label, base)
             entry = _entry(frame, shown, column, k, compared, best, versus)
-            scatter = told.get(column.first[k], column.scatters[k])
+            scatter = scatters.get(column.first[k], column.scatters[k])
             entries.setdefault(dataset, []).append(dataclasses.replace(entry, scatter=scatter))
     return entries
 
@@ -209,9 +209,10 @@ def _column(frame: pd.DataFrame, conditions: Sequence[Condition], dataset: str, 
     done = [sorted(d, key=lambda i: int(frame.at[i, "seed"])) for d in done]
     groups = [_group(frame, d, shown) for d in done]
     first = [done.index(d) if d else k for k, d in enumerate(done)]
-    told = shown == figure()  # predictions are the last model's, and say right or wrong
+    has_predictions = shown == figure()  # predictions are those of the last model, right or wrong
     scatters = [
-        scatter_of(g, all_hits(frame, d) if told and len(d) > 1 else None) for g, d in zip(groups, done, strict=True)
+        scatter_of(g, all_hits(frame, d) if has_predictions and len(d) > 1 else None)
+        for g, d in zip(groups, done, strict=True)
     ]
     return _Column(members, done, groups, first, scatters)
 

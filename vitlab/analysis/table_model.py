@@ -1,4 +1,4 @@
-"""The one model of a table that every format is rendered from, so that they cannot disagree."""
+"""The model of a table, from which every format is rendered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitlab.core.metrics import PRIMARY, Figure, figure
 
 @dataclass(frozen=True)
 class TableSpec:
-    """How a study is laid out: `conf/table/*.yaml`."""
+    """The layout of a table: `conf/table/*.yaml`."""
 
     name: str
     title: str
@@ -81,7 +81,7 @@ class Entry:
 
     @property
     def resolution(self) -> float:
-        """What one evaluation image changes in the metric; 0 where that is not known."""
+        """The change of the metric by one evaluation image; 0 where that is not known."""
         return 100 / self.images if self.images and figure(self.metric).metric.counts else 0.0
 
     @property

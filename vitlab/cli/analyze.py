@@ -14,7 +14,7 @@ import pandas as pd
 
 from vitlab.analysis.compare_cells import describe_difference
 from vitlab.analysis.formats.text import classes_csv, to_markdown
-from vitlab.analysis.reference import beside_reference, read_reference
+from vitlab.analysis.reference import compare_with_reference, read_reference
 from vitlab.analysis.sources.deit_logs import collect_logs
 from vitlab.analysis.sources.records import collect
 from vitlab.analysis.sources.wandb_runs import collect_wandb
@@ -89,7 +89,7 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
     table = build_table(frame, spec)
     file = config.reference or spec.reference
     if file:
-        table = beside_reference(table, read_reference(file), asked=config.reference is not None)
+        table = compare_with_reference(table, read_reference(file), asked=config.reference is not None)
     lines = write_table(table, frame, Path(config.tables_dir))
     if config.strict and table.flags:
         raise ConfigError("strict", "the table has gaps or confounds: " + "; ".join(table.flags))
@@ -119,8 +119,8 @@ def load(config: AnalyzeConfig, table_study: str | None) -> tuple[pd.DataFrame, 
 
 def _agreed(frame: pd.DataFrame, column: str) -> str | None:
     """The value of a column where all cells have the same; else None."""
-    said = set(frame[column]) if column in frame else set()
-    only = said.pop() if len(said) == 1 else None
+    values = set(frame[column]) if column in frame else set()
+    only = values.pop() if len(values) == 1 else None
     return only if isinstance(only, str) else None
 
 

@@ -1,4 +1,4 @@
-"""`task=evaluate`: anybody's checkpoint on a data set, by the very code that evaluates while training."""
+"""`task=evaluate`: evaluate a checkpoint of any program on a data set, by the code that evaluates during training."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _check_classes(restored: Restored, classes: tuple[str, ...]) -> None:
 
 def _write(config: Config, restored: Restored, evaluation: Evaluation) -> Path:
     folder = make_folder(Path(config.output_dir) / "evaluate")
-    data = clean_name(restored.dataset.name, "data")  # a checkpoint's record may say anything
+    data = clean_name(restored.dataset.name, "data")  # a checkpoint's record may hold any name
     file = folder / f"{short_name(restored.weights.path)}_{data}_{config.weights}.json"
     content = {
         "schema_version": SCHEMA_VERSION, "checkpoint": str(restored.weights.path), "kind": restored.weights.kind,

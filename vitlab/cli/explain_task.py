@@ -1,4 +1,4 @@
-"""`task=explain`: figures of what checkpoints look at, under `output_dir/explain/`."""
+"""`task=explain`: draw what checkpoints look at, under `output_dir/explain/`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run_explain(config: Config) -> list[str]:
 
 
 def _next(kind: str) -> list[str]:
-    """What to try after this."""
+    """Suggest the next command."""
     following = {
         "position": "explain=rollout, or explain=relevance for a class of your choice",
         "rollout": "explain=relevance explain.top_k=3, or explain.compare=true for all methods",

@@ -47,7 +47,7 @@ def _parse(words: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def mistakes_in_flags(words: Sequence[str], root: str) -> list[str]:
-    """Lines for flags that do not exist, or that say nothing together; `root` is the command's file under conf/."""
+    """Lines for flags that do not exist or exclude each other; `root` is the command's file under conf/."""
     program = f"python {PROGRAMS[root]}"
     try:
         given, unknown = _parse(words)
@@ -69,7 +69,9 @@ def mistakes_in_flags(words: Sequence[str], root: str) -> list[str]:
 
 
 def _unknown_flag(word: str, words: Sequence[str], root: str) -> str:
-    """The line for a flag that neither Hydra nor the book's command has: `--recipe.lr=3` and `--recipe.lr 0.1` too."""
+    """The error line for a flag that neither Hydra nor the book's command has: `--recipe.lr=3` and `--recipe.lr 0.1`
+    too.
+    """
     flag, equals, value = word.partition("=")
     key = flag.lstrip("-").replace("-", "_")
     following = words[words.index(word) + 1 :]
@@ -166,7 +168,7 @@ def hint_for_flag(word: str) -> str | None:
     """The same for a flag such as `--data-set` or `--mixup=0`."""
     flag, _, value = word.partition("=")
     ours = FLAGS.get(flag) or FLAGS.get(flag.replace("_", "-"))
-    if ours and value:  # where only the value is open, the override is given whole
+    if ours and value:  # where only the value is missing, the override is complete
         ours = re.sub(r"^([\w.]+)=(N|X|FOLDER|FILE)$", lambda match: shlex.quote(f"{match[1]}={value}"), ours)
     return f"{flag}: type {ours} ({PAGE})" if ours else None
 

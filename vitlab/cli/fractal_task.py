@@ -1,4 +1,4 @@
-"""`task=fractaldb`: make a FractalDB's geometry, and if asked for an export and a contact sheet."""
+"""`task=fractaldb`: generate a FractalDB's geometry and, optionally, export its images and draw a contact sheet."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run_fractaldb_task(
     threads: int = 1,
     name: str = "fractaldb1k",
 ) -> list[str]:
-    """Make the geometry, and what else was asked for: an export, a contact sheet. Returns the lines to print.
+    """Generate the geometry and, optionally, an export and a contact sheet. Returns the lines to print.
 
     Raises ConfigError for options that no FractalDB can be made of, DiskError where something cannot be written.
     """

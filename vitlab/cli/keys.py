@@ -31,7 +31,7 @@ _SEARCHPATH = re.compile(r"\+{0,2}hydra\.searchpath=\[(.*)\]")
 
 @dataclass(frozen=True)
 class Keys:
-    """What a command knows: `root` is its file under conf/ (config for run.py, analyze for analyze.py)."""
+    """The keys of a command: `root` is its file under conf/ (config for run.py, analyze for analyze.py)."""
 
     root: str
     usual: Mapping[str, str | None]

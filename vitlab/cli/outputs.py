@@ -1,6 +1,6 @@
-"""Where a command may write: nowhere that it reads from, and into no folder that holds somebody else's files.
+"""Rules for output folders: a command never writes where it reads, nor into a folder that holds other files.
 
-Asked before anything is computed. A folder with earlier output of the same kind is accepted again.
+They are checked before anything is computed. A folder with earlier output of the same kind is accepted again.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _clash(place: Path, reads: Mapping[str, Path]) -> tuple[str, str, Path] | No
 
 
 def _entries(folder: Path) -> list[str]:
-    """What a folder holds, without hidden files and what a new disk has of itself."""
+    """The names in a folder, without hidden files and lost+found."""
     names: Iterable[str] = (e.name for e in folder.iterdir()) if folder.is_dir() else ()
     return sorted(name for name in names if not name.startswith(".") and name != "lost+found")
 

@@ -1,4 +1,4 @@
-"""`task=pack`: resize a data set once and write it as a pack, in parallel; an interrupted one goes on where it was."""
+"""`task=pack`: resize a data set once and write it as a pack, in parallel; after an interruption it continues."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Job:
     shorter_side: int
     skip_bad: bool
     pixels: Mapping[str, str]
-    """What `pixel_choices` says of the data set."""
+    """The result of `pixel_choices` for the data set."""
 
 
 def run_pack(config: Config) -> list[str]:
@@ -106,9 +106,9 @@ def _pack_files(splits: Mapping[str, Source], dataset: DatasetConfig, folder: Pa
 def write_pack(
     splits: Mapping[str, Source], dataset: DatasetConfig, folder: Path, options: PackConfig, workers: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write or complete the pack of these splits; returns what its manifest says of each split's shards.
+    """Write or complete the pack of these splits; returns the manifest's entries for each split's shards.
 
-    Raises UserError for a bad image (unless `dataset.bad_images` says skip), a disk that cannot be written, or another
+    Raises UserError for a bad image (unless `dataset.bad_images` is skip), a disk that cannot be written, or another
     process that packs into `folder`.
     """
     try:
@@ -139,7 +139,7 @@ def _write_alone(
 def _write_split(
     source: Source, folder: Path, split: str, options: PackConfig, workers: int, skip: bool, pixels: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """All shards of a split, and its index; returns what the manifest says of each shard."""
+    """Write all shards of a split, and its index; returns the manifest's entry of each shard."""
     jobs = (
         _Job(source.select(np.arange(at, min(at + SHARD, len(source)))), folder, split, at // SHARD,
              options.shorter_side, skip, pixels)
@@ -168,14 +168,14 @@ def _write_shard(job: _Job) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     file = shard_file(job.folder, job.split, job.number)
-    beside = file.with_suffix(".json")
+    about_file = file.with_suffix(".json")
     origin = " ".join([f"{job.source.fingerprint()} at {job.shorter_side}", *job.pixels.values()])
     known = None
     with contextlib.suppress(DamagedError):  # then the shard is written again
-        known = read_mapping(beside, "")
+        known = read_mapping(about_file, "")
     if known is not None and not misfit(known, {"origin": str, "sha256": str, "sizes": list, "bad": dict}):
         if known["origin"] != origin:
-            raise ConfigError("pack.path", f"{beside} holds other images, sizes or pixels; give a new folder")
+            raise ConfigError("pack.path", f"{about_file} holds other images, sizes or pixels; give a new folder")
         if file.is_file() and file_digest(file) == known["sha256"]:
             return _summary(file, known)
     sizes, bad, digest = [], {}, hashlib.sha256()
@@ -192,7 +192,7 @@ def _write_shard(job: _Job) -> dict[str, Any]:
             digest.update(content)
             sizes.append(pixels.shape[:2])
     known = {"origin": origin, "sha256": digest.hexdigest(), "sizes": sizes, "bad": bad}
-    write_text(beside, json.dumps(sealed(known)))
+    write_text(about_file, json.dumps(sealed(known)))
     return _summary(file, known)
 
 

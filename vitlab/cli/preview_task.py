@@ -1,4 +1,4 @@
-"""`task=preview`: what an augmentation does, on a sheet of real pictures, by the code that trains."""
+"""`task=preview`: draw what an augmentation does to real pictures, by the code that trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""study.status, study.follow and study.cancel: where the studies of an output_dir stand, seen or ended from outside."""
+"""study.status, study.follow and study.cancel: the state of an output_dir's studies, shown, followed or cancelled from
+outside.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command of a study prints: its plan before, and what became of every cell after."""
+"""What the command of a study prints: first the plan, at the end the outcome of every cell."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def describe_plan(plan: Plan) -> None:
 
 
 def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
-    """Print what became of every cell and the likely next command; returns the exit code."""
+    """Print the outcome of every cell and the likely next command; returns the exit code."""
     bad, damaged, shown = 0, [], set()
     for cell in plan.cells:
         found = read_contents(plan.record(cell), thorough=False)
@@ -95,7 +95,7 @@ def _show_failure(plan: Plan, cell: PlannedCell, outcome: str, shown: set[str]) 
     elif failure:
         print(f"    {failure_line(failure)}")
         frames = failure.get("traceback", "").strip()
-        for line in record.log_tail(3) if failure["type"] == "Killed" else ():  # it could not say why itself
+        for line in record.log_tail(3) if failure["type"] == "Killed" else ():  # it could not record the reason itself
             print(f"    | {line}")
         for line in ["the traceback is the one above"] if frames in shown else frames.splitlines():
             print(f"    | {line}")

@@ -1,4 +1,4 @@
-"""What run.py does once Hydra has composed: a study, one of the other tasks, or this rank of a torchrun."""
+"""The work of run.py after Hydra's composition: a study, another task, or one rank of a torchrun."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_study(
     """Plan and train the requested cells; returns the exit code: 1 where a cell failed, 130 where it was interrupted.
 
     `prove` is how this machine tries whether cells can start (`require_startable`); None where `run` gives them to
-    other machines. `compose` tells what the overrides of an earlier command mean today. `freezes`: `run`
+    other machines. `compose` composes the overrides of an earlier command today. `freezes`: `run`
     trains each cell on the snapshot that the plan names. Raises ConfigError before anything starts.
     """
     for config in {r.config.cell.dataset: r.config for r in requests}.values():

@@ -46,7 +46,7 @@ SENTENCES: Mapping[str, Mapping[str, str]] = {
 
 
 def mistakes_in_words(words: Sequence[str], root: str = "config") -> list[str]:
-    """A line for each override in a command's `words` that cannot be meant, with what to type instead.
+    """Return a line for each override in a command's `words` that is a mistake, with what to type instead.
 
     `root` is the file under conf/ that the command starts from. What only Hydra can judge (deletions, a package, a root
     file of the user's own) is left to it.
@@ -215,7 +215,7 @@ def _no_choice(group: str, key: str, name: str, value: str, known: Sequence[str]
 
 
 def _several(group: str, name: str, known: Sequence[str]) -> str | None:
-    """The line for choices joined by a sign, as `cutmix+mixup`: one of them, with what the others set."""
+    """The line for choices joined by a sign, such as `cutmix+mixup`: one choice, plus the values of the others."""
     for sign in ("+", "|", "&", "/", " ", ";", ":"):
         names = [part.strip() for part in name.split(sign)]
         if len(names) < 2 or not all(part in known for part in names):
@@ -246,7 +246,7 @@ _PROGRAMS = {"config": "run.py", "analyze": "analyze.py"}
 
 
 def explain_bare_words(words: Sequence[str], keys: Keys) -> tuple[list[str], list[str]]:
-    """A line for each word without `=` and each override typed with spaces in it; and the words that are left."""
+    """Lines for arguments without `=` and overrides with spaces in them, and the remaining arguments."""
     found, left, i = [], [], 0
     while i < len(words):
         word = words[i]

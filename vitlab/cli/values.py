@@ -1,4 +1,4 @@
-"""The value of an override as it was typed: its pieces, how Hydra can read it, and what cannot be meant by it."""
+"""Values of overrides as they are typed: split them, quote them for Hydra, find mistakes in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is: frozen, typed, validated. The one place where keys, defaults and ranges are written."""
+"""The configuration of a run: frozen, typed, validated. Keys, defaults and ranges are written only here."""
 
 from vitlab.config.check import check_cell, check_run, parse_policies
 from vitlab.config.choices import choice, options

@@ -1,4 +1,4 @@
-"""What no single key can say: fields that contradict one another, batches that devices cannot share."""
+"""Checks across keys: fields that contradict one another, batches that devices cannot share."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def parse_policies(text: str | None) -> list[tuple[str, dict[str, float]]]:
 
 
 def _check_project(wandb: WandbConfig) -> None:
-    """Raise `ConfigError` for names that W&B's server refuses, where a run's end would be the first to hear of it."""
+    """Raise `ConfigError` for names that W&B's server refuses, before a run reaches its end with one."""
     for key, name in (("project", wandb.project), ("entity", wandb.entity)):
         if name is not None and (not 0 < len(name) <= 128 or set(name) & set("/\\#?%:")):
             raise ConfigError(

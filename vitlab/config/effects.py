@@ -1,4 +1,4 @@
-"""When a field has an effect: the one table, and what follows from it.
+"""A table of the conditions under which a field has an effect, and functions that apply it.
 
 A field without an entry acts in every cell. One that cannot act in a cell has its neutral value there, so that two
 spellings of one experiment are one cell; one that a user typed and that acts in none of the cells is refused.
@@ -151,7 +151,7 @@ def settle(cell: CellConfig) -> CellConfig:
 
 
 def idle_fields(cell: CellConfig) -> dict[str, str]:
-    """The fields that cannot act in `cell` as it is spelt → "acts only …"."""
+    """The fields that cannot act in `cell` as it is given → "acts only …"."""
     idle = {r.key: f"acts only {r.only}" for r in RULES if not r.acts(getattr(cell, r.group), cell)}
     if cell.pretraining is not None:
         own = idle_fields(cell.pretraining)

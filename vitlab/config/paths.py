@@ -1,4 +1,4 @@
-"""Which file a user means. Nothing here reads one."""
+"""Paths in configurations: expand them, find checkpoints. No file is read here."""
 
 from __future__ import annotations
 

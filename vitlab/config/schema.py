@@ -73,7 +73,7 @@ class FractalConfig:
 
 
 def share(count: int, fraction: float) -> int:
-    """How many images a fraction of `count` is."""
+    """The number of images in a fraction of `count`."""
     return round(count * fraction)
 
 
@@ -264,7 +264,7 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What to do with the set of cells that a command names."""
+    """How a command handles its set of cells."""
 
     name: str | None = None
     """Null: the experiment's name, or one made from the sweep."""
@@ -281,7 +281,7 @@ class StudyConfig:
     """`all`, or a list of identities: archive their records and train again."""
     detach: bool = False
     status: bool = False
-    """Print where every study below `output_dir` stands, and train nothing."""
+    """Print the state of every study below `output_dir`, and train nothing."""
     follow: bool = False
     """The same of one study, until none of its cells runs or waits."""
     cancel: bool = False
@@ -294,11 +294,11 @@ class StudyConfig:
     cores."""
     cells_per_device: int | Literal["auto"] | None = _number(None, low=1)
     """Cells that train at once on each device, each a process of its own; the CPU is one device. null: one on each GPU,
-    and on the CPU what `cells_at_once` says; auto: what a trial on the device finds (vitlab/study/capacity.py)."""
+    and on the CPU as `cells_at_once`; auto: what a trial on the device finds (vitlab/study/capacity.py)."""
     share_loader: bool = True
     """Read images once for cells that train at once and see the same crops."""
     keep_evaluation: bool = False
-    """Keep the images to evaluate on in memory, decoded once for all cells; the plan says how much that takes."""
+    """Keep the images to evaluate on in memory, decoded once for all cells; the plan shows how much that takes."""
     cell_minutes: float | None = _number(None, low=0)
     """End a cell that runs longer, as hung; null: never."""
 
@@ -333,7 +333,7 @@ class Config:
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
-        """What `checkpoint` names, one or several or none."""
+        """The names in `checkpoint`: one, several or none."""
         return (self.checkpoint,) if isinstance(self.checkpoint, str) else self.checkpoint or ()
 
 

@@ -1,4 +1,4 @@
-"""What may have been meant by a value of the wrong type: overrides that the schema accepts."""
+"""Suggestions for a value of the wrong type: overrides that the schema accepts."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What every room builds on, and which builds on none of them."""
+"""Modules that all other packages use, and that use none of them."""

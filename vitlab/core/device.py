@@ -72,7 +72,7 @@ def usable_cores(root: Path = _ROOT) -> int:
 
 def free_memory(root: Path = _ROOT) -> int:
     """Bytes of memory that this process may still take: of the machine, and of its control groups. `root` is `/` but in
-    tests; where neither tells, there is no limit."""
+    tests; where neither sets one, there is no limit."""
     limits = [float("inf")]
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()

@@ -80,7 +80,7 @@ def _named(ways: Sequence[str]) -> str:
 
 
 def reason(error: OSError) -> str:
-    """Why the system refused, without the number and the path: "No space left on device"."""
+    """The system's reason, without the number and the path: "No space left on device"."""
     return error.strerror or str(error)
 
 

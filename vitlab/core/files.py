@@ -1,4 +1,4 @@
-"""Files: named by one rule, written whole or not at all, locked while in use, and named in every error."""
+"""Files: one rule for their names, atomic writes, locks, and errors that name them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """METRICS: every figure of an evaluation, with its name, title, unit, direction and format, written once.
 
-A metric has one name from the evaluation to the table: `top1`. A prefix says which evaluation it is of:
+A metric has one name from the evaluation to the table: `top1`. A prefix names the evaluation:
 `last.` (needed in data frames only), `best.`, `ema.` (of the averaged weights), `ema.best.`. W&B groups by `/`: an
 epoch's row has `eval/top1`, a run's summary `last/top1`. Code takes all of these from `Figure`.
 """

@@ -1,4 +1,4 @@
-"""What a command prints: UTF-8 in every locale, and a silent end where the reader has gone (`… | head -1`)."""
+"""Output of commands: UTF-8 in every locale, and a silent end where the reader has gone (`… | head -1`)."""
 
 from __future__ import annotations
 

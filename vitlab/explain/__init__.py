@@ -1,4 +1,4 @@
-"""Looking inside Vision Transformers: tensors in, tensors out, on any unmodified model of timm's.
+"""Explanations of Vision Transformers: functions of tensors, for any unmodified model of timm's.
 
     from vitlab.explain import attention_maps, relevance, rollout
 

@@ -101,7 +101,7 @@ def load_subjects(config: Config, options: ExplainConfig, names: Sequence[tuple[
 def _name_of(file: Path) -> str:
     """`none/s0 (cb05aeae9b27)` for a cell's checkpoint, by its record; for any other the file, `scratch/last`."""
     record = file.with_name("config.yaml")
-    with contextlib.suppress(DamagedError):  # told with the checkpoint's description
+    with contextlib.suppress(DamagedError):  # reported with the checkpoint's description
         content = read_mapping(record, "")
         if not misfit(content, {"name": str, "id": str}):
             assert content is not None, "else it would not fit"

@@ -1,4 +1,4 @@
-"""What an operation's backward means: its gradient, its relevance (LRP), or its AttnLRP gradient.
+"""The backward pass of an operation: its gradient, its relevance (LRP), or its AttnLRP gradient.
 
 LRP is that of Chefer et al., "Transformer Interpretability Beyond Attention Visualization" (CVPR 2021), without the
 epsilon of its code and with sums taken per sample. AttnLRP is Achtibat et al. (ICML 2024), written as a modified

@@ -25,7 +25,7 @@ def relevance(
     method: Method = "lrp",
     start_layer: int = 0,
 ) -> Tensor:
-    """How much each patch of images (B, 3, H, W) speaks for a class: (B, gh, gw), or (B, K, gh, gw) for K classes.
+    """The relevance of each patch of images (B, 3, H, W) for a class: (B, gh, gw), or (B, K, gh, gw) for K classes.
 
     `targets`: class indices (B,) or (B, K), one index for all images, or None for the predicted class. `method`:
 

@@ -1,4 +1,4 @@
-"""Pictures as a model sees them: read, cropped and normalised the way it was evaluated."""
+"""Pictures as a model's input: read, cropped and normalised as in its evaluation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class Picture:
 def load_pictures(
     wanted: str | Sequence[str] | None, dataset: DatasetConfig, image_size: Size, output_dir: str
 ) -> list[Picture]:
-    """The pictures that `explain.images` names, cropped as `dataset` says. Raises ConfigError naming what is wrong."""
+    """The pictures that `explain.images` names, cropped by the settings of `dataset`. Raises ConfigError that names the
+    mistake.
+    """
     if wanted is None:
         return sample_photographs(dataset, image_size)
     pictures: list[Picture] = []
@@ -63,7 +65,7 @@ def load_pictures(
 
 
 def sample_photographs(dataset: DatasetConfig, image_size: Size) -> list[Picture]:
-    """The two photographs that scikit-learn brings, a temple and a flower, so that there is always something to see."""
+    """The two photographs that scikit-learn brings, a temple and a flower, so that a figure needs no file."""
     from sklearn.datasets import load_sample_images
 
     bunch = load_sample_images()

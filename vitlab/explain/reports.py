@@ -1,4 +1,4 @@
-"""Figures of heat maps: which checkpoint, which picture, which class, which method goes where."""
+"""Figures of heat maps, arranged by checkpoint, picture, class and method."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Seen:
         return f"{name if len(name) < 22 else name[:20] + '…'}, {shown}"
 
     def labels(self) -> list[str]:
-        """What each picture is called, with its class where that is known."""
+        """The pictures' names, with their classes where those are known."""
         names = self.subject.classes
         return [p.name if p.label is None else f"{p.name} ({names.short(p.label)})" for p in self.pictures]
 

@@ -1,4 +1,4 @@
-"""The two-object test: a method must point at the object whose class it is asked for. Minutes on a laptop.
+"""The two-object test: a method must point at the object of the class in question. It takes minutes on a laptop.
 
 Images of 48 x 48 pixels show coloured textures of 16 x 16 on noise: one or two of 8 class textures and two
 distractors. A small ViT learns to name the class textures; then a map for one of two visible classes should lie on
@@ -101,7 +101,7 @@ def mass_on(maps: Tensor, patches: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pointing:
-    """A method's figures over scenes of two objects; chance is 4 patches of 36 = 0.11 for `mass`, 0 for `swap`."""
+    """A method's scores over scenes of two objects; chance is 4 patches of 36 = 0.11 for `mass`, 0 for `swap`."""
 
     mass: float
     """Share of the positive relevance that lies on the object of the asked-for class."""

@@ -26,7 +26,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a reader sees as a table."""
+    """A grid of cells with column titles."""
 
     name: str
     """main, details, scatter, classes or reference."""

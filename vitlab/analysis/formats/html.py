@@ -104,7 +104,7 @@ def to_html(table: Table, curves: LearningCurves, links: Mapping[str, str], prov
 
 
 def _facts(table: Table) -> str:
-    """The pills below the heading."""
+    """Short facts below the heading."""
     counts = sorted({e.comparison.n for row in table.rows for e in row.entries.values()})
     cells = len({i for row in table.rows for e in row.entries.values() for i in e.ids})
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -122,8 +122,8 @@ def _main(grid: Grid, table: Table) -> str:
     scales = {dataset: forest_scale(table, dataset) for dataset in table.datasets}
     head = ""
     for i, title in enumerate(grid.titles):
-        said = html.escape(title)
-        head += f'<th class="tick"><span>{said}</span></th>' if 0 < i <= ticks else f"<th>{said}</th>"
+        text = html.escape(title)
+        head += f'<th class="tick"><span>{text}</span></th>' if 0 < i <= ticks else f"<th>{text}</th>"
         if i in plots:
             head += f'<th class="plot">{forest_axis(scales[plots[i]])}</th>'
     body = ""

@@ -116,7 +116,7 @@ def curves_panel(label: str, seeds: Sequence[Rows], base: Sequence[Rows], x: Sca
 
 
 def cost_chart(table: Table) -> str:
-    """The metric's mean against device-hours per cell; names give way to one another."""
+    """The metric's mean against device-hours per cell; names are moved apart."""
     points = [
         (entry.device_hours / entry.comparison.n, entry.comparison.mean, _name(row.label, dataset, table))
         for row in table.rows
@@ -137,11 +137,11 @@ def cost_chart(table: Table) -> str:
     for py, px, hours, mean, name in places:
         at = max(py, below + 14)
         below = at
-        said = html.escape(name)
+        text = html.escape(name)
         marks.append(
             f'<path class="leader" d="M{px:.1f} {py:.1f}L{width - right + 8} {at:.1f}"/>'
-            f'<circle class="point" cx="{px:.1f}" cy="{py:.1f}" r="5"><title>{said}: {mean:.2f} at {hours:.3g} device-h'
-            f'</title></circle><text class="name" x="{width - right + 11}" y="{at + 4:.1f}">{said}</text>'
+            f'<circle class="point" cx="{px:.1f}" cy="{py:.1f}" r="5"><title>{text}: {mean:.2f} at {hours:.3g} device-h'
+            f'</title></circle><text class="name" x="{width - right + 11}" y="{at + 4:.1f}">{text}</text>'
         )
     height = max(height, int(below) + bottom)
     grid = "".join(

@@ -45,7 +45,7 @@ def collect_logs(places: Sequence[Path]) -> pd.DataFrame:
         seen.add(file.read_bytes())
         epochs = list(
             {e["epoch"]: e for e in epochs}.values()
-        )  # a resumed run logs an epoch again: the later one holds
+        )  # a resumed run logs an epoch again: the later line is used
         name, seed = _name(file)
         evaluated = [e for e in epochs if row_key(PRIMARY) in e]
         row = {
@@ -79,8 +79,8 @@ def _name(file: Path) -> tuple[str, int]:
     place = file.parent if file.name == "log.txt" else file.with_suffix("")
     if alone := re.fullmatch(r"s(?:eed)?[_-]?(\d+)", place.name):
         return place.parent.name, int(alone[1])
-    if beside := re.fullmatch(r"(.+?)[_-]s(?:eed)?[_-]?(\d+)", place.name):
-        return beside[1], int(beside[2])
+    if named := re.fullmatch(r"(.+?)[_-]s(?:eed)?[_-]?(\d+)", place.name):
+        return named[1], int(named[2])
     return place.name, 0
 
 

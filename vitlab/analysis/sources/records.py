@@ -48,14 +48,14 @@ def collect(output_dir: str | Path = "runs", study: str | None = None) -> pd.Dat
 def _listed(folder: Path, study: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a cell that a study lists, with the values that it was planned with where its own are not known.
 
-    Where the two contradict each other, the cell's own count: its identity vouches for them.
+    Where the two contradict each other, the cell's own are used: its identity is computed from them.
     """
     planned = experiment_columns(entry.get("experiment", {}), entry["labels"])
     row = read_record(Record(folder / entry["id"])) | {"name": entry["name"], "aliases": entry["aliases"]}
     other = [key for key, value in planned.items() if not key.startswith("label.") and row.get(key, value) != value]
     if other:
-        told = f"{other[0]} of {entry['id']} is {planned[other[0]]!r}, {row[other[0]]!r} in its config.yaml"
-        fault = DamagedError(folder / "studies" / f"{study}.json", f"damaged ({told})", TYPE_AGAIN)
+        problem = f"{other[0]} of {entry['id']} is {planned[other[0]]!r}, {row[other[0]]!r} in its config.yaml"
+        fault = DamagedError(folder / "studies" / f"{study}.json", f"damaged ({problem})", TYPE_AGAIN)
         row["faults"] = "\n".join([*row.get("faults", "").splitlines(), str(fault)])
     return row | {key: value for key, value in planned.items() if key not in other}
 
@@ -79,8 +79,8 @@ def read_record(record: Record) -> dict[str, Any]:
         started_with = {key: found.config["runtime"].get(key) for key in ("devices", "threads")}
     if found.provenance is not None:
         row |= {key: found.provenance.get(key) for key in ("commit", "dirty", "device_name")}
-        told = [with_defaults(attempt, started_with) for attempt in attempts(found.provenance)]
-        row |= {"attempts": json.dumps(told), "data": json.dumps(found.provenance.get("data"))}
+        settings = [with_defaults(attempt, started_with) for attempt in attempts(found.provenance)]
+        row |= {"attempts": json.dumps(settings), "data": json.dumps(found.provenance.get("data"))}
     if found.result is not None and found.state == "finished":
         row |= result_columns(found.result)
     if found.failure is not None:

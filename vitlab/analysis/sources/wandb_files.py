@@ -49,8 +49,8 @@ def _joined(identity: str, earlier: dict[str, Any], later: dict[str, Any]) -> di
     state = kept["state"]
     if len(figures) > 1 and figures[0] != figures[1]:
         first, second = (run.get("origin") or run.get("url") or run["id"] for run in (later, earlier))
-        told = f"{key} {figures[0]} and {figures[1]}; the other is {second}"
-        problem = f"two finished runs of cell {identity} disagree ({told})"
+        figures_found = f"{key} {figures[0]} and {figures[1]}; the other is {second}"
+        problem = f"two finished runs of cell {identity} disagree ({figures_found})"
         faults.append(DamagedError(first, problem, "remove the one that is not to count"))
         state = "damaged"
     history = [*other.get("history", ()), *kept.get("history", ())]

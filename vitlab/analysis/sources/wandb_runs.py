@@ -74,7 +74,7 @@ def collect_wandb(
 
 
 def _about(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What vitlab noted of a run in its configuration; nothing where another program logged it."""
+    """What vitlab recorded in a run's configuration; empty where another program logged it."""
     about = run["config"].get("vitlab")
     return about if isinstance(about, Mapping) else {}
 
@@ -153,7 +153,7 @@ _SUMMARY = FILES["result.json"] | {"hits?": _unpacks, "bad_images?": object}
 
 
 def _curve(packed: Any) -> Any:
-    """The rows of a summary's `curve`; what it is not is left for the caller."""
+    """The rows of a summary's `curve`; anything else is returned unchanged for the caller to check."""
     try:
         return unpack_curve(packed or "[]")
     except (ValueError, TypeError):
@@ -195,7 +195,7 @@ def _from_server(
 
 
 def _require_server(address: str) -> None:
-    """Raise URLError where nobody answers: W&B's own client would try for half a minute and not say so."""
+    """Raise URLError where no server answers: W&B's own client would retry for half a minute without a message."""
     try:
         urllib.request.urlopen(address, timeout=10).close()
     except urllib.error.HTTPError:
@@ -203,7 +203,7 @@ def _require_server(address: str) -> None:
 
 
 def _ask(entity: str, project: str, filters: dict[str, Any]) -> list[dict[str, Any]]:
-    """One query per page; a page is asked for again, after growing pauses, when the server is busy or out of reach."""
+    """One query per page; a page is requested again, after growing pauses, when the server is busy or unreachable."""
     import wandb
 
     found = None
