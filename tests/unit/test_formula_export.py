@@ -12,7 +12,7 @@ from vitlab.cli.fractal_task import run_fractaldb_task
 from vitlab.config import ConfigError, FractalConfig
 from vitlab.core import files
 from vitlab.core.errors import UserError
-from vitlab.data.formula.export import contact_sheet, encode_png, export, published_name
+from vitlab.data.formula.image_export import contact_sheet, encode_png, export, published_name
 from vitlab.data.formula.render import instance
 from vitlab.data.formula.source import FractalSource
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from vitlab.cli.outputs import read_places, require_folder, require_picture
 from vitlab.config import Config, ConfigError, FractalConfig, build
 from vitlab.core.files import default_cache_dir
-from vitlab.data.formula.export import MANIFEST, Format, Layout, contact_sheet, export
+from vitlab.data.formula.image_export import MANIFEST, Format, Layout, contact_sheet, export
 from vitlab.data.formula.source import FractalSource
 
 
