@@ -1,12 +1,14 @@
-"""hydra/launcher=slurm: Hydra's submitit launcher, with a plan instead of a list of overrides."""
+"""hydra/launcher=slurm, or submitit_slurm: Hydra's submitit launcher, with a plan instead of a list of overrides."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from hydra.core.utils import JobReturn
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as SubmititSlurmLauncher
 
 
@@ -15,6 +17,24 @@ class SlurmLauncher(SubmititSlurmLauncher):
 
     The stock `launch` ends at the first cell that is killed and reports cells that raised as completed.
     """
+
+    @classmethod
+    def in_place_of(cls, stock: SubmititSlurmLauncher, typed: Collection[str]) -> SlurmLauncher:
+        """This launcher with the options that the stock one was given; `typed` are the user's overrides of Hydra's own.
+
+        What has the stock launcher's default and was not typed has ours.
+        """
+        defaults = {option.name: option.default for option in dataclasses.fields(SlurmQueueConf)}
+        named = {word.lstrip("+").partition("=")[0].removeprefix("hydra.launcher.").partition(".")[0] for word in typed}
+        apart = {"submitit_folder", "name"}  # their defaults name other keys
+        given = {
+            key: value
+            for key, value in stock.params.items()
+            if key in named or (key not in apart and value and value != defaults.get(key))
+        }
+        launcher = cls(**given)
+        launcher.config = stock.config
+        return launcher
 
     def run_plan(self, plan: Any, view: Any) -> dict[str, str]:
         from vitlab.study.launch_slurm import run_on_slurm

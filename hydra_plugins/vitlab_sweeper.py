@@ -99,19 +99,30 @@ class StudySweeper(BasicSweeper):
             return run_status(config)
         if config.task != "train":
             return run_task(requests)
-        launcher = self.launcher
+        launcher = self._launcher()
         if hasattr(launcher, "run_plan"):
             prove = getattr(launcher, "prove", None)  # absent where other machines train
             return run_study(requests, launcher.run_plan, prove, self.cell_of, freezes=True)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-        if "submitit" in type(launcher).__module__:
-            raise ConfigError(
-                "hydra/launcher",
-                "submitit's launchers lose results of killed cells and let dependents of failed cells "
-                "run; use hydra/launcher=slurm, which takes the same partition, gpus_per_node and timeout_min",
-            )
         from vitlab.study.preflight import prove
 
         return run_study(requests, self._through_stock_launcher, prove, self.cell_of)
+
+    def _launcher(self) -> Any:
+        """Hydra's launcher; ours in place of submitit's for Slurm, which has the same options."""
+        if type(self.launcher).__module__ != "hydra_plugins.hydra_submitit_launcher.submitit_launcher":
+            return self.launcher
+        from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as Stock
+
+        if not isinstance(self.launcher, Stock):
+            raise ConfigError(
+                "hydra/launcher",
+                "submitit_local gives nothing that vitlab's own does not (a process for each cell, on copied code): "
+                "leave it out, or give hydra/launcher=local; to leave the terminal, start the command with nohup … &",
+            )
+        from hydra_plugins.vitlab_slurm_launcher import SlurmLauncher
+
+        assert self.config is not None
+        return SlurmLauncher.in_place_of(self.launcher, list(self.config.hydra.overrides.hydra))
 
     def cell_of(self, overrides: Sequence[str]) -> CellConfig:
         """The cell that overrides mean today. Raises UserError where they mean none."""

@@ -132,8 +132,12 @@ def test_a_sweep_of_six_cells(lab):
     assert sorted(names) == sorted(cells)
 
 
-def test_a_cell_over_two_processes_of_a_node(lab):
-    code, output = lab.run("recipe.epochs=2", "hydra.launcher.gpus_per_node=2")
+@pytest.mark.parametrize(
+    "gpus", [["gpus_per_node=2"], ["gres=gpu:2", "comment=two"], ["gpus_per_task=1", "tasks_per_node=2"]]
+)
+def test_a_cell_over_two_processes_of_a_node(lab, gpus):
+    submitit = ["hydra/launcher=submitit_slurm", f"+{SLURM[1]}"] if len(gpus) > 1 else SLURM
+    code, output = lab.run("recipe.epochs=2", *(f"hydra.launcher.{word}" for word in gpus), launcher=submitit)
     assert code == 0, output
     (cell,) = lab.cells()
     assert json.loads((cell / "result.json").read_text(encoding="utf-8"))["epochs"] == 2 and len(rows(cell)) == 2
@@ -300,7 +304,8 @@ def test_two_hundred_cells_are_submitted_in_seconds(lab):
     [
         (["hydra.launcher.gpus_per_node=2", "hydra.launcher.tasks_per_node=1"], "hydra.launcher.tasks_per_node", SLURM),
         (["hydra.launcher.partition=nowhere"], "invalid partition", SLURM),
-        (["hydra.launcher.partition=main"], "use hydra/launcher=slurm", ["hydra/launcher=submitit_slurm"]),
+        (["hydra.launcher.name=x"], "give study.name=NAME", ["hydra/launcher=submitit_slurm"]),
+        ([], "leave it out, or give hydra/launcher=local", ["hydra/launcher=submitit_local"]),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_starts(lab, words, said, launcher):

@@ -135,7 +135,7 @@ LISTED = {
     "was asked for and this machine has none": "test_values_that_messages_name_are_accepted",
     "the loss is not finite since step": "test_values_that_messages_name_are_accepted",
     "the data have changed: this record": "test_values_that_messages_name_are_accepted",
-    "submitit's launchers lose results": "hydra/launcher=slurm, which the tests of Slurm type",
+    "submitit_local gives nothing": "hydra/launcher=local, which is the default",
 }
 """Part of a message, as it is in the source → what its suggestion holds that cannot be typed, or what tests it."""
 
