@@ -160,7 +160,7 @@ def test_a_cell_over_two_nodes_saves_and_continues(lab):
 
 
 def test_one_raises_one_is_killed_and_the_sibling_keeps_its_result(lab):
-    cells = ["recipe.lr=1e-3", "recipe.lr=1e38", "augment=mixup recipe.epochs=500"]
+    cells = ["recipe.lr=1e-3", "recipe.lr=1e38", "augment=mixup recipe.epochs=200"]
     process = lab.start(f"study.cells={json.dumps(cells)}", "recipe.epochs=3")
     lab.until(lambda: any(len(rows(cell)) >= 4 for cell in lab.cells()))
     (killed,) = [cell for cell in lab.cells() if len(rows(cell)) >= 4]
@@ -168,11 +168,31 @@ def test_one_raises_one_is_killed_and_the_sibling_keeps_its_result(lab):
     code, output = lab.end(process)
     assert code == 1, output
     states = {cell: lab.sacct(job) for cell, job in lab.jobs().items()}
-    end = states.pop(killed.name)
-    assert end in ("FAILED|9:0", "FAILED|137:0") and sorted(states.values()) == ["COMPLETED|0:0", "FAILED|1:0"], states
-    assert "the loss is not finite" in output and f"log: runs/{killed.name}/log.txt" in output
-    assert f"{end.replace('|', ' ')} (SIGKILL, out of memory?)" in output
-    assert "2 of 3 cells did not finish" in output, output
+    assert sorted(states.values()) == ["COMPLETED|0:0", "COMPLETED|0:0", "FAILED|1:0"], states
+    assert "the loss is not finite" in output and "1 of 3 cells did not finish" in output, output
+    assert origin(killed)["slurm"]["restarts"] == 1 and len(rows(killed)) == 200, "it had advanced, and went on"
+    assert '"killed": "exit code ' in (killed / "attempts.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("where", ["before it begins", "before an epoch ends"])
+def test_a_cell_that_keeps_dying_stops_and_says_how(lab, where):
+    """Python kills itself when it starts, or when it begins to train."""
+    early = "if 'SLURM_PROCID' in os.environ: os.kill(os.getpid(), 9)"
+    late = (
+        "if 'SLURM_PROCID' in os.environ: threading.Thread(target=lambda: [time.sleep(0.01) for _ in iter(lambda: "
+        "'vitlab.train.loop' in sys.modules, True)] + [os.kill(os.getpid(), 9)], daemon=True).start()"
+    )
+    folder = lab.folder / "site"
+    folder.mkdir()
+    text = f"import os, sys, threading, time\n{early if where == 'before it begins' else late}\n"
+    (folder / "sitecustomize.py").write_text(text, encoding="utf-8")
+    code, output = lab.run("recipe.epochs=2", f"hydra.launcher.setup=['export PYTHONPATH={folder}']")
+    assert code == 1, output
+    (job,) = lab.jobs().values()
+    restarts = 2 if where == "before it begins" else 3  # the last start ends at once
+    assert f" Restarts={restarts} " in lab.cluster.ask("scontrol", "-o", "show", "job", job)
+    assert "3 attempts in a row ended without progress:" in output, output
+    assert output.count(f"Slurm job {job}: exit code") == 3 and "raise hydra.launcher.mem_gb" in output, output
 
 
 def test_a_job_that_ends_before_it_begins_shows_why(lab):

@@ -275,6 +275,8 @@ class StudyConfig:
     """Train the cell itself, or the pre-training that it starts from (set by the plan)."""
     dry_run: bool = False
     retry_failed: bool = False
+    attempts: int = _number(3, low=1)
+    """Attempts in a row without progress (killed, out of memory, a lost node) after which a cell counts as failed."""
     replace: bool = False
     """Leave in the study's list what this command plans; false: cells that it does not plan stay in the list."""
     rerun: str | tuple[str, ...] | None = None

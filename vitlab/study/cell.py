@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import gc
 import os
 import signal
 import threading
@@ -19,6 +21,7 @@ from vitlab.core.integrity import DIGEST
 from vitlab.core.plugins import import_plugins
 from vitlab.core.processes import end_with_parent
 from vitlab.data.sources.survey import survey
+from vitlab.study.attempts import Journal, NoProgressError, memory_advice, peak_memory
 from vitlab.study.contents import read_contents
 from vitlab.study.data_record import record_data, require_same_data
 from vitlab.study.identity import SEMANTICS, identity, plugins_of
@@ -90,14 +93,13 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
     from vitlab.core.device import pick_device
     from vitlab.train.distributed import broadcast, process_group, world_from_environment
     from vitlab.train.events import Interrupted
-    from vitlab.train.loop import fit
 
     require_expected_code()
     import_plugins(config.plugins)
     cell = cell_of(config)
     record = Record(Path(config.output_dir) / identity(cell))
     decision: Outcome | None = None
-    held, refused = False, None
+    held, refused, journal = False, None, Journal(record)
 
     with _other_ranks(config, study, name), _stop_on_signals() as stop, contextlib.ExitStack() as stack:
         world = world_from_environment()
@@ -115,21 +117,29 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
                     decision = "running elsewhere"
                 elif record.state() == "finished":  # by whoever held the lock a moment ago
                     decision = _finished(record)
-                if decision in (None, "already finished"):
-                    try:
+                try:
+                    if decision in (None, "already finished"):
                         require_same_data(record, cell.dataset, config.output_dir)
-                    except ConfigError as error:
-                        decision, refused = "refused", error
+                    if decision is None:
+                        journal.begin(config.study.attempts)
+                except (ConfigError, NoProgressError) as error:
+                    decision, refused = "refused", error
             decision = broadcast(decision)
             if refused is not None:
                 raise refused
             if decision is not None:
                 return decision
             start = start_of(cell, config.output_dir)
-        events = fit(config, cell, record.folder, start=start, stop=stop)
+        events = _fit(config, cell, record, start=start, stop=stop, alone=world.size == 1)
         try:
             if world.is_main:
-                _record_events(events, config, cell, record, study=study, name=name, report=report)
+
+                def noted(event: Event) -> None:
+                    journal.note(event)
+                    report(event)
+
+                with journal.running():
+                    _record_events(events, config, cell, record, study=study, name=name, report=noted)
             else:
                 for _ in events:
                     pass
@@ -138,6 +148,50 @@ def run_cell(config: Config, *, study: str, name: str, report: Report = lambda e
                 record.log(f"{name}: interrupted")
             return "interrupted"
         return "finished"
+
+
+def _fit(
+    config: Config, cell: CellConfig, record: Record, *, start: Path | None, stop: Callable[[], bool], alone: bool
+) -> Events:
+    """`fit`, which goes on from its last checkpoint with half the micro-batch where the device runs out of memory.
+
+    The global batch stays: the rest is accumulated. Of several processes none can know what the others do, so they
+    fail.
+    """
+    import torch
+
+    from vitlab.train.events import Started
+    from vitlab.train.loop import fit
+
+    while True:
+        events, used = fit(config, cell, record.folder, start=start, stop=stop), 0
+        try:
+            while True:
+                try:
+                    event = next(events)
+                except StopIteration as end:
+                    return end.value
+                if isinstance(event, Started):
+                    assert event.derived is not None, "set by fit"
+                    used = event.derived["device_batch"]
+                yield event
+        except torch.cuda.OutOfMemoryError:
+            half = smaller_device_batch(cell, used) if alone else None
+            if half is None:
+                raise
+        line = f"out of memory on the device with device_batch={used}: going on with device_batch={half}"
+        record.log(f"{line}; the batch of {cell.recipe.batch_size} stays")
+        config = dataclasses.replace(config, device_batch=half)
+        del events  # with the model and what it has on the device
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def smaller_device_batch(cell: CellConfig, used: int) -> int | None:
+    """The largest micro-batch of at most half of `used` that divides the batch and respects the mixing groups."""
+    group = cell.augment.mix_group if cell.augment.mixes else 1
+    sizes = [n for n in range(used // 2, 0, -1) if cell.recipe.batch_size % n == 0 and n % group == 0]
+    return sizes[0] if sizes else None
 
 
 @contextlib.contextmanager
@@ -194,6 +248,7 @@ def _record_events(
                 assert event.derived is not None, "set by fit"
                 record.keep_rows(event.epoch)
                 origin |= {"compiled": not event.derived["not_compiled"], "from_step": event.step}
+                origin |= {"device_batch": event.derived["device_batch"]}
                 files = {split: asdict(found) for split, found in survey(cell.dataset).items()}
                 data = record_data(config.output_dir, cell.dataset)
                 about_data = {"id": record.id, "data": data, "files": files, "start": _start(cell, config.output_dir)}
@@ -225,10 +280,21 @@ def _failure_recorded(record: Record, ours: Callable[[], bool] = lambda: True) -
     except Interrupted:
         raise
     except Exception as error:
+        known = _out_of_memory(error) or error
         if ours():
             with contextlib.suppress(UserError):  # a full disk: the message still reaches the user
-                record.fail_by(error)
+                record.fail_by(known)
+        if known is not error:
+            raise known from error
         raise
+
+
+def _out_of_memory(error: Exception) -> UserError | None:
+    """What to do where this machine refuses memory; None for any other error."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        advice = memory_advice("SLURM_JOB_ID" in os.environ)
+        return UserError(f"out of memory on this machine, with a peak of {peak_memory():.1f} GB; {advice}")
+    return None
 
 
 def _write_config(config: Config, cell: CellConfig, record: Record, name: str) -> None:

@@ -25,6 +25,7 @@ from vitlab.core.files import make_folder
 from vitlab.core.plugins import import_plugins
 from vitlab.core.processes import end_with_parent
 from vitlab.data.ring import Given
+from vitlab.study.attempts import describe_attempts, forget, note_end, what_follows, without_progress
 from vitlab.study.cell import run_cell
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.preflight import Named, prove
@@ -57,6 +58,7 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
     config = plan.cells[0].config
     slots, context = plan.capacity.cells, fork_server(config)
     waiting, running, outcomes = list(plan.todo), [], {}
+    begun: set[str] = set()
     failures = {cell.id: _failed_at(plan.record(cell)) if cell.state == "failed" else None for cell in waiting}
     stopping = 0
     with _deferred_interrupt() as interrupted, Sharing(plan, context, view) as sharing, _saving(running):
@@ -79,12 +81,19 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
             for group in sharing.choose(ready, len(free), view.cells):
                 for cell, given in zip(group, sharing.begin(group), strict=True):
                     waiting.remove(cell)
+                    if cell.id not in begun:  # the user asks for it: what was before does not count
+                        forget(plan.record(cell))
+                    begun.add(cell.id)
                     running.append(_begin(cell, plan, context, free.pop(0), given))
                     view.status(cell.id, "running")
             for job in _ended(running, view):
                 running.remove(job)
                 sharing.end(job.cell)
-                outcomes[job.cell.id] = _conclude(job, plan, view)
+                outcome = _conclude(job, plan, view)
+                if outcome == "again" and not stopping:
+                    waiting.insert(0, job.cell)
+                else:
+                    outcomes[job.cell.id] = "interrupted" if outcome == "again" else outcome
             sharing.watch()
     return outcomes
 
@@ -222,7 +231,14 @@ def _conclude(job: _Job, plan: Plan, view: View) -> str:
     elif outcome == "killed":
         ended_by = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
         note = job.stopping or f"{ended_by}{', out of memory?' if ended_by == 'SIGKILL' else ''}"
-        record.fail("Killed", note)
+        note_end(record, note)
+        by_signal = not job.stopping and code is not None and code < 0
+        follows = what_follows(record, job.cell.config.study.attempts) if by_signal else ""
+        if follows:
+            view.status(job.cell.id, "waiting", f"{note}: {follows}")
+            return "again"
+        record.fail("Killed", describe_attempts(without_progress(record)) if by_signal else note)
+        note = record.why_failed()
     elif outcome == "failed":
         if _failed_at(record) is None:  # it could not do so itself: its log's last line says why
             record.fail("Failed", (record.log_tail(1) or [f"exit code {code}"])[0], record.log_traceback())

@@ -17,6 +17,7 @@ from typing import Any
 from vitlab.config import ConfigError, check_run
 from vitlab.core.files import locked, make_folder
 from vitlab.core.integrity import sealed
+from vitlab.study.attempts import FILE as ATTEMPTS
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
 from vitlab.study.provenance import EXPECTED, MANIFEST, ROOT, code_fingerprint
@@ -26,6 +27,9 @@ from vitlab.study.slurm_watch import queue, submitted_jobs, watch
 
 ARRAY_LENGTH = 1000
 """Slurm's default MaxArraySize is 1001."""
+_SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
+KILLED = tuple(code for number in _SIGNALS for code in (int(number), 128 + number))
+"""What srun's exit code is after a signal that no process handles."""
 _ANY_NUMBER = 10**6
 """Of allocations that a cell may take."""
 
@@ -118,7 +122,7 @@ def _submit_array(cells: list[PlannedCell], before: str, plan: Plan, options: Sl
         array_parallelism=options.array_parallelism or len(cells),
         dependency=f"afterok:{before}" if before else None,
         setup=_setup(batch, plan.output_dir.absolute(), options, code),
-        teardown=_TEARDOWN,
+        teardown=_teardown(cells[0].config.study.attempts),
         srun_args=["--output=all", "--kill-on-bad-exit=1"],  # into the log of the cell, which the setup has opened
         stderr_to_stdout=True,
         wckey=None,
@@ -150,7 +154,8 @@ def _setup(batch: Path, output_dir: Path, options: SlurmOptions, code: Path | No
         ]
     return [
         f'read -r cell name < <(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {folder}/names.txt)',
-        f'mkdir -p {records}/"$cell"',
+        f'mkdir -p {records}/"$cell"; attempts={records}/"$cell"/{ATTEMPTS}',
+        '[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || [ ! -e "$attempts" ] || echo \'{"reset": true}\' >>"$attempts"',
         f'exec >>{records}/"$cell"/log.txt 2>&1',
         # the last task of an array has the array's own number as SLURM_JOB_ID, and would speak for all of them
         'job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
@@ -165,15 +170,24 @@ def _setup(batch: Path, output_dir: Path, options: SlurmOptions, code: Path | No
     ]
 
 
-_TEARDOWN = [
-    "code=$?",
-    # saved before its limit, or asked to before Python could listen: the same job goes on in another allocation
-    f'if [ "$code" = {SAVED_AND_CONTINUE} ] || [ "$code" = {128 + signal.SIGUSR2} ]; then',
-    '    scontrol requeue "$job" && sleep 60',
-    "fi",
-    'exit "$code"',
-]
-"""The lines after it."""
+def _teardown(attempts: int) -> list[str]:
+    """The lines after it: what has saved, or was killed, goes on in another allocation of the same job.
+
+    A cell counts its attempts when it begins, and ends as failed; here those are counted that die before they begin.
+    """
+    line = '{"killed": "exit code %s", "at": "%s", "host": "%s", "job": "%s"}'
+    return [
+        "code=$?",
+        'case "$code" in',
+        # saved before its limit, or asked to before Python could listen
+        f'    {SAVED_AND_CONTINUE}|{128 + signal.SIGUSR2}) scontrol requeue "$job" && sleep 60;;',
+        f"    {'|'.join(str(code) for code in KILLED)})",
+        f"""        printf '{line}\\n' "$code" "$(date '+%F %T')" "$(hostname -s)" "$job" >>"$attempts\"""",
+        """        dead=$(tac "$attempts" | sed '/"begun"\\|"reset"/q' | grep -c '"killed"')""",
+        f'        [ "$dead" -lt {max(2, attempts)} ] && scontrol requeue "$job" && sleep 60;;',
+        "esac",
+        'exit "$code"',
+    ]
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitlab.core.integrity import DamagedError, read_mapping
+from vitlab.study.attempts import describe_attempts, without_progress
 from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
@@ -126,6 +127,8 @@ def _conclude(cell: PlannedCell, job: str, plan: Plan, view: View) -> str:
         if state == "missing":
             note += "; it ended before it began"
         if outcome == "killed":
+            ended = without_progress(record)
+            note = f"{note}\n    {describe_attempts(ended)}" if ended else note
             record.fail("Killed", note)
     view.status(cell.id, outcome, note)
     return outcome
