@@ -58,6 +58,15 @@ def test_a_process_runs_the_copy_from_wherever_it_starts(code, monkeypatch):
     assert commit == str(provenance.code_version()["commit"])
 
 
+def test_libraries_stay_where_vitlab_is_installed_among_them(code, monkeypatch):
+    libraries = Path(os.__file__).parent
+    monkeypatch.setattr(snapshot, "_LIBRARIES", (libraries,))
+    monkeypatch.setattr(snapshot, "ROOT", libraries)
+    monkeypatch.setattr(sys, "path", [str(libraries), "/elsewhere"])
+    with snapshot.importing_from(code):
+        assert sys.path == [str(code), str(libraries), "/elsewhere"]
+
+
 def test_other_code_than_the_one_that_was_meant_is_refused(code, monkeypatch):
     monkeypatch.setenv(provenance.EXPECTED, code.name)
     with pytest.raises(UserError, match=f"{code.name}, is gone; nothing was trained on other code"):

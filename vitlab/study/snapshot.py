@@ -172,7 +172,8 @@ def importing_from(code: Path | None) -> Iterator[None]:
     root, main = (code or ROOT).absolute(), vars(sys.modules["__main__"])
     kept = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH", EXPECTED)}
     path, script = sys.path.copy(), main.pop("__file__", None)
-    others = [entry for entry in sys.path if Path(entry).absolute() not in (root, ROOT)]
+    ours = {root, ROOT} - set(_LIBRARIES)  # an installed vitlab lies where torch does
+    others = [entry for entry in sys.path if Path(entry).absolute() not in ours]
     known = [entry for entry in (kept["PYTHONPATH"] or "").split(os.pathsep) if entry and entry != str(root)]
     os.environ |= {"PYTHONPATH": os.pathsep.join([str(root), *known]), "PYTHONSAFEPATH": "1"}
     os.environ |= {EXPECTED: root.name} if code else {}
