@@ -20,7 +20,7 @@ from vitlab.config import ConfigError, find_checkpoint
 from vitlab.core.errors import UserError
 from vitlab.core.integrity import DamagedError
 from vitlab.models.build import build_model
-from vitlab.models.restore import restore
+from vitlab.models.restore import restore, short_name
 from vitlab.models.weights import load_weights, read_checkpoint
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
@@ -316,6 +316,29 @@ def test_declared_sizes_are_checked_before_memory_is_taken(tmp_path, read):
     (tmp_path / "text.npz").write_bytes(b"hello")
     with pytest.raises(ConfigError, match=r"not an \.npz file"):
         read(tmp_path / "text.npz")
+
+
+def test_numbers_of_numpy_and_paths_are_plain_values(tmp_path, read):
+    """What trainers store of the best accuracy and of their folders."""
+    model = vit()
+    more = {
+        "best_acc": np.float64(81.25),
+        "step": np.int64(7),
+        "hyper_parameters": {"folder": Path("/data"), "lr": 0.1},
+    }
+    same(model, read(saved({"state_dict": model.state_dict()} | more, tmp_path / "epoch3.ckpt")))
+    array = {"state_dict": model.state_dict(), "curve": np.zeros(3)}
+    with pytest.raises(ConfigError, match="refused: reading it would call or build numpy"):
+        read(saved(array, tmp_path / "array.ckpt"))
+
+
+def test_what_a_folder_of_the_hub_is_called(tmp_path):
+    for place, called in {
+        "hub/models--timm--vit_x.y/snapshots/0a1b/model.safetensors": "timm_vit_x.y",
+        "google-vit/model.safetensors.index.json": "google-vit",
+        "mine/last.pt": "last",
+    }.items():
+        assert short_name(tmp_path / place) == called
 
 
 def test_a_storage_that_is_shorter_than_declared(tmp_path):

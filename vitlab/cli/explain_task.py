@@ -70,12 +70,14 @@ def run_explain(config: Config) -> list[str]:
         *lines,
         *(f"wrote {name}" for name in figures),
         f"and {rest} more there: pdf, raw maps (.npy), tables",
-        *_next(options.kind),
+        *_next(options.kind, all(subject.restored.num_classes for subject in subjects)),
     ]
 
 
-def _next(kind: str) -> list[str]:
+def _next(kind: str, classifies: bool) -> list[str]:
     """Suggest the next command."""
+    if not classifies:
+        return ["next: explain=rollout"] if kind == "position" else []
     following = {
         "position": "explain=rollout, or explain=relevance for a class of your choice",
         "rollout": "explain=relevance explain.top_k=3, or explain.compare=true for all methods",

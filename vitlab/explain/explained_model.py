@@ -106,7 +106,7 @@ def _name_of(file: Path) -> str:
         if not misfit(content, {"name": str, "id": str}):
             assert content is not None, "else it would not fit"
             return f"{content['name']} ({content['id']})"
-    return f"{file.parent.name}/{file.stem}" if file.stem in ("last", "best", "checkpoint") else file.stem
+    return f"{file.parent.name}/{file.stem}" if file.stem in ("last", "best", "checkpoint") else short_name(file)
 
 
 _WORDNET = re.compile(r"n\d{8}")

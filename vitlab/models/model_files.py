@@ -1,15 +1,18 @@
 """Opening the files that weights lie in: PyTorch's, safetensors (whole or in shards), NumPy's .npz of Google's JAX.
 
-Nothing in a file is executed: PyTorch's reader builds tensors, plain containers and the `argparse.Namespace` of DeiT's
-arguments, and nothing else. The sizes that a file declares are compared with the file's own before memory is taken.
+Nothing in a file is executed: PyTorch's reader builds tensors, plain containers, NumPy's numbers, paths and the
+`argparse.Namespace` of DeiT's arguments, and nothing else. The sizes that a file declares are compared with the file's
+own before memory is taken.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import json
 import math
+import pathlib
 import pickle
 import re
 import warnings
@@ -29,6 +32,13 @@ from vitlab.core.integrity import DamagedError, is_archive, require_whole_archiv
 _MOST_UNPACKED = 64
 """No file of weights unpacks to more than so many times its size; random numbers hardly compress."""
 _MOST_SHARDS = 10_000
+_SCALAR: Any = getattr(np, "_core", None) or getattr(np, "core")  # noqa: B009 (NumPy 1 has no _core)
+_PLAIN: list[Any] = [
+    argparse.Namespace, pathlib.PosixPath, codecs.encode, np.dtype, _SCALAR.multiarray.scalar,
+    (_SCALAR.multiarray.scalar, "numpy.core.multiarray.scalar"), (codecs.encode, "_codecs.encode"),
+    *{type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")},
+]  # fmt: skip
+"""What may be built beside tensors and plain containers: DeiT's arguments, paths, and NumPy's numbers (`best_acc`)."""
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -154,7 +164,7 @@ def _read_torch(path: Path) -> Any:
             pass
         require_whole_archive(path, remedy_of(path))
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickle protocols: what cannot be read is refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

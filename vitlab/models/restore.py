@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitlab.config import Config, ConfigError, DatasetConfig, ModelConfig, choice, find_checkpoint, options
 from vitlab.core.errors import UserError
+from vitlab.core.hub import WEIGHTS
 from vitlab.core.integrity import DamagedError, read_mapping
 from vitlab.models.build import build_model
 from vitlab.models.formats import what_was_found
@@ -197,5 +198,12 @@ def centred(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def short_name(path: Path) -> str:
-    """What to call a checkpoint in a file's name: the cell's identity and the file, or the file alone."""
-    return f"{path.parent.name}_{path.stem}" if (path.parent / "config.yaml").exists() else path.stem
+    """What to call a checkpoint in a file's name: the cell's identity and the file, or the file alone; where all such
+    files have one name, their folder's, or the model's on the hub."""
+    if (path.parent / "config.yaml").exists():
+        return f"{path.parent.name}_{path.stem}"
+    if path.name not in WEIGHTS:
+        return path.stem
+    if path.parent.parent.name == "snapshots":  # huggingface_hub's cache
+        return path.parents[2].name.removeprefix("models--").replace("--", "_")
+    return path.absolute().parent.name
