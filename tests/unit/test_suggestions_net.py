@@ -68,6 +68,7 @@ LISTED = {
     "which no cell has; choose another": "NAME: one of the tables that the user has",
     "no cell of the study is a row of": "tells which table it is about",
     "no log.txt in": "FILE_OR_FOLDER",
+    "several studies are running or queued": "NAME: one of the studies that it lists",
     "{each} on a device, need {places} devices": "typed, on a CPU, in test_capacity.py",
     "filters W&B's server applies": "NAME: the user's entity at W&B",
     "for instance margin=0.5": "test_the_suggestions_for_tables_are_accepted",
