@@ -130,7 +130,6 @@ LISTED = {
     "by the same command and study.part=pretraining": "test_values_that_messages_name_are_accepted",
     "have changed since it was begun": "the identity of the user's cell",
     "means other images in": "test_values_that_messages_name_are_accepted",
-    "processes cannot use {": "tells which option it is about",
     "not of vitlab, or damaged": "the path of the user's file",
     "samples do not fit on the device": "test_values_that_messages_name_are_accepted",
     "was asked for and this machine has none": "test_values_that_messages_name_are_accepted",
