@@ -1,10 +1,12 @@
-"""ViT-Ti/16 at 224 pixels on one GPU, beside timm's train.py: end to end from JPEGs and from a pack; the step alone.
+"""ViT-Ti/16 at 224 pixels on one GPU: the step alone, cells that share the GPU and a loader, and end to end from JPEGs
+and from a pack, beside timm's train.py.
 
-python -m benchmarks.bench_gpu --timm PATH/train.py [--tree FOLDER] [--images 20000] [--epochs 4] [--workers 16]
+python -m benchmarks.bench_gpu --all [--timm PATH/train.py] [--tree FOLDER] [--images 16000] [--epochs 3] [--workers 16]
 
-timm's train.py is not in its wheel: take it from timm's repository. Every row is measured in this one run; figures
-are images per second over whole epochs, the first left out (compilation, warming caches). `--device cpu --batch 8
---images 16 --epochs 2` shows that all of it runs, on any machine; its figures mean nothing.
+timm's train.py is not in its wheel: take it from timm's repository. Every row is measured in this one run and printed
+at once; figures are images per second over whole epochs, the first left out (compilation, warming caches). `--all
+--device cpu --batch 8 --images 64 --epochs 2 --workers 1` shows that all of it runs, on any machine; its figures mean
+nothing.
 """
 
 from __future__ import annotations
@@ -35,10 +37,11 @@ PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, NVIDIA's 
 class Size:
     """How much is measured, on what."""
 
+    all: bool = False
     timm: Path | None = None
     tree: Path = Path(tempfile.gettempdir()) / "vitlab_bench_tree"
-    images: int = 20_000
-    epochs: int = 4
+    images: int = 16_000
+    epochs: int = 3
     workers: int = os.cpu_count() or 1
     batch: int = 1024
     device: str = "cuda"
@@ -61,6 +64,44 @@ def ours(augment: str, size: Size, *extra: str) -> float:
             raise RuntimeError(output[-3000:] + logs)
         rates = [json.loads(line)["images_per_second"] for line in files[0].read_text(encoding="utf-8").splitlines()]
         return float(np.median(rates[1:]))
+
+
+def cells_together(words: list[str], cells: int, size: Size) -> float:
+    """Images per second of a study of so many cells, all at once on the device: the sum of their rates."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            str(ROOT / "run.py"), "-m", *words, f"recipe.epochs={size.epochs}", "recipe.warmup_epochs=0",
+            f"recipe.eval_every={size.epochs}", f"workers={size.workers}", f"device={size.device}",
+            f"study.cells_per_device={cells}", "wandb.mode=disabled", f"output_dir={folder}",
+        ]  # fmt: skip
+        _, output = run_command(command, Path(folder))
+        rates = []
+        for file in Path(folder).glob("c*/metrics.jsonl"):
+            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            rates.append(float(np.median([line["images_per_second"] for line in lines[1:]])))
+        if len(rates) != cells:
+            raise RuntimeError(output[-3000:])
+        return sum(rates)
+
+
+def sharing(size: Size) -> Iterator[Row]:
+    """Cells that share the device, beside one at a time."""
+    unit = f"images/s of the study, {torch.cuda.get_device_name() if size.device == 'cuda' else 'CPU'}"
+    make_tree(size.tree, train=size.images, val=max(size.images // 20, 4), classes=min(100, size.images // 4))
+    words = [
+        "dataset=folder", f"dataset.root={size.tree}", "model=vit_tiny_16_224", "recipe=deit", "recipe.ema_decay=0",
+        f"recipe.batch_size={size.batch}", "recipe.repeated_augmentation=1",
+    ]  # fmt: skip
+    together = cells_together(["augment=none,randaug,erase,jitter", *words], 4, size)
+    alone = cells_together(["augment=none", *words], 1, size)
+    yield Row(
+        "ViT-Ti/16 from JPEG, 4 cells of one seed beside one at a time", together, alone, unit, together / alone, 3
+    )
+    small = ["dataset=fashion_mnist", "model=vit_tiny_28", "recipe=quick"]
+    small += [] if size.device == "cuda" else ["dataset.train_per_class=64"]
+    together = cells_together(["augment=none", "seed=0,1,2,3,4,5,6,7", *small], 8, size)
+    alone = cells_together(["augment=none", "seed=0", *small], 1, size)
+    yield Row("vit_tiny_28 on Fashion-MNIST, 8 cells beside one at a time", together, alone, unit, together / alone, 3)
 
 
 def pack(size: Size, folder: Path) -> None:
@@ -159,7 +200,20 @@ def rows(size: Size) -> Iterator[Row]:
         synthetic, peer = step_alone(), timm_step_alone()
         peak = next((v for k, v in PEAK.items() if k in unit), None)
         mfu = f", MFU {100 * synthetic['none'] * FLOPS_PER_IMAGE / peak:.0f} %" if peak else ""
-        yield Row(f"step alone, none{mfu}", synthetic["none"], peer, unit, synthetic["none"] / peer, 1.0)
+        yield Row(f"step alone, none{mfu}", synthetic["none"], peer, unit, synthetic["none"] / peer, 1.1)
+        for name, before, target in (("none", 16_998, 20_000), ("deit", 13_926, 19_000)):
+            rate = synthetic[name]
+            yield Row(
+                f"step alone, {name}, beside ours of 2026-11-24", rate, before, unit, rate / before, target / before
+            )
+    if size.all:
+        yield from sharing(size)
+        with tempfile.TemporaryDirectory() as folder:
+            pack(size, Path(folder) / "pack")
+            mine = ours("none", size, f"dataset.pack={folder}/pack")
+            step = synthetic.get("none") or ours("none", size)
+            beside = "our step alone" if synthetic else "the same from JPEG"
+            yield Row(f"pack, none, beside {beside}", mine, step, unit, mine / step, 0.9)
     if size.timm is None:
         return
     make_tree(size.tree, train=size.images, val=max(size.images // 20, 4), classes=min(100, size.images // 4))
@@ -181,7 +235,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(Size):
         kind = {"timm": Path, "tree": Path, "device": str}.get(field.name, int)
-        parser.add_argument(f"--{field.name}", type=kind, default=field.default)
+        how = {"action": "store_true"} if field.name == "all" else {"type": kind, "default": field.default}
+        parser.add_argument(f"--{field.name}", **how)
     size = Size(**vars(parser.parse_args()))
     if size.timm:
         size = dataclasses.replace(size, timm=size.timm.resolve())

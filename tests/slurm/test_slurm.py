@@ -347,3 +347,46 @@ def test_code_that_changed_since_submission_is_noted(lab):
     assert code == 0 and "code changed since it was submitted" in output, output
     (cell,) = lab.cells()
     assert origin(cell)["code_changed_since_submission"] is True
+
+
+def test_a_job_of_three_cells_one_of_which_fails_and_all_over_the_limit(lab):
+    """The job saves and is begun again with what is left, until all is done; the figures are those of cells alone."""
+    cells = ["augment=none", "augment=erase", "augment=none recipe.lr=1e38"]
+    words = ["recipe.epochs=20", "hydra.launcher.cells_per_job=3", "hydra.launcher.cpus_per_task=2"]
+    process = lab.start(f"study.cells={json.dumps(cells)}", *words)
+    lab.until(lambda: len([c for c in lab.cells() if len(rows(c)) >= 3]) == 2)
+    (job,) = set(lab.jobs().values())
+    for _ in range(2):
+        begun = {cell: len(rows(cell)) for cell in lab.cells()}
+        lab.cluster.ask("scancel", "--signal=USR2", job)
+        lab.until(lambda begun=begun: all(len(rows(c)) > n + 2 for c, n in begun.items() if n), 120)
+    code, output = lab.end(process)
+    assert code == 1 and "Slurm has 3 cells in 1 array of 1 jobs" in output, output
+    assert "the loss is not finite" in output and "1 of 3 cells did not finish" in output
+    done = [cell for cell in lab.cells() if (cell / "result.json").exists()]
+    assert len(done) == 2 and lab.sacct(job) == "FAILED|1:0"
+    for cell in done:
+        assert [row["epoch"] for row in rows(cell)] == list(range(1, 21))
+        assert origin(cell)["slurm"]["restarts"] == 2 and origin(cell)["slurm"]["job"] == job
+    for augment in ("none", "erase"):
+        (cell,) = [c for c in done if f"augment: {augment}" in (c / "config.yaml").read_text(encoding="utf-8")]
+        (lab.folder / augment).mkdir()
+        assert undisturbed(lab.folder / augment, f"augment={augment}", "recipe.epochs=20") == rows(cell)
+
+
+def test_a_preempted_job_of_several_cells_goes_on(lab):
+    words = ["augment=none,erase", "seed=0,1", "recipe.epochs=40", "hydra.launcher.cells_per_job=2"]
+    process = lab.start(*words, "hydra.launcher.cpus_per_task=4")
+    lab.until(lambda: any(len(rows(c)) >= 3 for c in lab.cells()))
+    lab.cluster.ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 5")
+    code, output = lab.end(process)
+    assert code == 0 and "Slurm has 4 cells in 1 array of 2 jobs" in output, output
+    assert len(lab.cells()) == 4 and all([r["epoch"] for r in rows(c)] == list(range(1, 41)) for c in lab.cells())
+    assert max(origin(c)["slurm"]["restarts"] for c in lab.cells()) >= 1
+
+
+def test_cells_of_a_job_have_one_device(lab):
+    code, output = lab.run("recipe.epochs=1", "hydra.launcher.cells_per_job=2", "hydra.launcher.gpus_per_node=2")
+    assert (
+        code != 0 and "hydra.launcher.cells_per_job: 2 cells share one device, and each job has 2 processes" in output
+    )

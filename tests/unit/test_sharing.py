@@ -1,6 +1,5 @@
 """Cells that start together and what they share: which they are, who replaces whom, what the view shows."""
 
-import contextlib
 import io
 import json
 import os
@@ -213,7 +212,7 @@ def test_studies_shared_alone_and_under_fire_have_the_same_figures(pictures, tmp
     root = Path(__file__).parents[2]
     words = [
         sys.executable, str(root / "run.py"), "-m", "augment=none,mixup,erase", "dataset=folder",
-        f"dataset.root={pictures}", "model=vit_micro", "model.image_size=32", "recipe.epochs=30",
+        f"dataset.root={pictures}", "model=vit_micro", "model.image_size=32", "recipe.epochs=60",
         "recipe.warmup_epochs=0", "recipe.batch_size=16", "recipe.repeated_augmentation=2", "wandb.mode=disabled",
         "workers=2", "study.keep_evaluation=true", "augment.mix_group=4",
     ]  # fmt: skip
@@ -229,21 +228,25 @@ def test_studies_shared_alone_and_under_fire_have_the_same_figures(pictures, tmp
     assert start("output_dir=alone2", *two, "study.cells_at_once=1", "study.share_loader=false").wait(600) == 0
     assert start("output_dir=shared2", *two, "study.cells_per_device=3").wait(600) == 0
     assert "one loader" in (tmp_path / "log").read_text(encoding="utf-8")
-    rng, killed = random.Random(0), []
-    for round_ in range(6):
-        process = start("output_dir=fire", "study.cells_per_device=3", "study.retry_failed=true")
-        time.sleep(rng.uniform(8, 14))
-        children = [process.pid] if round_ == 4 else descendants(process.pid)
-        for victim in rng.sample(children, min(2, len(children))):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
-                killed.append(victim)
-        if process.wait(600) == 0:
-            break
-        time.sleep(2 if round_ == 4 else 0)  # cells whose controller was killed save
-    else:
-        assert start("output_dir=fire", "study.cells_per_device=3", "study.retry_failed=true").wait(600) == 0
-    assert killed
+    rng = random.Random(0)
+    fire = ("output_dir=fire", "study.cells_per_device=3", "study.retry_failed=true")
+    for victim in ("helper", "reader", "controller", "reader", "cell"):
+        process, before_round, end = start(*fire), rows_in(tmp_path / "fire"), time.monotonic() + 120
+        while rows_in(tmp_path / "fire") == before_round and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 0.5))
+        assert process.poll() is None, "the study was over before anything was killed"
+        os.kill(victim_of(process.pid, victim, tmp_path / "fire"), signal.SIGKILL)
+        if victim in ("helper", "reader"):  # nobody notices but the log
+            time.sleep(3)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(600) == 130
+        else:
+            assert process.wait(600) == (0 if victim == "cell" else -signal.SIGKILL)  # a killed cell is tried again
+            time.sleep(5 if victim == "controller" else 0)  # cells whose controller was killed save
+    assert start(*fire).wait(600) == 0
+    said = (tmp_path / "log").read_text(encoding="utf-8")
+    assert said.count("(SIGKILL, fire/loader.log); another takes its place") == 2
     alone = figures(tmp_path / "alone")
     assert len(alone) == 3 and figures(tmp_path / "fire") == alone
     assert len(alone) == len(figures(tmp_path / "alone2")) == 3
@@ -251,15 +254,22 @@ def test_studies_shared_alone_and_under_fire_have_the_same_figures(pictures, tmp
     assert left_in_memory(before) == set()
 
 
-def descendants(pid, depth=0):
-    """The processes below a controller, but its fork server and its tracker, which are its own children."""
+def victim_of(controller, kind, folder):
+    """A process of a study that runs: the controller, a cell, the reading process or a helper of that."""
     from pathlib import Path
 
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text(encoding="utf-8").split()):
-            found += [child] * (depth > 0) + descendants(child, depth + 1)
-    return found
+    def children(pid):
+        tasks = Path(f"/proc/{pid}/task").glob("*/children")
+        return [int(child) for task in tasks for child in task.read_text(encoding="utf-8").split()]
+
+    cells = [json.loads(file.read_text(encoding="utf-8"))["pid"] for file in folder.glob("c*/lock")]
+    started = [child for server in children(controller) for child in children(server)]
+    (reader,) = (child for child in started if child not in cells)
+    return {"controller": controller, "cell": cells[0], "reader": reader, "helper": children(reader)[0]}[kind]
+
+
+def rows_in(folder):
+    return sum(len(file.read_bytes().splitlines()) for file in folder.glob("*/metrics.jsonl"))
 
 
 def left_in_memory(before, seconds=60):
@@ -271,3 +281,20 @@ def left_in_memory(before, seconds=60):
         time.sleep(0.5)
         left &= {*os.listdir("/dev/shm")}
     return left
+
+
+def test_jobs_of_several_cells_hold_those_that_see_the_same_crops(planned):
+    from vitlab.study.launch_slurm import _job_of, _line_of, _together
+    from vitlab.study.slurm_group import GroupJob
+    from vitlab.study.slurm_job import CellJob
+
+    plan = planned(*SIX)
+    names = [[c.name for c in cells] for cells in _together(list(plan.todo), 2)]
+    assert names == [["none/s0", "mixup/s0"], ["erase/s0", "none/s1"], ["mixup/s1", "erase/s1"]]
+    assert [len(cells) for cells in _together(list(plan.todo), 1)] == [1] * 6
+    job = _job_of(list(plan.todo[:3]), plan, "code")
+    assert isinstance(job, GroupJob) and isinstance(_job_of([plan.todo[0]], plan, "code"), CellJob)
+    assert {c.config.study.cells_per_device for c in job.cells} == {3} and all(c.selected for c in job.cells)
+    assert [c.config.cell for c in job.cells] == [c.config.cell for c in plan.todo[:3]]
+    line = _line_of(list(plan.todo[:3]), plan.output_dir / "slurm" / "s-1", 7, plan)
+    assert line == "slurm/s-1/job-7 s/none/s0+2\n"

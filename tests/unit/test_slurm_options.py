@@ -137,3 +137,12 @@ def test_exit_codes(outcome, signals, code):
 )
 def test_what_slurm_says_of_a_job(said, ended, shown):
     assert (was_ended(said), explained(said)) == (ended, shown)
+
+
+def test_cells_of_a_job_share_one_device():
+    assert SlurmOptions(cells_per_job=4, gpus_per_node=1).tasks == 1
+    for wrong in ({"gpus_per_node": 2}, {"nodes": 2}, {"tasks_per_node": 3}):
+        with pytest.raises(ConfigError, match=r"cells_per_job: 4 cells share one device, and each job has [23] proc"):
+            SlurmOptions(cells_per_job=4, **wrong)
+    with pytest.raises(ConfigError, match=r"cells_per_job: got 0"):
+        SlurmOptions(cells_per_job=0)

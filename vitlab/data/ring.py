@@ -159,6 +159,7 @@ class Ring:
         """
         row, place = self.members[member], chunk % self.window
         began = seen = time.monotonic()
+        pause = 0.001
         while True:
             if row[STATE] != JOINED:
                 return None
@@ -172,7 +173,8 @@ class Ring:
             if now - seen > gone or now - began > hung or self.facts[IMAGES] < 0:
                 self.leave(member)
                 return None
-            time.sleep(0.0005 if now - began < 0.02 else 0.004)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
 
     def holds(self, member: int, place: int, chunk: int) -> bool:
         """Whether what was copied from `place` was the chunk: a member that was set apart meanwhile cannot know."""

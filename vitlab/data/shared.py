@@ -150,7 +150,7 @@ def read_for_all(ring: Ring, plugins: tuple[str, ...], workers: int) -> None:
 
     It decodes with `workers` processes of its own, or, with fewer than two, by itself.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the cells save, and read while they do
     end_with_parent(signal.SIGKILL)
     ring.serve_as(0)

@@ -290,7 +290,7 @@ def _saving(running: list[_Job]) -> Any:
 
 @contextlib.contextmanager
 def _deferred_interrupt() -> Any:
-    """Inside, Ctrl-C and SIGTERM are only counted; what is yielded tells how often the user has asked to stop."""
+    """Inside, Ctrl-C, SIGTERM and Slurm's SIGUSR2 are only counted; what is yielded tells how often one came."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
@@ -300,7 +300,7 @@ def _deferred_interrupt() -> Any:
         if not asked or number == signal.SIGINT:
             asked.append(number)
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
     try:
         yield lambda: len(asked)
     finally:

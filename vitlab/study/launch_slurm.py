@@ -21,6 +21,8 @@ from vitlab.study.attempts import FILE as ATTEMPTS
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
 from vitlab.study.provenance import EXPECTED, MANIFEST, ROOT, code_fingerprint
+from vitlab.study.sharing import groups_of
+from vitlab.study.slurm_group import GroupJob, for_the_node
 from vitlab.study.slurm_job import NO_CODE, SAVED_AND_CONTINUE, CellJob
 from vitlab.study.slurm_options import SlurmOptions
 from vitlab.study.slurm_watch import queue, submitted_jobs, watch
@@ -67,7 +69,8 @@ def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str
     arrays = sorted({job.partition("_")[0] for job in jobs.values()}, key=int)
     if jobs:
         noun = "array" if len(arrays) == 1 else "arrays"
-        view.say(f"Slurm has {len(jobs)} cells in {len(arrays)} {noun}: {' '.join(arrays)}")
+        of_jobs = f" of {count} jobs" if (count := len(set(jobs.values()))) < len(jobs) else ""
+        view.say(f"Slurm has {len(jobs)} cells in {len(arrays)} {noun}{of_jobs}: {' '.join(arrays)}")
     watched = [cell for cell in cells if cell.id in jobs]
     if plan.cells[0].config.study.detach:
         return outcomes | dict.fromkeys(jobs, "submitted")
@@ -98,12 +101,37 @@ def _submit(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, options:
         groups.setdefault((jobs.get(cell.needs or "", ""), plan.code_of(cell)), []).append(cell)
     submitted = {}
     for (before, _), group in groups.items():
-        for start in range(0, len(group), ARRAY_LENGTH):
-            submitted |= _submit_array(group[start : start + ARRAY_LENGTH], before, plan, options)
+        together = _together(group, options.cells_per_job)
+        for start in range(0, len(together), ARRAY_LENGTH):
+            submitted |= _submit_array(together[start : start + ARRAY_LENGTH], before, plan, options)
     return submitted
 
 
-def _submit_array(cells: list[PlannedCell], before: str, plan: Plan, options: SlurmOptions) -> dict[str, str]:
+def _together(cells: list[PlannedCell], most: int) -> list[list[PlannedCell]]:
+    """The cells of each job: those that see the same crops side by side. A pre-training, whose job others wait for, has
+    a job of its own."""
+    alone = [cell for cell in cells if cell.stage == 0 or most == 1]
+    sharing = [cell for group in groups_of(cells) for cell in group]
+    rest = sorted((c for c in cells if c not in alone), key=lambda c: sharing.index(c) if c in sharing else len(cells))
+    return [[cell] for cell in alone] + [rest[at : at + most] for at in range(0, len(rest), most)]
+
+
+def _job_of(cells: list[PlannedCell], plan: Plan, code: str) -> CellJob | GroupJob:
+    first = cells[0]
+    if len(cells) == 1:
+        return CellJob(first.config, first.name, plan.study, code)
+    return GroupJob(for_the_node(cells), plan.study, plan.output_dir, code)
+
+
+def _line_of(cells: list[PlannedCell], batch: Path, number: int, plan: Plan) -> str:
+    """The folder of a job's log, below that of the records, and the job's name."""
+    if len(cells) == 1:
+        return f"{cells[0].id} {plan.study}/{cells[0].name}\n"
+    return f"slurm/{batch.name}/job-{number} {plan.study}/{cells[0].name}+{len(cells) - 1}\n"
+
+
+def _submit_array(groups: list[list[PlannedCell]], before: str, plan: Plan, options: SlurmOptions) -> dict[str, str]:
+    """An array with a job for each of the groups of cells; returns identity → job."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
@@ -112,17 +140,18 @@ def _submit_array(cells: list[PlannedCell], before: str, plan: Plan, options: Sl
     while (batch := folder / f"{plan.study}-{time.strftime('%Y%m%d-%H%M%S')}-{number}").exists():
         number += 1
     batch.mkdir(parents=True)
-    (batch / "names.txt").write_text("".join(f"{c.id} {plan.study}/{c.name}\n" for c in cells), encoding="utf-8")
-    if (code := plan.code_of(cells[0])) is not None:
+    lines = [_line_of(cells, batch, number, plan) for number, cells in enumerate(groups)]
+    (batch / "names.txt").write_text("".join(lines), encoding="utf-8")
+    if (code := plan.code_of(groups[0][0])) is not None:
         (batch / "code").write_text(code.name, encoding="utf-8")
     executor = SlurmExecutor(batch, max_num_timeout=_ANY_NUMBER)
     executor.update_parameters(
         **options.parameters(),
-        job_name=f"{plan.study}/{cells[0].name}" if len(cells) == 1 else plan.study,
-        array_parallelism=options.array_parallelism or len(cells),
+        job_name=f"{plan.study}/{groups[0][0].name}" if len(groups) == 1 else plan.study,
+        array_parallelism=options.array_parallelism or len(groups),
         dependency=f"afterok:{before}" if before else None,
         setup=_setup(batch, plan.output_dir.absolute(), options, code),
-        teardown=_teardown(cells[0].config.study.attempts),
+        teardown=_teardown(groups[0][0].config.study.attempts),
         srun_args=["--output=all", "--kill-on-bad-exit=1"],  # into the log of the cell, which the setup has opened
         stderr_to_stdout=True,
         wckey=None,
@@ -130,10 +159,10 @@ def _submit_array(cells: list[PlannedCell], before: str, plan: Plan, options: Sl
     submitted_code = code_fingerprint(code or ROOT)
     try:
         with _outside_any_job(), contextlib.redirect_stderr(None), executor.batch():
-            submitted = [executor.submit(CellJob(c.config, c.name, plan.study, submitted_code)) for c in cells]
+            submitted = [executor.submit(_job_of(cells, plan, submitted_code)) for cells in groups]
     except FailedJobError as error:
         raise ConfigError("hydra.launcher", str(error).strip().replace("sbatch: error: ", "")) from None
-    jobs = {cell.id: job.job_id for cell, job in zip(cells, submitted, strict=True)}
+    jobs = {cell.id: job.job_id for cells, job in zip(groups, submitted, strict=True) for cell in cells}
     (batch / "jobs.json").write_text(json.dumps(sealed(jobs)), encoding="utf-8")
     return jobs
 

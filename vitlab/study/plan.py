@@ -90,15 +90,9 @@ class Plan:
     @functools.cached_property
     def capacity(self) -> Capacity:
         """How many cells train at once on this machine, asked once: GPUs may become busy."""
-        return capacity(self.cells[0].config, self._number)
+        from vitlab.study.sharing import best_number
 
-    def _number(self) -> int:
-        """What `study.cells_per_device=auto` is, by a trial of the first cell to train."""
-        from vitlab.study.sharing import groups_of
-
-        if not self.todo or not self.trains_here:
-            return 1
-        return self.trial.best(max(map(len, groups_of(self.todo)), default=1), len(self.todo))
+        return capacity(self.cells[0].config, lambda: best_number(self))
 
     @functools.cached_property
     def trial(self) -> Trial:

@@ -12,5 +12,6 @@ for known_from_here_on in (code_fingerprint, code_patch, code_version):  # the c
 # A signal to the whole process group (a terminal's, a batch system's) must reach the cells, which save, but leave the
 # server alive: it is the one that tells the controller how they ended.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 __all__ = ["cell", "fit"]

@@ -59,6 +59,13 @@ def groups_of(cells: Sequence[PlannedCell]) -> list[list[PlannedCell]]:
     return [group for group in found.values() if len(group) > 1]
 
 
+def best_number(plan: Plan) -> int:
+    """What `study.cells_per_device=auto` is here: what a trial of the first cell to train finds."""
+    if not plan.todo or not plan.trains_here:
+        return 1
+    return plan.trial.best(max(map(len, groups_of(plan.todo)), default=1), len(plan.todo))
+
+
 def window_of(cells: Sequence[PlannedCell]) -> tuple[int, int]:
     """Samples of an epoch that a group reads, and the chunks of its window."""
     contents = [cell_of(cell.config) for cell in cells]

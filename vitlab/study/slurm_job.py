@@ -54,7 +54,7 @@ class CellJob:
         from vitlab.core.terminal import prepare_output
 
         prepare_output()
-        signals = _note_signals()
+        signals = note_signals()
         is_main = _join_ranks() == 0
         from vitlab.study.cell import cell_of, identity, run_cell
         from vitlab.study.provenance import code_fingerprint
@@ -68,15 +68,12 @@ class CellJob:
             if changed:
                 print("vitlab: the code has changed since this cell was submitted", flush=True)
             if restarts:
-                _wait_for_predecessor(record, signals)
+                wait_for_predecessor(record, signals)
 
         def report(event: Event) -> None:
-            if isinstance(event, Started):
-                origin = record.read("provenance.json") or {}
-                about = {"job": _job(), "restarts": restarts, "devices": int(os.environ["WORLD_SIZE"])}
-                record.write("provenance.json", origin | {"slurm": about, "code_changed_since_submission": changed})
-                if early := signals():  # came before the cell could listen
-                    signal.raise_signal(max(early))
+            about_job(record, event, restarts, changed)
+            if isinstance(event, Started) and (early := signals()):  # came before the cell could listen
+                signal.raise_signal(max(early))
 
         try:
             outcome = run_cell(self.config, study=self.study, name=self.name, report=report)
@@ -88,7 +85,7 @@ class CellJob:
             print(f"{self.name}: {outcome}", flush=True)
             if code := exit_code(outcome, signals()):
                 if code == SAVED_AND_CONTINUE:
-                    _requeue()
+                    requeue()
                 raise SystemExit(code)
         return outcome
 
@@ -99,6 +96,16 @@ class CellJob:
         return DelayedSubmission(self)
 
 
+def about_job(record: Record, event: Event, restarts: int, changed: bool) -> None:
+    """Note in a cell's record, once it has started, in which job and allocation it runs, and on which code."""
+    from vitlab.train.events import Started
+
+    if isinstance(event, Started):
+        origin = record.read("provenance.json") or {}
+        about = {"job": _job(), "restarts": restarts, "devices": int(os.environ.get("WORLD_SIZE", "1"))}
+        record.write("provenance.json", origin | {"slurm": about, "code_changed_since_submission": changed})
+
+
 def exit_code(outcome: str, signals: set[int]) -> int:
     """What rank 0 ends with after `outcome`, where `signals` asked for an end."""
     if outcome == "interrupted":
@@ -106,7 +113,7 @@ def exit_code(outcome: str, signals: set[int]) -> int:
     return ELSEWHERE if outcome in ("running elsewhere", "damaged") else 0
 
 
-def _requeue() -> None:
+def requeue() -> None:
     """Have Slurm end every rank of this job and begin it again.
 
     Asked from here, since srun's exit code is another one where it has to end ranks that are slower than rank 0. Where
@@ -117,7 +124,7 @@ def _requeue() -> None:
         time.sleep(REQUEUE_SECONDS)
 
 
-def _wait_for_predecessor(record: Record, signals: Callable[[], set[int]]) -> None:
+def wait_for_predecessor(record: Record, signals: Callable[[], set[int]]) -> None:
     deadline = time.monotonic() + WAIT_FOR_PREDECESSOR
     while record.is_locked() and not signals() and time.monotonic() < deadline:
         time.sleep(1)
@@ -162,7 +169,7 @@ def _job() -> str:
     return JobEnvironment().job_id
 
 
-def _note_signals() -> Callable[[], set[int]]:
+def note_signals() -> Callable[[], set[int]]:
     """Remember every signal that asks for an end, whoever handles it; returns a function that tells which came."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

@@ -54,6 +54,7 @@ class SlurmOptions:
     timeout_min: int = 1440
     signal_delay_s: int = 120
     array_parallelism: int | None = None
+    cells_per_job: int = 1
     setup: Sequence[str] = ()
     additional_parameters: Mapping[str, Any] = field(default_factory=dict)
     poll_seconds: float = 5
@@ -75,7 +76,8 @@ class SlurmOptions:
         return cls(**{key: value for key, value in given.items() if key not in _SET_HERE})
 
     def __post_init__(self) -> None:
-        for key in ("nodes", "timeout_min", "signal_delay_s", "tasks_per_node", "array_parallelism", "cpus_per_task"):
+        numbers = ("nodes", "timeout_min", "signal_delay_s", "tasks_per_node", "array_parallelism", "cpus_per_task")
+        for key in (*numbers, "cells_per_job"):
             value = getattr(self, key)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"hydra.launcher.{key}", f"got {value!r}, expected an integer of at least 1")
@@ -96,6 +98,12 @@ class SlurmOptions:
                 f"{self.tasks_per_node} processes cannot use {'gres' if self._gres_gpus else 'gpus_per_node'}="
                 f"{self.gres if self._gres_gpus else self.gpus_per_node}, one each; "
                 "leave tasks_per_node out, or make the two equal",
+            )
+        if self.cells_per_job > 1 and self.tasks * self.nodes > 1:
+            raise ConfigError(
+                "hydra.launcher.cells_per_job",
+                f"{self.cells_per_job} cells share one device, and each job has {self.tasks * self.nodes} processes "
+                "(tasks_per_node, or gpus_per_node, times nodes); give it one GPU, or one cell",
             )
         if self.signal_delay_s >= 60 * self.timeout_min:
             raise ConfigError(

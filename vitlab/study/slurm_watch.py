@@ -85,7 +85,8 @@ def watch(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, view: View
                 view.status(cell.id, "waiting", "saved; waits for its next allocation")
             _show_rows(cell, plan, view, shown, running=state is None or state == "RUNNING")
             absent[cell.id] = absent.get(cell.id, 0) + 1 if state is None else 0
-            if absent[cell.id] >= 2 or (absent[cell.id] and plan.record(cell).state() == "finished"):
+            shared = list(jobs.values()).count(jobs[cell.id]) > 1  # its job may go on without it
+            if absent[cell.id] >= 2 or ((absent[cell.id] or shared) and plan.record(cell).state() == "finished"):
                 outcomes[cell.id] = _conclude(cell, jobs[cell.id], plan, view)
         view.refresh()
         time.sleep(seconds)
