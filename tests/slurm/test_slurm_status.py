@@ -53,3 +53,19 @@ def test_a_detached_study_is_followed_to_its_end(lab):
     assert code == 0
     output = asked(lab, "follow")
     assert output.splitlines()[-1] == "study s: 2 finished of 2", output
+
+
+def test_cells_without_a_network_are_uploaded_by_the_attached_command(lab, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests/end_to_end")
+    from wandb_stand_in import StandIn
+
+    key = "0123456789" * 4
+    lab.cluster.environment.pop("WANDB_MODE", None)
+    with StandIn() as server:
+        about = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": key}
+        monkeypatch.setattr(lab.cluster, "environment", lab.cluster.environment | about)
+        apart = f"hydra.launcher.setup=['export WANDB_BASE_URL=http://127.0.0.1:9 WANDB_API_KEY={key}']"
+        code, output = lab.run("seed=0,1", "recipe.epochs=3", "wandb.mode=auto", "wandb.entity=me", apart)
+        assert code == 0 and f"W&B: {server.url}: 2 complete now of 2 cells" in output, output
+        assert {name: len(run["rows"]) for name, run in server.runs.items()} == {c.name: 3 for c in lab.cells()}
+        assert "W&B: 2 cells at " in output, output

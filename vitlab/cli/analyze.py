@@ -31,6 +31,7 @@ from vitlab.core.metrics import figure
 from vitlab.core.plugins import FORMATS, import_plugins
 from vitlab.study.record import Record
 from vitlab.study.studies import read_study
+from vitlab.study.sync import sync
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class AnalyzeConfig:
     project: str = "vitlab"
     filters: Mapping[str, object] | None = None
     refresh: bool = False
+    sync: bool = False
     logs: str | tuple[str, ...] | None = None
 
 
@@ -71,6 +73,8 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
     import_plugins(config.plugins)
     if config.study is not None and config.source == "runs":
         require_name("study", config.study, "study")
+    if config.sync:
+        return sync(Path(config.output_dir), config.study, config.entity, config.project)
     if config.diff is not None:
         if len(config.diff) != 2:
             raise ConfigError("diff", f"takes two identities, got {len(config.diff)}; for instance diff='[c1…,c2…]'")

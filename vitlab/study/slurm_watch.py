@@ -15,7 +15,11 @@ from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
 from vitlab.study.slurm_job import SAVED, SAVED_AND_CONTINUE
+from vitlab.study.sync import sync_unasked
 from vitlab.train.events import EpochEnded, Started
+
+UPLOAD_SECONDS = 60.0
+"""How often the attached command uploads what cells without a network have kept."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,15 @@ def final_state(job: str) -> str:
 
 
 def watch(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, view: View, seconds: float) -> dict[str, str]:
-    """Show the cells' progress until none is in the queue; returns what became of each."""
+    """Show the cells' progress until none is in the queue; returns what became of each.
+
+    What cells without a network have kept of W&B is uploaded from here.
+    """
     outcomes: dict[str, str] = {}
     shown: dict[str, int] = {}
     absent: dict[str, int] = {}
+    said: set[str] = set()
+    upload_at = time.monotonic() + UPLOAD_SECONDS
     while left := [cell for cell in cells if cell.id not in outcomes]:
         jobs_now = queue()
         if jobs_now is None:
@@ -89,8 +98,20 @@ def watch(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, view: View
             if absent[cell.id] >= 2 or ((absent[cell.id] or shared) and plan.record(cell).state() == "finished"):
                 outcomes[cell.id] = _conclude(cell, jobs[cell.id], plan, view)
         view.refresh()
+        if time.monotonic() > upload_at:
+            _upload(plan, view, said)
+            upload_at = time.monotonic() + UPLOAD_SECONDS
         time.sleep(seconds)
+    _upload(plan, view, said)
     return outcomes
+
+
+def _upload(plan: Plan, view: View, said: set[str]) -> None:
+    """Upload what the study's cells have kept offline; a line that was said is not repeated."""
+    for line in sync_unasked(plan.output_dir, plan.study, plan.cells[0].config.wandb):
+        if line not in said:
+            view.say(line)
+        said.add(line)
 
 
 def _show_rows(cell: PlannedCell, plan: Plan, view: View, shown: dict[str, int], running: bool) -> None:

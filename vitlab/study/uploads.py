@@ -22,6 +22,8 @@ from vitlab.study.record import Record, summary_figures
 from vitlab.study.studies import studies_of
 from vitlab.train.events import Interrupted
 
+SYNCED = "synced.json"
+"""In a cell's folder: what `analyze.py sync=true` has uploaded."""
 OUTCOME = "wandb.json"
 """In a cell's folder: how its last attempt was logged, and whether all of it reached the server."""
 
@@ -44,7 +46,7 @@ class CellRun:
             project=wandb.project, entity=wandb.entity, id=identity, name=name, group=study, config=config,
             tags=[*studies, *wandb.tags], dir=str(folder), resume="allow",
         )  # fmt: skip
-        self._outcome["studies"] = list(studies)
+        self._outcome |= {"studies": list(studies), "project": wandb.project, "entity": wandb.entity}
         error = self._start(choice, about)
         if error is not None and choice.mode == "online":  # it answered, and would not have the run
             error = self._start(Choice("offline", "no answer", choice.url), about, one_line(error))
@@ -160,6 +162,9 @@ def _outcome(record: Record) -> dict[str, Any] | None:
         outcome = record.read(OUTCOME)
     except (UserError, ValueError):  # it is no part of the result
         outcome = None
+    synced = record.read_intact(SYNCED)
+    if synced and synced.get("finished"):
+        return (outcome or {}) | {"uploaded": True, "page": synced["page"], "studies": synced["studies"]}
     if outcome is None and _unsynced(record):  # of a vitlab that kept no such file
         return {"mode": "offline", "why": "asked", "uploaded": False}
     return outcome
