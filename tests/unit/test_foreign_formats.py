@@ -155,6 +155,7 @@ def test_googles_arrays(tmp_path, read, big_vision):
     np.savez(file, **made.to_google(model.state_dict(), 3, big_vision=big_vision))
     same(model, read(file))
     assert "3 heads (the file tells)" in read(file).weights.said[-1]
+    assert read(file).dataset.mean == (0.5, 0.5, 0.5) and read(file).dataset.eval_crop == 0.9
     if not big_vision:  # timm's own reader, of the same file
         theirs = timm.create_model("vit_tiny_patch16_224", num_classes=7, **(SMALL | {"embed_dim": 96, "num_heads": 3}))
         with warnings.catch_warnings():

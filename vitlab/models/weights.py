@@ -27,6 +27,7 @@ from vitlab.models.formats import (
     BOOK_MODELS,
     arguments_of_card,
     dataset_of_deit,
+    dataset_of_google,
     dataset_of_timm,
     dataset_of_transformers,
     grid_of_arguments,
@@ -217,6 +218,8 @@ def _describe(
     kind = layout.name if layout is not None and layout.name != "timm" else "timm" if wrapped else "plain"
     found = {"kind": kind, "arguments": said}
     options: dict[str, Any] = {"heads": heads}
+    if kind == "google":
+        found["dataset"] = dataset_of_google(width)
     if layout is not None and layout.name == "transformers" and "model_type" in card:
         options = told_by_transformers(path, card)
         found |= {"dataset": dataset_of_transformers(path, width), "classes": labels_of(card, width)}

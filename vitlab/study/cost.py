@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import heapq
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitlab.config import CellConfig, DatasetConfig, PretrainConfig, RecipeConfig, experiment
+from vitlab.config import CellConfig, ConfigError, DatasetConfig, ModelConfig, PretrainConfig, RecipeConfig, experiment
 from vitlab.config.effects import idle_fields
 from vitlab.core.integrity import DamagedError, misfit
 from vitlab.data.order import epoch_length
@@ -143,11 +144,22 @@ def _eval_images(data: DatasetConfig) -> int:
 
 def _disk(content: CellConfig, num_parameters: int | None) -> int | None:
     """Bytes of a cell's folder, from its parameters, counted or recorded."""
-    counted = _count(content.model, content.dataset.num_classes or 0) or num_parameters
+    classes = content.dataset.num_classes or 0
+    counted = _count(content.model, classes) or num_parameters or _count_built(content.model, classes)
     return counted and counted * 4 * _copies(content.recipe)
 
 
 _count = functools.cache(count_parameters)
+
+
+@functools.cache
+def _count_built(model: ModelConfig, num_classes: int) -> int | None:
+    """The parameters of a model that no arithmetic here counts, built without memory; None where it cannot be built."""
+    from vitlab.models.build import build_without_memory
+
+    with contextlib.suppress(ConfigError):
+        return sum(p.numel() for p in build_without_memory(model, num_classes).parameters())
+    return None
 
 
 def _copies(recipe: RecipeConfig) -> int:
