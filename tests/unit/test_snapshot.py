@@ -165,7 +165,7 @@ def test_queued_jobs_keep_their_copy(tmp_path, code):
     batch = tmp_path / "slurm/s-1"
     batch.mkdir(parents=True)
     (batch / "code").write_text(code.name, encoding="utf-8")
-    (batch / "names.txt").write_text("c1 s/none/s0\n", encoding="utf-8")
+    (batch / "jobs.json").write_text(json.dumps({"c1": "12_0", "digest": "…"}), encoding="utf-8")
     assert snapshot.remove_unused(tmp_path) == [] and code.is_dir()
     (tmp_path / "c1").mkdir()
     (tmp_path / "c1/result.json").write_text("{}", encoding="utf-8")

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.core.errors import UserError
 from vitlab.core.files import is_locked, locked, make_folder, unwritten, write_text
+from vitlab.core.integrity import DIGEST
 from vitlab.study.provenance import (
     EXPECTED,
     MANIFEST,
@@ -225,10 +226,11 @@ def _named_by_cells(output_dir: Path) -> set[str]:
             for entry in json.loads(file.read_text(encoding="utf-8"))["cells"]:
                 cells.setdefault(entry["id"], set()).add(str(entry.get("code")))
     for file in (output_dir / "slurm").glob("*/code"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError, TypeError):
             code = file.read_text(encoding="utf-8").strip()
-            for line in (file.parent / "names.txt").read_text(encoding="utf-8").splitlines():
-                cells.setdefault(line.partition(" ")[0], set()).add(code)
+            for cell in json.loads((file.parent / "jobs.json").read_text(encoding="utf-8")):
+                cells.setdefault(cell, set()).add(code)
+    cells.pop(DIGEST, None)
     for cell, codes in cells.items():
         record = Record(output_dir / cell)
         if not (record.folder / "result.json").exists():
