@@ -162,3 +162,16 @@ def parquet(tree: Path, target: Path, *, groups: int = 4, compression: str = "sn
             file = target / "data" / f"{name}-{i:05}-of-00002-0a1b2c.parquet"
             write_table(table, file, row_group_size=groups, compression=compression)
     return target
+
+
+def table(tree: Path, target: Path) -> Path:
+    """All files in one folder, and a CSV that names them without extension, with their classes and splits."""
+    target.mkdir()
+    rows = ["image_id,age,label,split"]
+    for split, name in (("train", "Train"), ("val", "valid")):
+        for path, _, content in samples(tree, split):
+            folder, _, file = path.rpartition("/")
+            (target / file).write_bytes(content)
+            rows.append(f"{file.rpartition('.')[0]},7,{folder},{name}")
+    (target / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return target

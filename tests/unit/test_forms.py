@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from forms import draw_tree, image_net_org, kaggle, numbered, one_tar, parquet, tar_of_each_split, webdataset
+from forms import draw_tree, image_net_org, kaggle, numbered, one_tar, parquet, table, tar_of_each_split, webdataset
 
 from vitlab.cli.pack_task import run_pack
 from vitlab.config import DatasetConfig
@@ -40,6 +40,7 @@ FORMS = {
     "a tar of each split": (tar_of_each_split, "tars of class folders, 1 + 1 files"),
     "image-net.org's": (image_net_org, "image-net.org's archives, 1 + 1 files"),
     "Kaggle's": (kaggle, "Kaggle's folders"),
+    "a table": (table, "files labelled by labels.csv, 15 + 6 files"),
     "parquet": (parquet, "parquet, 2 + 2 files"),
     "a pack of files": (None, "a pack of files, 1 + 1 tars"),
 }
@@ -60,6 +61,8 @@ def test_a_container_holds_the_data_of_its_folder(form, tree, tmp_path, compose_
     other = tmp_path / "other"
     root = make(tree, other) if make else packed(compose_config, tree, other)
     folder, other = birds(tree, verify="contents"), birds(root, verify="contents")
+    if form == "a table":
+        other = dataclasses.replace(other, table=str(root / "labels.csv"))
     for split in ("train", "eval"):
         ours, theirs = build_source(other, split), build_source(folder, split)
         assert ours.classes == theirs.classes and ours.labels.tolist() == theirs.labels.tolist()
@@ -71,6 +74,8 @@ def test_a_container_holds_the_data_of_its_folder(form, tree, tmp_path, compose_
     assert {s: i.fingerprint for s, i in inventories(other).items()} == {
         s: i.fingerprint for s, i in inventories(folder).items()
     }
-    counts = [dataclasses.replace(resolve_class_list(d, str(tmp_path / form)), root="") for d in (folder, other)]
+    counts = [
+        dataclasses.replace(resolve_class_list(d, str(tmp_path / form)), root="", table="") for d in (folder, other)
+    ]
     assert counts[0] == counts[1] and counts[0].num_train == 15 and counts[0].num_eval == 6
     assert describe(other) == [f"data: birds: 3 classes, 15 + 6 images in {root}: {recognised}"]

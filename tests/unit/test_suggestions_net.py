@@ -99,6 +99,8 @@ LISTED = {
     "needs a folder that holds train/ and val/; give": "FOLDER",
     "one tree of {len(names)}": "test_values_that_messages_name_are_accepted",
     "holds parquet files, {": "FOLDER",
+    "say which one is the {what}": "COLUMN",
+    "give the folder that the files named in": "FOLDER",
     "holds files, as a folder does": "a folder that is there (test_parquet_files.py)",
     "set images aside with dataset.val_fraction=0.1": "test_values_that_messages_name_are_accepted",
     "was packed with": "what the pack holds; its tests read such a pack",

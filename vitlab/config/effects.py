@@ -47,6 +47,9 @@ def evaluates(data: DatasetConfig) -> bool:
 RULES = (
     Rule("dataset.root", "with a data set that is read from files, such as dataset=folder",
          lambda d, c: d.kind != "digits"),
+    Rule("dataset.table", "with image files, such as dataset=folder", lambda d, c: d.kind == "folder"),
+    *(Rule(f"dataset.{name}", "with dataset.table", lambda d, c: bool(d.table))
+      for name in ("eval_table", "file_column", "label_column", "split_column")),
     Rule("dataset.class_list", "with a tree of image files, such as dataset=folder", lambda d, c: d.kind == "folder"),
     Rule("dataset.image_size", "where all images have one size (a claim that is compared with the data)",
          lambda d, c: d.kind not in ("folder", "fractal")),

@@ -11,7 +11,7 @@ from typing import Any
 from vitlab.core.errors import ConfigError
 from vitlab.core.hub import WEIGHTS, fetch, named_on_hub
 
-_OF_A_DATASET = ("root", "pack", "class_list")
+_OF_A_DATASET = ("root", "pack", "class_list", "table", "eval_table")
 PATHS = (
     "output_dir", "checkpoint", "pretrain.path", "pack.path", "preview.file", "fractaldb.export", "fractaldb.preview",
     "preview.images", "explain.images", "explain.output", "export.to", "tables_dir", "reference", "logs",

@@ -96,6 +96,14 @@ class DatasetConfig:
     version: str = "1"
     """Raised when the same name would yield other images (a split, a rendering)."""
     root: str | None = _speed(None)
+    table: str | None = _speed(None)
+    """CSV, TSV or parquet file that labels the files in `root`."""
+    eval_table: str | None = _speed(None)
+    """A second one, of the images to evaluate on."""
+    file_column: str | None = _speed(None)
+    """Column of `table` with the files' names; null: the one that is usually called so."""
+    label_column: str | None = _speed(None)
+    split_column: str | None = _speed(None)
     pack: str | None = _speed(None)
     pack_id: str | None = None
     """Fingerprint of the pack, read from its manifest."""

@@ -18,6 +18,7 @@ from vitlab.data.sources.containers import SplitFiles
 from vitlab.data.sources.files_pack import recognise_files_pack
 from vitlab.data.sources.imagenet_files import recognise_archives, recognise_kaggle
 from vitlab.data.sources.index import Indexed
+from vitlab.data.sources.label_table import recognise_table
 from vitlab.data.sources.listing import EXTENSIONS
 from vitlab.data.sources.parquet_files import recognise_parquet
 from vitlab.data.sources.tar_shards import recognise_tars
@@ -93,7 +94,7 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
     """
     layout = recognise(dataset, evaluating=split == "eval")
     classes = layout.classes()
-    where = str(layout.root if layout.one_tree else layout.root / TRAINED)
+    where = str(layout.root if layout.one_tree or isinstance(layout, Indexed) else layout.root / TRAINED)
     compare(dataset, {"num_classes": len(classes)}, where)
     found = layout.files(split)
     counts = np.bincount(found.labels, minlength=len(classes))
@@ -121,6 +122,8 @@ def recognise(dataset: DatasetConfig, *, evaluating: bool = False) -> Layout:
     Raises ConfigError with what is wrong and a guess.
     """
     name = dataset.name
+    if dataset.table:
+        return recognise_table(dataset)
     if not dataset.root:
         raise ConfigError("dataset.root", f"{name} needs a folder that holds train/ and val/; give dataset.root=FOLDER")
     root = Path(dataset.root)

@@ -193,10 +193,10 @@ UNLABELLED = ("", "-1")
 
 def index_of(
     splits: dict[str, Found], states: Sequence[State], root: Path, form: str, classes: Sequence[str] = (),
-    make: Callable[..., Content] = Ranges,
+    make: Callable[..., Content] = Ranges, by_name: bool = False,
 ) -> Index:  # fmt: skip
     """The index of what was found in the files `states`; `classes`: their names in the order of the labels, where the
-    container says them.
+    container says them. Labels are their numbers, or with `by_name` they themselves.
 
     Raises ConfigError where an image has no label or one out of range, or two are the same, or the splits disagree.
     """
@@ -209,7 +209,7 @@ def index_of(
                                   "its key); add it, or take the image out")  # fmt: skip
     by = splits.get(TRAINED) or next(iter(splits.values()))
     if classes:
-        places = {str(i): i for i in range(len(classes))}
+        places = {name if by_name else str(i): i for i, name in enumerate(classes)}
     else:
         places, classes = class_of_label(by.labels, by.paths, str(root))
     made = {name: _as_split(name, found, places, classes, states, make) for name, found in splits.items()}
@@ -227,7 +227,7 @@ def _as_split(
     for label, path, place in zip(found.labels, found.paths, found.places, strict=True):
         if label not in places:
             where = f"{states[place[0]].path}: {path}"
-            if not label.lstrip("-").isdecimal():
+            if not label.lstrip("-").isdecimal() or str(len(classes) - 1) not in places:
                 raise ConfigError("dataset.root", f"{where} is of class {label!r} in {name}, which {TRAINED} lacks")
             raise ConfigError("dataset.root", f"the label {label!r} of {where} ({name}) is out of range; there are "
                               f"{len(classes)} classes, 0 to {len(classes) - 1}")  # fmt: skip
