@@ -14,6 +14,7 @@ from typing import Any
 
 from vitlab.config.schema import GROUPS, CellConfig, Config, DatasetConfig, neutral_value
 from vitlab.core.errors import UserError
+from vitlab.core.plugins import TRANSFER_SETS
 
 _VITS = re.compile(r"vit_|deit")
 """Names of timm's models that have no batch normalisation; of the others nothing is known here."""
@@ -44,6 +45,11 @@ def evaluates(data: DatasetConfig) -> bool:
     return data.num_eval != 0 or data.val_fraction > 0
 
 
+def _has_files(data: DatasetConfig) -> bool:
+    """Whether the images are files of various sizes."""
+    return data.kind == "folder" or data.kind in TRANSFER_SETS
+
+
 RULES = (
     Rule("dataset.root", "with a data set that is read from files, such as dataset=folder",
          lambda d, c: d.kind != "digits"),
@@ -52,7 +58,7 @@ RULES = (
       for name in ("eval_table", "file_column", "label_column", "split_column")),
     Rule("dataset.class_list", "with a tree of image files, such as dataset=folder", lambda d, c: d.kind == "folder"),
     Rule("dataset.image_size", "where all images have one size (a claim that is compared with the data)",
-         lambda d, c: d.kind not in ("folder", "fractal")),
+         lambda d, c: not _has_files(d) and d.kind != "fractal"),
     Rule("dataset.crop_scale", "with dataset.train_crop=random_resized", lambda d, c: d.train_crop == "random_resized"),
     Rule("dataset.crop_ratio", "with dataset.train_crop=random_resized", lambda d, c: d.train_crop == "random_resized"),
     Rule("dataset.pad", "with dataset.train_crop=pad", lambda d, c: d.train_crop == "pad"),
@@ -60,11 +66,11 @@ RULES = (
     Rule("dataset.subset_seed", "with dataset.train_per_class, or dataset.train_fraction below 1",
          lambda d, c: bool(d.train_per_class) or d.train_fraction < 1),
     Rule("dataset.bad_images", "with image files (dataset=folder and its like, or a pack)",
-         lambda d, c: d.kind == "folder" or bool(d.pack or d.pack_id)),
+         lambda d, c: _has_files(d) or bool(d.pack or d.pack_id)),
     Rule("dataset.eval_split", "with image files that have a split to evaluate on, without dataset.val_fraction",
          lambda d, c: d.kind == "folder" and d.num_eval != 0 and d.val_fraction == 0),
-    Rule("dataset.grey16", "with image files (dataset=folder and its like)", lambda d, c: d.kind == "folder"),
-    Rule("dataset.exif", "with image files (dataset=folder and its like)", lambda d, c: d.kind == "folder"),
+    Rule("dataset.grey16", "with image files (dataset=folder and its like)", lambda d, c: _has_files(d)),
+    Rule("dataset.exif", "with image files (dataset=folder and its like)", lambda d, c: _has_files(d)),
     Rule("augment.mixup", "with augment.mixup_prob above 0 and, where cutmix is on, augment.mixup_switch_prob below 1",
          lambda a, c: a.mixup_prob > 0 and not (a.cutmix and a.mixup_switch_prob == 1)),
     Rule("augment.cutmix", "with augment.mixup_prob above 0 and, where mixup is on, augment.mixup_switch_prob above 0",

@@ -121,10 +121,13 @@ def register_operation(name: str) -> Callable[[T], T]:
 
 
 _SOURCES = "vitlab.data.sources"
+TRANSFER_SETS = ("flowers102", "pets", "cars", "food101", "dtd", "eurosat")
+"""Kinds of data sets of image files that torchvision reads."""
 DATASETS: Registry[Callable[..., Any]] = Registry(
     "kind of data set",
     {
         **dict.fromkeys(("digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "svhn"), f"{_SOURCES}.arrays"),
+        **dict.fromkeys(TRANSFER_SETS, f"{_SOURCES}.transfer_sets"),
         "folder": f"{_SOURCES}.folder", "fractal": "vitlab.data.formula.source",
     },
 )  # fmt: skip

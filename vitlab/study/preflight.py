@@ -96,7 +96,8 @@ def _outdated(plan: Plan) -> list[str]:
 def _files_of(dataset: DatasetConfig) -> Hashable:
     """Equal for data sets that are read from the same files: compared once."""
     splits = dataset.num_eval != 0, dataset.val_fraction > 0
-    return dataset.name, dataset.kind, dataset.root, dataset.pack, dataset.fractal, dataset.verify, splits
+    place = dataset.root, dataset.table, dataset.eval_table, dataset.eval_split, dataset.pack
+    return dataset.name, dataset.kind, *place, dataset.fractal, dataset.verify, splits
 
 
 def _check(plan: Plan, cells: Sequence[PlannedCell]) -> list[str]:

@@ -15,10 +15,11 @@ import yaml
 
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.config.choices import CONF
+from vitlab.core.plugins import TRANSFER_SETS
 
 COUNTS = ("num_classes", "num_train", "num_eval")
 CLAIMS = (*COUNTS, "image_size")
-_FIXED = ("digits", "cifar10", "cifar100", "stl10", "svhn")
+_FIXED = ("digits", "cifar10", "cifar100", "stl10", "svhn", *TRANSFER_SETS)
 """Kinds that are one published archive each: what they hold is known without them."""
 
 
@@ -90,4 +91,4 @@ def contradiction(dataset: DatasetConfig, key: str, true: int, where: str) -> st
 def _published(kind: str) -> Mapping[str, int]:
     """The counts in conf/dataset/KIND.yaml."""
     content = yaml.safe_load((CONF / "dataset" / f"{kind}.yaml").read_text(encoding="utf-8"))
-    return {key: content[key] for key in CLAIMS}
+    return {key: content[key] for key in CLAIMS if key in content}

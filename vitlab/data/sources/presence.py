@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitlab.config import DatasetConfig
+from vitlab.core.plugins import TRANSFER_SETS
 
 
 def require_data(dataset: DatasetConfig) -> None:
@@ -25,6 +26,10 @@ def require_data(dataset: DatasetConfig) -> None:
         from vitlab.data.sources.arrays import cifar_root
 
         cifar_root(dataset)
+    elif dataset.kind in TRANSFER_SETS:
+        from vitlab.data.sources.transfer_sets import transfer_root
+
+        transfer_root(dataset)
     elif dataset.kind in ("stl10", "svhn"):
         from vitlab.data.sources.arrays import torchvision_root
 
