@@ -100,6 +100,7 @@ LISTED = {
     "one tree of {len(names)}": "test_values_that_messages_name_are_accepted",
     "holds parquet files, {": "FOLDER",
     "say which one is the {what}": "COLUMN",
+    "was published without a split": "dataset.val_fraction, as conf/dataset/eurosat.yaml has it",
     "give the folder that the files named in": "FOLDER",
     "holds files, as a folder does": "a folder that is there (test_parquet_files.py)",
     "set images aside with dataset.val_fraction=0.1": "test_values_that_messages_name_are_accepted",
