@@ -99,7 +99,6 @@ LISTED = {
     "needs a folder that holds train/ and val/; give": "FOLDER",
     "one tree of {len(names)}": "test_values_that_messages_name_are_accepted",
     "holds parquet files, {": "FOLDER",
-    "say which one is the {what}": "COLUMN",
     "was published without a split": "dataset.val_fraction, as conf/dataset/eurosat.yaml has it",
     "give the folder that the files named in": "FOLDER",
     "holds files, as a folder does": "a folder that is there (test_parquet_files.py)",
