@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.data import auto_augment as timm_aa
 from timm.data import create_dataset, create_loader
@@ -30,6 +33,8 @@ from vitlab.core.random import Draws
 from vitlab.data.augment import Augment
 from vitlab.data.loader import TrainLoader
 from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.files_pack import write_files
+from vitlab.data.sources.folder import load_folder
 from vitlab.data.sources.pack import SHARD
 from vitlab.data.sources.registry import build_source, load_split
 
@@ -127,6 +132,31 @@ def measured(images: int, rounds: int, data: Path | None = None) -> Iterator[tup
             yield Row(f"{what}, {condition}", ours, to_floats, "images/core-s", ratio, target), to_bytes
 
 
+def reading_costs(images: int, rounds: int) -> Iterator[tuple[str, float]]:
+    """Container → microseconds of processor time for the bytes of one image, in random order, the page cache warm."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root, tars, pack = (Path(scratch) / name for name in ("data", "tars", "files"))
+        make_tree(root, train=images, val=BATCH, classes=CLASSES)
+        tars.mkdir()
+        for split in ("train", "val"):
+            with tarfile.open(tars / f"{split}.tar", "w") as archive:
+                archive.add(root / split, ".")
+        folder = dataclasses.replace(choice("dataset", "folder"), root=str(root))
+        both = {split: load_folder(folder, of) for split, of in (("train", "train"), ("val", "eval"))}
+        write_files(both, folder, pack, workers=0)
+        order = np.random.default_rng(0).permutation(len(both["train"]))
+        places = {"folder": root, "tars by offset": tars, "pack of files": pack}
+        sources = {n: load_folder(dataclasses.replace(folder, root=str(p)), "train") for n, p in places.items()}
+        best = dict.fromkeys(places, float("inf"))
+        for _ in range(rounds):
+            for name, source in sources.items():
+                begin = time.process_time()
+                for i in order:
+                    source.content.read(int(i))
+                best[name] = min(best[name], (time.process_time() - begin) / len(order) * 1e6)
+        yield from best.items()
+
+
 def rows(images: int, rounds: int) -> Iterator[Row]:
     """The rows of the table of targets."""
     return (row for row, _ in measured(images, rounds))
@@ -137,8 +167,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", type=Path, help="an existing tree with train/ and val/ in place of a synthetic one")
+    parser.add_argument("--containers", action="store_true", help="only what reading from each container costs")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.containers:
+        print(f"{about()}; {options.images} images")
+        print("| container | processor time per image read, µs |\n| --- | ---: |")
+        for name, cost in reading_costs(options.images, options.rounds):
+            print(f"| {name} | {cost:.1f} |")
+        return
     print(f"{about()}; {options.images} images, batch {BATCH}, shards of {SHARD}")
     print("| what | vitlab, images/s | timm to uint8 | timm to floats | ratio to uint8 | ratio to floats | target |")
     print("| --- |" + " ---: |" * 6)
