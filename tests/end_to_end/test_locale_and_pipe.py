@@ -42,7 +42,7 @@ def test_a_reader_that_goes_while_cells_train_lets_them_save(tmp_path):
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait(120) == 141
     process.stderr.close()
-    (cell,) = (tmp_path / "runs").glob("c*")
+    (cell,) = (tmp_path / "runs").glob("c[0-9a-f]*")
     log = (cell / "log.txt").read_text(encoding="utf-8").splitlines()
     assert (cell / "last.pt").is_file() and log[0] == "none/s0: starts" and log[-1] == "none/s0: interrupted"
 
@@ -60,7 +60,7 @@ def test_everything_in_the_c_locale(tmp_path):
     done = run(tmp_path, *data, *SHORT, "study.name=s", **plain)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✓ none/s0" in done.stdout and "data: hands: 2 classes, 16 + 4 images in data" in done.stdout
-    (cell,) = (tmp_path / "runs").glob("c*")
+    (cell,) = (tmp_path / "runs").glob("c[0-9a-f]*")
     assert "none/s0: epoch 1/1  loss " in (cell / "log.txt").read_text(encoding="utf-8")
     fingerprint = json.loads((cell / "provenance.json").read_text(encoding="utf-8"))["data"]
 

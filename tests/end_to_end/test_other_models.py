@@ -26,7 +26,7 @@ NAMES = ("test_convnext", "test_resnet", "swin_tiny_patch4_window7_224")
 
 def losses(output_dir: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Every epoch's losses, and the last weights and statistics."""
-    (cell,) = output_dir.glob("c*")
+    (cell,) = output_dir.glob("c[0-9a-f]*")
     rows = [json.loads(line) for line in (cell / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     keys = ("train/loss", "eval/loss", "eval_ema/loss")
     state = torch.load(cell / "last.pt", weights_only=True)
@@ -51,7 +51,9 @@ def test_workers_and_processes_change_nothing(name, tmp_path, train_here):
     assert done.returncode == 0, done.stdout + done.stderr
     two, same = losses(tmp_path / "two")
     assert two == pytest.approx(first, rel=2e-3)
-    assert [p.name for p in (tmp_path / "two").glob("c*")] == [p.name for p in (tmp_path / "w0").glob("c*")]
+    assert [p.name for p in (tmp_path / "two").glob("c[0-9a-f]*")] == [
+        p.name for p in (tmp_path / "w0").glob("c[0-9a-f]*")
+    ]
 
 
 def test_a_resnet_stops_and_continues_as_if_it_had_not(train_here, tmp_path, compose_config):

@@ -108,7 +108,7 @@ def assert_little_is_lost(folder):
     from vitlab.study.record import Record
     from vitlab.train.checkpoint import load_checkpoint
 
-    for place in folder.glob("c*"):
+    for place in folder.glob("c[0-9a-f]*"):
         state = load_checkpoint(place / "last.pt")
         epochs = state["epoch"] if state else 0
         assert [row["epoch"] for row in Record(place).rows()] in (

@@ -68,7 +68,7 @@ def test_a_run_saved_before_its_end_is_no_result(tmp_path):
     write_cell(tmp_path, "mixup", 0, None, state="interrupted", mirror=True)
     frame = collect_wandb(study="s", output_dir=tmp_path)
     assert dict(zip(frame["name"], frame["state"], strict=True)) == {"none/s0": "finished", "mixup/s0": "interrupted"}
-    (cell,) = [r for r in map(Record, tmp_path.glob("c*")) if r.read("config.yaml")["name"] == "mixup/s0"]
+    (cell,) = [r for r in map(Record, tmp_path.glob("c[0-9a-f]*")) if r.read("config.yaml")["name"] == "mixup/s0"]
     assert cell.state() == "interrupted", "as the records say"
 
 
@@ -92,7 +92,7 @@ def test_attempts_at_one_cell_are_one_run():
 
 def test_archived_attempts_do_not_count(tmp_path):
     write_all(tmp_path, {"none": [90.0]}, mirror=True)
-    (record,) = (Record(folder) for folder in tmp_path.glob("c*"))
+    (record,) = (Record(folder) for folder in tmp_path.glob("c[0-9a-f]*"))
     record.archive()
     write_all(tmp_path, {"none": [91.0]}, mirror=True)
     assert list(collect_wandb(study="s", output_dir=tmp_path)["last.top1"]) == [91.0]

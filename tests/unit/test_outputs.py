@@ -137,7 +137,7 @@ def test_tables_stay_out_of_records_and_of_other_peoples_folders(tmp_path, monke
     (tmp_path / "paper").mkdir()
     (tmp_path / "paper" / "main.tex").write_text("x", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    cell = next((tmp_path / "runs").glob("c*")).name
+    cell = next((tmp_path / "runs").glob("c[0-9a-f]*")).name
     for place, message in (
         ("paper", r"tables_dir: 'paper' holds something else \(main.tex\); .* tables_dir=paper/tables"),
         ("runs", "tables_dir: 'runs' is where the records lie"),

@@ -55,9 +55,9 @@ def run_study(
     describe_plan(plan)
     if config.study.dry_run:
         return 0
+    if plan.todo and prove:
+        require_startable(plan, prove)
     with snapshot.frozen(plan) if frozen else contextlib.nullcontext(plan) as plan:
-        if plan.todo and prove:
-            require_startable(plan, prove)
         write_study(plan.output_dir, plan.study, study_content(plan, config))
         outcomes: dict[str, str] = {}
         if plan.todo:

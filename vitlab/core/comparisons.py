@@ -13,6 +13,7 @@ that agree give neither a width nor a p of zero. (1/√12, the deviation of roun
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ Rule = Literal["auto", "pooled", "paired"]
 Pair = tuple[int, int]
 """Indices of two groups: the second is compared with the first."""
 POWER = 0.8
+MOST_SEEDS = 100
 
 
 @dataclass(frozen=True)
@@ -239,10 +241,12 @@ def assumed_scatter(images: float) -> float:
 def seeds_needed(difference: float, count: int) -> int | None:
     """How many seeds of each group find a true difference, in deviations between seeds, four times in five.
 
-    There are `count` comparisons with one baseline, and all groups scatter alike. None for more than 100.
+    There are `count` comparisons with one baseline, and all groups scatter alike. None for more than `MOST_SEEDS`.
     """
-    for n in range(2, 101):
+
+    def enough(n: int) -> bool:
         least = least_differences([with_scatter(n, 1.0)] * (count + 1), [(0, i) for i in range(1, count + 1)])[0]
-        if least is not None and least <= difference:
-            return n
-    return None
+        return least is not None and least <= difference
+
+    found = 2 + bisect.bisect_left(range(2, MOST_SEEDS + 1), True, key=enough)
+    return found if found <= MOST_SEEDS else None

@@ -83,6 +83,11 @@ class Content(Protocol):
         ...
 
 
+def file_name(text: str) -> str:
+    """A text of `Names`, which are UTF-8, as the file system's functions take it in this locale."""
+    return os.fsdecode(text.encode(errors="surrogateescape"))
+
+
 class LooseFiles:
     """Each image in a file of its own: `paths` are relative to `root`."""
 
@@ -91,12 +96,15 @@ class LooseFiles:
 
     def read(self, index: int) -> bytes:
         try:
-            return (self.root / self.paths[index]).read_bytes()
+            return self.path(index).read_bytes()
         except OSError as error:
             raise BadImageError(f"{self.where(index)}: cannot be read ({error.strerror})") from error
 
     def open(self, index: int) -> BinaryIO:
-        return (self.root / self.paths[index]).open("rb")
+        return self.path(index).open("rb")
+
+    def path(self, index: int) -> Path:
+        return self.root / file_name(self.paths[index])
 
     def where(self, index: int) -> str:
         return str(self.root / self.paths[index])

@@ -15,7 +15,7 @@ import numpy as np
 from vitlab.core.files import DiskError, default_cache_dir, make_folder, save_arrays
 from vitlab.core.integrity import DamagedError, load_arrays
 from vitlab.data.formula.sealed import progress
-from vitlab.data.sources.containers import LooseFiles, SplitFiles
+from vitlab.data.sources.containers import LooseFiles, SplitFiles, file_name
 
 _SETTLED = 2.0
 """Seconds after which a file's modification time is taken to tell every change."""
@@ -28,11 +28,11 @@ def hash_files(folder: Path, names: list[str]) -> np.ndarray:
     """SHA-256 (N, 32) uint8 of the files `names` of `folder`. Raises OSError for one that cannot be read."""
 
     def state(row: int) -> tuple[int, int]:
-        found = os.stat(folder / names[row])
+        found = os.stat(folder / file_name(names[row]))
         return found.st_size, found.st_mtime_ns
 
     def digest(row: int) -> bytes:
-        with open(folder / names[row], "rb") as stream:
+        with open(folder / file_name(names[row]), "rb") as stream:
             return hashlib.file_digest(stream, "sha256").digest()
 
     return _hash(str(folder), str(folder.resolve()), names, state, digest)

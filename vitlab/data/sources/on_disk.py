@@ -26,7 +26,7 @@ from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.files import DiskError, make_folder, write_text
 from vitlab.core.integrity import FINGERPRINT, DamagedError, fingerprint_from, misfit, read_mapping, sealed
 from vitlab.data.sources.arrays import ArraySource, cifar_root, fashion_folder
-from vitlab.data.sources.containers import Content, LooseFiles, SplitFiles
+from vitlab.data.sources.containers import Content, LooseFiles, SplitFiles, file_name
 from vitlab.data.sources.file_hashes import cache_file, hash_files, hash_images
 from vitlab.data.sources.folder import recognise
 from vitlab.data.sources.inventory import HASH, Inventory, Items, as_hashes, of_files, of_images, of_name, sample_rows
@@ -90,11 +90,10 @@ def _still_so(found: SplitFiles) -> bool:
     """Whether files drawn at random have the sizes that the listing gives them."""
     if not isinstance(found.content, LooseFiles):
         return True  # the index has been compared with its files
-    count, paths = len(found.names), found.content.paths
+    count, paths, top = len(found.names), found.content.paths, found.content.root
     rows = np.random.default_rng().choice(count, min(count, LOOKS), replace=False)
-    sizes, top = found.sizes, str(found.content.root)
     try:
-        return all(os.stat(f"{top}/{paths[i]}").st_size == sizes[i] for i in rows)
+        return all(os.stat(f"{top}/{file_name(paths[i])}").st_size == found.sizes[i] for i in rows)
     except FileNotFoundError:
         return False
 
