@@ -16,7 +16,7 @@ from vitlab.study import snapshot
 from vitlab.study.identity import identity
 from vitlab.study.mixture import Compose
 from vitlab.study.plan import Plan, Request, build_plan, name_cells, study_content, study_name
-from vitlab.study.preflight import Named, check_plan, check_requests, require_startable, resolved
+from vitlab.study.preflight import Named, check_plan, check_requests, require_present, require_startable, resolved
 from vitlab.study.progress import View
 from vitlab.study.studies import write_study
 from vitlab.study.uploads import tag_runs
@@ -56,8 +56,10 @@ def run_study(
     if config.study.dry_run:
         return 0
     if plan.todo and prove:
-        require_startable(plan, prove)
+        require_present(plan)
     with snapshot.frozen(plan) if frozen else contextlib.nullcontext(plan) as plan:
+        if plan.todo and prove:
+            require_startable(plan, prove)
         write_study(plan.output_dir, plan.study, study_content(plan, config))
         outcomes: dict[str, str] = {}
         if plan.todo:

@@ -168,16 +168,23 @@ def _prefix(cells: Sequence[PlannedCell]) -> str:
     return "pretrain." if cells[0].config.study.part == "pretraining" else ""
 
 
+def require_present(plan: Plan) -> None:
+    """See that the devices and the data of every cell to train are there, at once: torch takes seconds to load.
+
+    Raises UserError, before anything is written.
+    """
+    require_devices(plan.cells[0].config, plan.capacity)
+    require_all_data([(cell.name, cell.config) for cell in plan.todo])
+
+
 def require_startable(plan: Plan, prove_all: Callable[[Named], None]) -> None:
     """See that every cell to train can start on this machine. Raises UserError, before anything is recorded.
 
-    `prove_all` calls `prove`, here or in a process that has torch loaded.
+    `prove_all` calls `prove`, here or in a process that has torch loaded. That process is also the one from which cells
+    are started: it has to run the plan's code.
     """
-    require_devices(plan.cells[0].config, plan.capacity)
-    named = [(cell.name, cell.config) for cell in plan.todo]
-    require_all_data(named)  # at once: torch takes seconds to load
     with importing_from(plan.code):
-        prove_all(named)
+        prove_all([(cell.name, cell.config) for cell in plan.todo])
 
 
 def prove(named: Named) -> None:
