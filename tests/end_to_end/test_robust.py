@@ -151,7 +151,7 @@ def test_failed_cells_wait_to_be_retried_and_rerun_archives(mixed):
     folder, words, _ = mixed
     again = run(*words, cwd=folder)
     assert again.returncode == 1 and "not finite" in again.stdout
-    assert re.search(r"blocked: its pre-training c\w+ is failed", again.stdout), again.stdout
+    assert re.search(r"blocked: its pre-training c\w+ failed", again.stdout), again.stdout
     study = json.loads((folder / "runs/studies/mixed.json").read_text(encoding="utf-8"))
     good = next(
         c["id"]

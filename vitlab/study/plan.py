@@ -110,7 +110,8 @@ class Plan:
     def blocked_by(self, cell: PlannedCell) -> str:
         """Why a cell cannot start now: its pre-training and where that stands; empty where it can."""
         state = "finished" if cell.needs is None else self.state_of(cell.needs)
-        return "" if state == "finished" else f"its pre-training {cell.needs} is {state}"
+        verb = "" if state == "failed" else "is "
+        return "" if state == "finished" else f"its pre-training {cell.needs} {verb}{state}"
 
     def code_of(self, cell: PlannedCell) -> Path | None:
         """The snapshot that a cell is trained on; None for the code of the user's folder."""
