@@ -66,7 +66,7 @@ class _Reading:
             config = self.take("config.yaml", lambda: _require(record, "config.yaml"), serious=True)
         else:
             config = self.take("config.yaml", lambda: _require_digest(record, "config.yaml", digests), serious=True)
-        provenance = self.take("provenance.json", lambda: record.read("provenance.json"))
+        provenance = self.take("provenance.json", lambda: _provenance(record, required=bool(digests)))
         for name in digests if thorough else ():
             self.take(name, lambda name=name: _require_digest(record, name, digests), serious=name == "config.yaml")
         if result and not digests:
@@ -82,7 +82,7 @@ class _Reading:
     def unfinished(self, state: State) -> Contents:
         record = self.record
         config = self.take("config.yaml", lambda: record.read("config.yaml"), serious=True)
-        provenance = self.take("provenance.json", lambda: record.read("provenance.json"), serious=True)
+        provenance = self.take("provenance.json", lambda: _provenance(record), serious=True)
         failure = self.take("failure.json", lambda: record.read("failure.json"))
         self.take("metrics.jsonl", record.rows, serious=True)
         for name in ("failure.json", *_UNREAD):
@@ -99,6 +99,14 @@ class _Reading:
             self.faults.setdefault(self.record.folder / name, error)
             self.serious = self.serious or serious
             return None
+
+
+def _provenance(record: Record, *, required: bool = False) -> dict[str, Any] | None:
+    """What the cell ran on. Without it nothing says which data, code and device its figures are of."""
+    content = _require(record, "provenance.json") if required else record.read("provenance.json")
+    if content == {}:
+        raise DamagedError(record.folder / "provenance.json", "is empty", record.remedy)
+    return content
 
 
 def _require(record: Record, name: str) -> dict[str, Any]:
