@@ -230,7 +230,7 @@ def test_studies_shared_alone_and_under_fire_have_the_same_figures(pictures, tmp
     assert "one loader" in (tmp_path / "log").read_text(encoding="utf-8")
     rng = random.Random(0)
     fire = ("output_dir=fire", "study.cells_per_device=3", "study.retry_failed=true")
-    for victim in ("helper", "reader", "controller", "reader", "cell"):
+    for victim in ("reader", "helper", "controller", "cell"):  # the first: all cells are then at one epoch and share
         process, before_round, end = start(*fire), rows_in(tmp_path / "fire"), time.monotonic() + 120
         while rows_in(tmp_path / "fire") == before_round and process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
