@@ -43,6 +43,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduler(config, log)
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache directory of the test's own, and no index of an earlier test's in memory."""
+    from vitlab.data.sources import index
+
+    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
+    index._remembered.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def compose_config():
     """`compose_config("augment=mixup", "seed=3")` → the parsed `Config` of run.py with these overrides."""

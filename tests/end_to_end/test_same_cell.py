@@ -12,7 +12,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from forms import draw_tree, image_net_org, kaggle, numbered, one_tar, parquet, table, webdataset
 
-from vitlab.data.sources import index
 from vitlab.study.identity import identity
 from vitlab.train.loop import fit
 
@@ -23,9 +22,7 @@ MAKE = {
 
 
 @pytest.fixture
-def tree(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
-    index._remembered.cache_clear()
+def tree(tmp_path, own_cache):
     return numbered(draw_tree(tmp_path / "birds", per_class=6))
 
 
@@ -62,8 +59,6 @@ def test_a_cell_has_the_same_bits_from_any_container_and_with_any_workers(tree, 
     rows, weights = train(config, tmp_path / "folder")
     assert len(rows) == 3
     for name, make in MAKE.items():
-        if name == "parquet" and not has_pyarrow():
-            continue
         workers = {"shards": 1, "one_tar": 2}.get(name, 0)
         other = configured(compose_config, make(tree, tmp_path / f"root_of_{name}"), workers)
         assert identity(other.cell) == identity(config.cell), name
@@ -78,11 +73,3 @@ def test_a_cell_that_was_killed_on_the_folder_is_continued_on_tars(tree, tmp_pat
     then, their_weights = train(other, tmp_path / "parts")
     assert then == rows[1:], "the first epoch is not trained again"
     assert same(their_weights, weights)
-
-
-def has_pyarrow():
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        return False
-    return True

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lab import Lab
 
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "sbatch", "sacct", "munged", "mariadbd", "mariadb-install-db")
 PARTITIONS = """PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
@@ -184,3 +185,10 @@ def cluster():
     finally:
         started.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def lab(cluster, tmp_path):
+    made = Lab(cluster, tmp_path)
+    yield made
+    made.close()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_slurm import ROOT, SLURM, TINY, Lab, origin, rows
+from lab import ROOT, SLURM, TINY, Lab, origin, rows
 
 pytestmark = pytest.mark.slow
 

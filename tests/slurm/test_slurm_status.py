@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from test_slurm import ROOT, Lab, rows
+from lab import ROOT, Lab, rows
 
 pytestmark = pytest.mark.slow
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -11,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 from PIL import Image
+
+from vitlab.config import DatasetConfig, choice
+from vitlab.data.sources.class_list import resolve_class_list
 
 CLASSES = ("n01440764", "n02102040", "n03417042")
 
@@ -31,6 +35,25 @@ def draw_tree(root: Path, per_class: int = 5, size: int = 12, classes=CLASSES) -
                 file = file if split == "train" else file + ending
                 Image.fromarray(pixels).save(root / split / name / file, quality=95)
     return root
+
+
+def draw_photographs(root: Path, counts: dict[str, int], sides: tuple[int, int], classes=("a", "b")) -> Path:
+    """`counts[split]` JPEG images of noise a class, each as wide and as high as `sides` allow."""
+    generator = np.random.default_rng(0)
+    for split, count in counts.items():
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                size = (*(int(generator.integers(*sides)) for _ in "hw"), 3)
+                pixels = generator.integers(0, 256, size, dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i:02}.jpg", quality=90)
+    return root
+
+
+def dataset_of(tree: Path, **changes) -> DatasetConfig:
+    """`dataset=folder` of this tree with the changes, its classes listed."""
+    dataset = dataclasses.replace(choice("dataset", "folder"), root=str(tree), **changes)
+    return resolve_class_list(dataset, str(tree.parent / "runs"))
 
 
 def samples(tree: Path, split: str) -> list[tuple[str, int, bytes]]:

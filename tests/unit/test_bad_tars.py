@@ -27,11 +27,7 @@ from vitlab.data.sources.registry import build_source
 from vitlab.data.sources.survey import describe
 from vitlab.data.sources.tar_members import Tar, scan_tar
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
-    index._remembered.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -103,7 +103,8 @@ def test_transformers_names_are_read_back(tmp_path, export, compose_config):
 
 
 def test_transformers_itself_reads_the_folder(tmp_path, export):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     network, file = saved(ModelConfig("vit_tiny_patch16_224", image_size=32), tmp_path)
     folder, _ = export(file, "export.format=transformers")
     theirs = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import warnings
-import zipfile
 from pathlib import Path
 
 import foreign_formats as made
@@ -18,10 +16,9 @@ from safetensors.torch import save_file
 
 from vitlab.config import ConfigError, find_checkpoint
 from vitlab.core.errors import UserError
-from vitlab.core.integrity import DamagedError
 from vitlab.models.build import build_model
 from vitlab.models.restore import restore, short_name
-from vitlab.models.weights import load_weights, read_checkpoint
+from vitlab.models.weights import load_weights
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
 """Two heads of 64 channels, as the convention has it."""
@@ -226,7 +223,8 @@ def test_transformers_distilled(tmp_path, read):
 
 def test_transformers_itself(tmp_path, read):
     """A folder that the library wrote, and its own forward pass, where it is installed."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     sizes = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 384}
     config = transformers.ViTConfig(**sizes, image_size=32, patch_size=8, num_labels=7, hidden_act="gelu")
     theirs = transformers.ViTForImageClassification(config).double().eval()
@@ -294,31 +292,6 @@ def test_what_is_unknown_is_named_with_the_way_to_convert_it(tmp_path, read):
         compile(line, "conversion", "exec")
 
 
-def test_declared_sizes_are_checked_before_memory_is_taken(tmp_path, read):
-    spread = saved({"patch_embed.proj.weight": torch.zeros(1).expand(10**7, 3, 16, 16)}, tmp_path / "spread.pth")
-    with pytest.raises(ConfigError, match=r"declared as \(10000000, 3, 16, 16\) and only 4 bytes"):
-        read(spread)
-    bomb = tmp_path / "bomb.npz"
-    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.npy", b"\0" * 10**7)
-    with pytest.raises(ConfigError, match=r"declares 10,000,000, as no file of weights does"):
-        read(bomb)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**9, 1000)})
-    liar = tmp_path / "liar.npz"
-    with zipfile.ZipFile(liar, "w") as archive:
-        archive.writestr("a.npy", header.getvalue() + b"\0" * 64)
-    with pytest.raises(ConfigError, match=r"a\.npy declares 4,000,000,000,\d+ bytes and has 192"):
-        read(liar)
-    objects = tmp_path / "objects.npz"
-    np.savez(objects, a=np.array([{"x": 1}], dtype=object))
-    with pytest.raises(ConfigError, match="holds Python objects"):
-        read(objects)
-    (tmp_path / "text.npz").write_bytes(b"hello")
-    with pytest.raises(ConfigError, match=r"not an \.npz file"):
-        read(tmp_path / "text.npz")
-
-
 def test_numbers_of_numpy_and_paths_are_plain_values(tmp_path, read):
     """What trainers store of the best accuracy and of their folders."""
     model = vit()
@@ -340,15 +313,3 @@ def test_what_a_folder_of_the_hub_is_called(tmp_path):
         "mine/last.pt": "last",
     }.items():
         assert short_name(tmp_path / place) == called
-
-
-def test_a_storage_that_is_shorter_than_declared(tmp_path):
-    """A pickle that declares more than the archive holds for it."""
-    file = saved({"patch_embed.proj.weight": torch.zeros(64, 3, 4, 4)}, tmp_path / "m.pth")
-    with zipfile.ZipFile(file) as archive:
-        entries = {entry: archive.read(entry) for entry in archive.namelist()}
-    with zipfile.ZipFile(tmp_path / "cut.pth", "w") as archive:
-        for entry, content in entries.items():
-            archive.writestr(entry, content[:64] if entry.endswith("data/0") else content)
-    with pytest.raises((DamagedError, UserError), match=r"cut\.pth"):
-        read_checkpoint(tmp_path / "cut.pth")

@@ -11,17 +11,12 @@ from forms import draw_tree, image_net_org, kaggle, numbered, one_tar, parquet, 
 
 from vitlab.cli.pack_task import run_pack
 from vitlab.config import DatasetConfig
-from vitlab.data.sources import index
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.registry import build_source
 from vitlab.data.sources.survey import describe
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
-    index._remembered.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
@@ -55,8 +50,6 @@ def packed(compose, root, folder, *more):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_container_holds_the_data_of_its_folder(form, tree, tmp_path, compose_config):
-    if form == "parquet":
-        pytest.importorskip("pyarrow")
     make, recognised = FORMS[form]
     other = tmp_path / "other"
     root = make(tree, other) if make else packed(compose_config, tree, other)

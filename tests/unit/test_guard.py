@@ -17,10 +17,7 @@ from vitlab.study.plan import build_plan
 from vitlab.study.preflight import _with_class_list, check_plan
 from vitlab.study.record import Record
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture()

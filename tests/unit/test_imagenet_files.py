@@ -14,10 +14,7 @@ from vitlab.config import ConfigError, DatasetConfig
 from vitlab.data.sources.folder import recognise
 from vitlab.data.sources.registry import build_source
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

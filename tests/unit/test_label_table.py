@@ -8,14 +8,9 @@ import pytest
 from forms import draw_tree, samples
 
 from vitlab.config import ConfigError, DatasetConfig
-from vitlab.data.sources import index
 from vitlab.data.sources.registry import build_source
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
-    index._remembered.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
@@ -69,7 +64,7 @@ def test_whole_numbers_are_in_their_order(photos):
 
 
 def test_a_table_may_be_parquet(photos):
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     from pyarrow.parquet import write_table
 
     root, rows = photos

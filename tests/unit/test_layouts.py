@@ -19,10 +19,7 @@ from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.registry import build_source
 from vitlab.data.sources.survey import describe
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def draw(folder, *names, first=0):

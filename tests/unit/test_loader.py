@@ -5,12 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from forms import dataset_of, draw_photographs
 
 from vitlab.config import ConfigError, RecipeConfig, choice
 from vitlab.core.errors import UserError
 from vitlab.data.loader import EvalLoader, TrainLoader
-from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.registry import build_source
 
 RECIPE = RecipeConfig(epochs=1, batch_size=8, lr=1e-3)
@@ -19,21 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tree") / "data"
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 20), ("val", 7)):
-        for c in "ab":
-            folder = root / split / c
-            folder.mkdir(parents=True)
-            for i in range(count):
-                size = (int(rng.integers(30, 90)), int(rng.integers(30, 90)), 3)
-                Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{i:02}.jpg", quality=90)
-    return root
-
-
-def dataset_of(tree, **changes):
-    dataset = dataclasses.replace(choice("dataset", "folder"), root=str(tree), **changes)
-    return resolve_class_list(dataset, str(tree.parent / "runs"))
+    return draw_photographs(tmp_path_factory.mktemp("tree") / "data", {"train": 20, "val": 7}, (30, 90))
 
 
 def train_loader(dataset, recipe=RECIPE, **changes):

@@ -15,10 +15,7 @@ from vitlab.data.sources import file_hashes, listing, on_disk
 from vitlab.data.sources.inventory import differences, load_items, save_items
 from vitlab.data.sources.on_disk import inventories, take_inventory
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture()

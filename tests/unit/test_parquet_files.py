@@ -16,14 +16,10 @@ from vitlab.data.sources import files_pack, index, parquet_files
 from vitlab.data.sources.presence import require_data
 from vitlab.data.sources.registry import build_source, load_split
 
-pytest.importorskip("pyarrow")
 CHANGED = {b"huggingface": b"{}"}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
-    index._remembered.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

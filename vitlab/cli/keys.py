@@ -17,7 +17,8 @@ import yaml
 
 from vitlab.config.choices import CONF, options
 from vitlab.config.paths import expanded
-from vitlab.config.schema import GROUPS, Config, StudyConfig, WandbConfig
+from vitlab.config.run_schema import Config, StudyConfig, WandbConfig
+from vitlab.config.schema import GROUPS
 
 LISTS = (
     "logs", "diff", "pairs", "checkpoint", "study.rerun", "preview.conditions", "explain.images", "explain.class_index",

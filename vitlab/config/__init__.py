@@ -4,6 +4,7 @@ from vitlab.config.check import check_cell, check_run, parse_policies
 from vitlab.config.choices import choice, options
 from vitlab.config.parse import build, named_after_folder, parse, register_schemas
 from vitlab.config.paths import find_checkpoint
+from vitlab.config.run_schema import Config, StudyConfig, WandbConfig
 from vitlab.config.schema import (
     FROM_ROOT,
     GROUPS,
@@ -11,14 +12,11 @@ from vitlab.config.schema import (
     IMAGENET_STD,
     AugmentConfig,
     CellConfig,
-    Config,
     DatasetConfig,
     FractalConfig,
     ModelConfig,
     PretrainConfig,
     RecipeConfig,
-    StudyConfig,
-    WandbConfig,
     experiment,
     plain,
 )

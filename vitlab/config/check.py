@@ -8,7 +8,8 @@ import math
 import re
 
 from vitlab.config.paths import find_checkpoint
-from vitlab.config.schema import AugmentConfig, CellConfig, Config, DatasetConfig, RecipeConfig, WandbConfig
+from vitlab.config.run_schema import Config, WandbConfig
+from vitlab.config.schema import AugmentConfig, CellConfig, DatasetConfig, RecipeConfig
 from vitlab.core.errors import ConfigError
 from vitlab.core.files import require_name
 from vitlab.core.plugins import DATASETS, POLICIES

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitlab.config.schema import GROUPS, CellConfig, Config, DatasetConfig, neutral_value
+from vitlab.config.run_schema import Config
+from vitlab.config.schema import GROUPS, CellConfig, DatasetConfig, neutral_value
 from vitlab.core.errors import UserError
 from vitlab.core.plugins import TRANSFER_SETS
 

@@ -19,16 +19,8 @@ from typing import Any, Literal
 from vitlab.config.check import check_cell, check_run
 from vitlab.config.effects import OF_TRAINING, idle_among, idle_fields, settle
 from vitlab.config.paths import find_checkpoint, with_whole_paths
-from vitlab.config.schema import (
-    FROM_ROOT,
-    GROUPS,
-    CellConfig,
-    Config,
-    DatasetConfig,
-    FractalConfig,
-    StudyConfig,
-    WandbConfig,
-)
+from vitlab.config.run_schema import Config, StudyConfig, WandbConfig
+from vitlab.config.schema import FROM_ROOT, GROUPS, CellConfig, DatasetConfig, FractalConfig
 from vitlab.config.suggestions import meant, suggest
 from vitlab.core.errors import ConfigError
 from vitlab.core.files import clean_name, text_of

@@ -1,4 +1,4 @@
-"""The typed schema: every configuration key, its type, neutral default and range, written once.
+"""The typed schema of a cell: every key of its groups, its type, neutral default and range, written once.
 
 0 or null means off. The files under `conf/` hold values; nothing here reads them.
 """
@@ -18,7 +18,8 @@ SEEDS = 2**63 - 1
 """The largest seed: what every generator takes (torch's are signed)."""
 
 
-def _number(default: Any = dataclasses.MISSING, *, low: float | None = None, high: float | None = None) -> Any:
+def number(default: Any = dataclasses.MISSING, *, low: float | None = None, high: float | None = None) -> Any:
+    """A field that holds a number within these bounds."""
     return field(default=default, metadata={"low": low, "high": high})
 
 
@@ -44,12 +45,12 @@ class ModelConfig:
     """A Vision Transformer: timm's architecture `name`, with the sizes given here in place of timm's own."""
 
     name: str
-    image_size: int = _number(224, low=1)
+    image_size: int = number(224, low=1)
     """Side of the square input in pixels."""
-    patch_size: int | None = _number(None, low=1)
-    embed_dim: int | None = _number(None, low=1)
-    depth: int | None = _number(None, low=1)
-    num_heads: int | None = _number(None, low=1)
+    patch_size: int | None = number(None, low=1)
+    embed_dim: int | None = number(None, low=1)
+    depth: int | None = number(None, low=1)
+    num_heads: int | None = number(None, low=1)
     grad_checkpointing: bool = _speed(False)
 
 
@@ -57,19 +58,19 @@ class ModelConfig:
 class FractalConfig:
     """How a FractalDB is generated (Kataoka et al., "Pre-training without Natural Images", ACCV 2020)."""
 
-    categories: int = _number(1000, low=1, high=1_000_000)
-    instances: int = _number(1000, low=1, high=1_000_000)
+    categories: int = number(1000, low=1, high=1_000_000)
+    instances: int = number(1000, low=1, high=1_000_000)
     """Images per category."""
-    image_size: int = _number(362, low=16, high=2048)
+    image_size: int = number(362, low=16, high=2048)
     """Side in pixels; 6 on each edge stay empty."""
-    num_points: int = _number(200_000, low=1000, high=1 << 26)
-    threshold: float = _number(0.2, low=0, high=0.38)
+    num_points: int = number(200_000, low=1000, high=1 << 26)
+    threshold: float = number(0.2, low=0, high=0.38)
     """Smallest share of filled pixels for a category to be accepted; the search's 100,000 points fill at most 0.381."""
     degenerate: Literal["keep", "resample"] = "keep"
     fresh_masks: bool = False
     """Draw new 3x3 masks every epoch instead of one set for good."""
-    search_seed: int = _number(1, low=0, high=2**32 - 1)
-    mask_seed: int = _number(0, low=0, high=SEEDS)
+    search_seed: int = number(1, low=0, high=2**32 - 1)
+    mask_seed: int = number(0, low=0, high=SEEDS)
 
 
 def share(count: int, fraction: float) -> int:
@@ -88,10 +89,10 @@ class DatasetConfig:
     name: str
     kind: str
     """Who reads it: digits, fashion_mnist, cifar10, cifar100, stl10, svhn, folder, fractal, or a plugin's."""
-    num_classes: int | None = _number(None, low=1)
-    num_train: int | None = _number(None, low=1)
+    num_classes: int | None = number(None, low=1)
+    num_train: int | None = number(None, low=1)
     """Images of the training split. Null (folder): read from the recorded class list."""
-    num_eval: int | None = _number(None, low=0)
+    num_eval: int | None = number(None, low=0)
     """Images of the evaluation split; 0: there is none."""
     version: str = "1"
     """Raised when the same name would yield other images (a split, a rendering)."""
@@ -109,7 +110,7 @@ class DatasetConfig:
     """Fingerprint of the pack, read from its manifest."""
     class_list: str | None = _speed(None)
     """File of a recorded class list, so that a plan needs no data."""
-    image_size: int | None = _number(None, low=1)
+    image_size: int | None = number(None, low=1)
     """Native side in pixels of data sets whose images all have one size."""
     verify: Literal["sizes", "contents"] = _speed("sizes")
     """How the files are compared with those that a record was made with: by names and sizes, or by every byte."""
@@ -119,14 +120,14 @@ class DatasetConfig:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of the image's area (random_resized)."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    pad: int = _number(0, low=0)
+    pad: int = number(0, low=0)
     """Pixels of zero padding around the native image before a crop of the native size (pad)."""
-    hflip: float = _number(0.5, low=0, high=1)
-    eval_crop: float = _number(0.875, low=0.01, high=1)
+    hflip: float = number(0.5, low=0, high=1)
+    eval_crop: float = number(0.875, low=0.01, high=1)
     """Share of the resized image's side that the centre crop keeps; 1: the whole image."""
-    val_fraction: float = _number(0.0, low=0, high=0.9)
+    val_fraction: float = number(0.0, low=0, high=0.9)
     """Share of the training images set aside, by class, for evaluating in place of the evaluation split."""
-    train_per_class: int | None = _number(None, low=1)
+    train_per_class: int | None = number(None, low=1)
     """Use only so many training images of each class (the same ones for every seed)."""
     train_fraction: float = _later(1.0, low=1e-6, high=1)
     """Use only this share of the training images, by class: the same ones for every seed, a smaller share a part of a
@@ -157,19 +158,19 @@ class AugmentConfig:
 
     auto_augment: str | None = None
     """`original` (AutoAugment's ImageNet policy) or a RandAugment string of timm's, such as rand-m9-mstd0.5-inc1."""
-    mixup: float = _number(0.0, low=0)
+    mixup: float = number(0.0, low=0)
     """The alpha of mixup's Beta(alpha, alpha)."""
-    cutmix: float = _number(0.0, low=0)
-    mixup_prob: float = _number(1.0, low=0, high=1)
-    mixup_switch_prob: float = _number(0.5, low=0, high=1)
+    cutmix: float = number(0.0, low=0)
+    mixup_prob: float = number(1.0, low=0, high=1)
+    mixup_switch_prob: float = number(0.5, low=0, high=1)
     """Chance of cutmix where both are on."""
-    mix_group: int = _number(32, low=1)
+    mix_group: int = number(32, low=1)
     """Samples that share one lambda and are one another's partners, whatever the number of devices."""
-    color_jitter: float = _number(0.0, low=0, high=1)
+    color_jitter: float = number(0.0, low=0, high=1)
     """Strength actually applied to brightness, contrast and saturation."""
-    erase: float = _number(0.0, low=0, high=1)
+    erase: float = number(0.0, low=0, high=1)
     """Chance of random erasing."""
-    smoothing: float = _number(0.0, low=0, high=0.99)
+    smoothing: float = number(0.0, low=0, high=0.99)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 
     @property
@@ -181,36 +182,36 @@ class AugmentConfig:
 class RecipeConfig:
     """How a model is trained. `batch_size` is the global batch: hardware never changes it."""
 
-    epochs: int = _number(low=1)
-    batch_size: int = _number(low=1)
-    lr: float = _number(low=0)
+    epochs: int = number(low=1)
+    batch_size: int = number(low=1)
+    lr: float = number(low=0)
     """Peak learning rate, per `lr_base_batch` images of the global batch under the linear rule."""
     lr_rule: Literal["linear", "constant"] = "linear"
-    lr_base_batch: int = _number(512, low=1)
+    lr_base_batch: int = number(512, low=1)
     optimizer: str = "adamw"
     """adamw, sgd, or any other of timm's names (lamb, lion, muon, …) with timm's constants."""
-    weight_decay: float = _number(0.05, low=0)
+    weight_decay: float = number(0.05, low=0)
     """Not applied to one-dimensional parameters, class and position tokens (DeiT)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = _number(1e-8, low=0)
-    momentum: float = _number(0.9, low=0, high=1)
+    eps: float = number(1e-8, low=0)
+    momentum: float = number(0.9, low=0, high=1)
     schedule: Literal["cosine", "constant"] = "cosine"
     schedule_by: Literal["step", "epoch"] = "step"
-    warmup_epochs: float = _number(0, low=0)
-    warmup_lr: float = _number(1e-6, low=0)
-    min_lr: float = _number(1e-5, low=0)
-    clip_grad: float | None = _number(None, low=0)
-    drop_path: float = _number(0.0, low=0, high=0.99)
-    ema_decay: float = _number(0.0, low=0, high=0.999999999)
+    warmup_epochs: float = number(0, low=0)
+    warmup_lr: float = number(1e-6, low=0)
+    min_lr: float = number(1e-5, low=0)
+    clip_grad: float | None = number(None, low=0)
+    drop_path: float = number(0.0, low=0, high=0.99)
+    ema_decay: float = number(0.0, low=0, high=0.999999999)
     """Decay per step of the weights' moving average; 0: none is kept."""
     ema_warmup: bool = True
     """Use min(decay, (1 + step) / (10 + step)), so that short runs average something."""
-    repeated_augmentation: int = _number(1, low=1)
+    repeated_augmentation: int = number(1, low=1)
     """Copies of an image in a row in an epoch's order (Hoffer et al., CVPR 2020); the epoch's length stays."""
     precision: Literal["fp32", "bf16"] = "fp32"
     train_mode: Literal["train", "eval"] = "train"
     """`eval` switches stochastic depth off while training, as the book's fine-tuning does."""
-    eval_every: int = _number(1, low=1)
+    eval_every: int = number(1, low=1)
     compile: bool = _speed(False)
     keep_every: int = _speed(0, low=0)
     """Keep the checkpoint of every so many epochs; 0: only last and best."""
@@ -232,7 +233,7 @@ class PretrainConfig:
     """`student`: of a self-distillation such as DINO's, whose raw weights are the teacher's."""
     keep_head: bool = False
     """Keep the old classifier where the shapes match (what the book's fine-tuning does)."""
-    seed: int | Literal["paired"] = _number(0, low=0, high=SEEDS)
+    seed: int | Literal["paired"] = number(0, low=0, high=SEEDS)
     """Of the pre-training; `paired` is read as the cell's own, so that each seed has a pre-training of its own."""
     dataset: DatasetConfig | None = None
     augment: AugmentConfig | None = None
@@ -248,7 +249,7 @@ class CellConfig:
     augment: AugmentConfig
     pretrain: PretrainConfig
     recipe: RecipeConfig
-    seed: int = _number(0, low=0, high=SEEDS)
+    seed: int = number(0, low=0, high=SEEDS)
 
     @property
     def pretraining(self) -> CellConfig | None:
@@ -259,92 +260,6 @@ class CellConfig:
         assert start.dataset and start.augment and start.recipe, "checked by parse"
         seed = self.seed if start.seed == "paired" else start.seed
         return CellConfig(self.model, start.dataset, start.augment, PretrainConfig(), start.recipe, seed)
-
-
-@dataclass(frozen=True)
-class WandbConfig:
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """`auto`: online where an API key is configured, else offline."""
-    project: str = "vitlab"
-    entity: str | None = None
-    tags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """How a command handles its set of cells."""
-
-    name: str | None = None
-    """Null: the experiment's name, or one made from the sweep."""
-    table: str | None = None
-    cells: tuple[str, ...] = ()
-    """An explicit list of cells, each a string of overrides, in place of the sweep's product or in addition to it."""
-    part: Literal["cell", "pretraining"] = "cell"
-    """Train the cell itself, or the pre-training that it starts from (set by the plan)."""
-    dry_run: bool = False
-    retry_failed: bool = False
-    attempts: int = _number(3, low=1)
-    """Attempts in a row without progress (killed, out of memory, a lost node) after which a cell counts as failed."""
-    replace: bool = False
-    """Leave in the study's list what this command plans; false: cells that it does not plan stay in the list."""
-    rerun: str | tuple[str, ...] | None = None
-    """`all`, or a list of identities: archive their records and train again."""
-    detach: bool = False
-    status: bool = False
-    """Print the state of every study below `output_dir`, and train nothing."""
-    follow: bool = False
-    """The same of one study, until none of its cells runs or waits."""
-    cancel: bool = False
-    """Have the cells of one study save and end, and take the waiting ones out of Slurm's queue."""
-    code: Literal["frozen", "live"] = "frozen"
-    """Train on a copy of the code (`output_dir/code`), each cell to its end on the one that it began with; or on the
-    files as they are when a process starts."""
-    cells_at_once: int | Literal["auto"] = _number("auto", low=1)
-    """Cells that train at once on this machine (hydra/launcher=local); auto: one per idle GPU, or per `threads` CPU
-    cores."""
-    cells_per_device: int | Literal["auto"] | None = _number(None, low=1)
-    """Cells that train at once on each device, each a process of its own; the CPU is one device. null: one on each GPU,
-    and on the CPU as `cells_at_once`; auto: what a trial on the device finds (vitlab/study/capacity.py)."""
-    share_loader: bool = True
-    """Read images once for cells that train at once and see the same crops."""
-    keep_evaluation: bool = False
-    """Keep the images to evaluate on in memory, decoded once for all cells; the plan shows how much that takes."""
-    cell_minutes: float | None = _number(None, low=0)
-    """End a cell that runs longer, as hung; null: never."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """A whole run: the cell, where and how to run it, and the options of the task that was chosen."""
-
-    task: Literal["train", "evaluate", "explain", "fractaldb", "pack", "preview", "export"]
-    cell: CellConfig
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int = _number(1, low=1)
-    workers: int = _number(0, low=0)
-    threads: int = _number(1, low=1)
-    device_batch: int | None = _number(None, low=1)
-    """Samples per forward pass on one device; null: the largest that fits. The rest is gradient accumulation."""
-    plugins: tuple[str, ...] = ()
-    """Modules of the user's, imported in every process, that register policies, data sets, models or metrics."""
-    output_dir: str = "runs"
-    checkpoint: str | tuple[str, ...] | None = None
-    weights: Literal["raw", "ema", "student"] = "raw"
-    wandb: WandbConfig = WandbConfig()
-    study: StudyConfig = StudyConfig()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """The task's own options, as composed under the task's name; the task parses them."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """Group → the option that was chosen. For people; never part of an identity."""
-    typed: tuple[str, ...] = ()
-    """The keys that the user gave values to, in dotted form."""
-    idle: Mapping[str, str] = field(default_factory=dict)
-    """Those of `typed` that cannot act in this cell → "acts only …" (vitlab/config/effects.py)."""
-
-    @property
-    def checkpoints(self) -> tuple[str, ...]:
-        """The names in `checkpoint`: one, several or none."""
-        return (self.checkpoint,) if isinstance(self.checkpoint, str) else self.checkpoint or ()
 
 
 GROUPS: dict[str, type] = {

@@ -63,7 +63,11 @@ def _create(model: ModelConfig, num_classes: int, given: Mapping[str, Any]) -> n
 
 
 def build_without_memory(model: ModelConfig, num_classes: int, *, drop_path: float = 0.0) -> nn.Module:
-    """`build_model` on the meta device; what cannot be built so is built for real before it is refused."""
+    """`build_model` on the meta device, or for real where that fails.
+
+    Some models compute with values while they are built, which the meta device has none of: a refusal counts only where
+    the real build raises it too. Raises ConfigError as `build_model` does.
+    """
     try:
         with torch.device("meta"):
             return build_model(model, num_classes, drop_path=drop_path)

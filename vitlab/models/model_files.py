@@ -32,10 +32,10 @@ from vitlab.core.integrity import DamagedError, is_archive, require_whole_archiv
 _MOST_UNPACKED = 64
 """No file of weights unpacks to more than so many times its size; random numbers hardly compress."""
 _MOST_SHARDS = 10_000
-_SCALAR: Any = getattr(np, "_core", None) or getattr(np, "core")  # noqa: B009 (NumPy 1 has no _core)
+_SCALAR: Any = np.float64(0).__reduce__()[0]  # a function of NumPy's whose module has another name in NumPy 1
 _PLAIN: list[Any] = [
-    argparse.Namespace, pathlib.PosixPath, codecs.encode, np.dtype, _SCALAR.multiarray.scalar,
-    (_SCALAR.multiarray.scalar, "numpy.core.multiarray.scalar"), (codecs.encode, "_codecs.encode"),
+    argparse.Namespace, pathlib.PosixPath, codecs.encode, np.dtype, _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"), (codecs.encode, "_codecs.encode"),
     *{type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")},
 ]  # fmt: skip
 """What may be built beside tensors and plain containers: DeiT's arguments, paths, and NumPy's numbers (`best_acc`)."""

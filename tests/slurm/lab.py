@@ -1,0 +1,104 @@
+"""Commands in a folder of their own against the cluster of the tests, and what they leave there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitlab.core.integrity import read_mapping
+
+ROOT = Path(__file__).parents[2]
+TINY = ["recipe.warmup_epochs=0", "dataset.train_per_class=32", "wandb.mode=disabled", "device=cpu"]
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.5"]
+
+
+class Lab:
+    """Commands in a folder of their own, against the cluster."""
+
+    def __init__(self, cluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.runs = folder / "runs"
+        self.commands: list[subprocess.Popen] = []
+
+    def start(self, *words: str, launcher: Sequence[str] = SLURM) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "run.py"), "-m", *launcher, *TINY, *words], cwd=self.folder,
+            env=self.cluster.environment | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, encoding="utf-8"
+        )  # fmt: skip
+        self.commands.append(process)
+        return process
+
+    def run(self, *words: str, launcher: Sequence[str] = SLURM) -> tuple[int, str]:
+        return self.end(self.start(*words, launcher=launcher))
+
+    def end(self, process: subprocess.Popen) -> tuple[int, str]:
+        """The exit code and the output of a command that comes to its end."""
+        output = process.communicate(timeout=600)[0]
+        return process.returncode, output
+
+    def close(self) -> None:
+        for process in self.commands:
+            process.kill()
+            process.communicate()
+        self.cluster.clear()
+
+    def cells(self) -> list[Path]:
+        return sorted(p.parent for p in self.runs.glob("*/config.yaml"))
+
+    def jobs(self) -> dict[str, str]:
+        """Identity → job of everything that was submitted from this folder."""
+        found: dict[str, str] = {}
+        for file in sorted(self.runs.glob("slurm/*/jobs.json")):
+            found |= read_mapping(file, "") or {}
+        return found
+
+    def queue(self) -> str:
+        return self.cluster.ask("squeue", "-h", "-r", "-o", "%i %T %j")
+
+    def sacct(self, job: str) -> str:
+        """The state in accounting, which lags by seconds."""
+        end = time.monotonic() + 30
+        while True:
+            said = self.cluster.ask("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job).strip()
+            if (said and said.split("|")[0] not in ("RUNNING", "COMPLETING", "PENDING")) or time.monotonic() > end:
+                return said
+            time.sleep(0.3)
+
+    def until(self, true, seconds: float = 480) -> None:
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, self.queue() + "".join(
+                p.read_text(encoding="utf-8") for p in self.runs.glob("*/log.txt")
+            )
+            time.sleep(0.1)
+
+    def until_epoch(self, count: int) -> Path:
+        """Wait until the only cell has `count` rows; returns its folder."""
+        self.until(lambda: any(len(rows(cell)) >= count for cell in self.cells()))
+        (cell,) = self.cells()
+        return cell
+
+
+def rows(cell: Path) -> list[dict]:
+    """The metrics of a cell without clock readings."""
+    file = cell / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    parsed = [json.loads(line) for line in lines if line.endswith("}")]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in parsed]
+
+
+def origin(cell: Path) -> dict:
+    return json.loads((cell / "provenance.json").read_text(encoding="utf-8"))
+
+
+def undisturbed(folder: Path, *words: str) -> list[dict]:
+    """The metrics of the same cell, trained on this machine without Slurm."""
+    command = [sys.executable, str(ROOT / "run.py"), *TINY, *words, f"output_dir={folder}/local"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600)
+    (cell,) = [p.parent for p in (folder / "local").glob("*/config.yaml")]
+    return rows(cell)
