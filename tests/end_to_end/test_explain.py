@@ -132,6 +132,47 @@ def test_checkpoints_make_rows_and_studies_make_columns(explain):
     assert "lrp_compared.pdf" in files
 
 
+def test_features_need_no_classifier(explain, folder):
+    """A DINO file as its training writes it, by itself and beside a classifier, whose head is left out."""
+    torch.manual_seed(1)
+    backbone = build_model(choice("model", "vit_micro"), 0).state_dict()
+    nets = {"teacher": {f"backbone.{k}": v for k, v in backbone.items()}}
+    nets["student"] = {f"module.backbone.{k}": v + 1 for k, v in backbone.items()}
+    torch.save(nets | {"epoch": 9, "optimizer": {}}, folder / "dino.pth")
+    words = ("explain=features", "explain.images=noise.jpg", "model=vit_micro")
+    lines, files = explain(*words, "checkpoint=dino.pth")
+    assert {"features_dino.png", "features_dino.pdf", "features_dino_heads.png"} <= files
+    maps = {
+        view: np.load(folder / f"out/features_dino_noise_{view}.npy") for view in ("attention", "rollout", "lrp", "pca")
+    }
+    assert [m.shape for m in maps.values()] == [(4, 4, 4), (4, 4), (4, 4), (4, 4, 3)]
+    assert any("the teacher is taken" in line for line in lines) and lines[-1] == "next: explain=position"
+    assert any("first three principal components hold" in line for line in lines)
+    _, files = explain(*words[:2], f"checkpoint=[{ONE},{TWO}]", "explain.method=attnlrp")
+    assert {
+        "features_checkpoints_noise.png",
+        f"features_{ONE}_last_heads.png",
+        f"features_{TWO}_last_heads.png",
+    } <= files
+    with pytest.raises(UserError, match=r"explain=relevance needs one.*explain=features, explain=rollout"):
+        explain(*words[1:], "checkpoint=dino.pth")
+
+
+def test_features_of_a_network_without_attention(explain, folder):
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), folder / "resnet.pth")
+    words = (
+        "explain=features",
+        "explain.images=noise.jpg",
+        "checkpoint=resnet.pth",
+        "model.name=test_resnet",
+        "model.image_size=64",
+    )
+    lines, files = explain(*words, "dataset=imagenet1k", "dataset.root=none", "explain.method=attnlrp")
+    assert {"features_resnet.png", "features_resnet_noise_attnlrp.npy"} <= files
+    assert "features_resnet_heads.png" not in files
+    assert sum(line.startswith("without ") for line in lines) == 3
+
+
 def test_methods_and_fusions_side_by_side(explain):
     _, files = explain(f"checkpoint={ONE}", "explain.compare=true", "explain.images=eval")
     assert f"methods_{ONE}_last.png" in files
@@ -204,6 +245,13 @@ MISTAKES = {
     "a study that is none": (["checkpoint=runs/nothing.json"], "is no study's file"),
     "labels for others": ([f"checkpoint={ONE}", "explain.labels=[a,b]"], "2 labels for 1 checkpoints"),
     "a CNN": (["checkpoint=cnn.pth"], "not those of a Vision Transformer"),
+    "features without attention": (
+        ["explain=features", "checkpoint=cnn.pth", "model.name=test_resnet", "model.image_size=64"],
+        "explain.method=attnlrp works on it",
+    ),
+    "a class for features": (
+        ["explain=features", f"checkpoint={ONE}", "explain.class_index=3"], "explain=features takes no class",
+    ),
     "a class for Rollout": (
         ["explain=rollout", f"checkpoint={ONE}", "explain.class_index=3"], "Attention Rollout knows no class",
     ),

@@ -21,7 +21,7 @@ def test_the_base_file_says_what_the_schema_says():
     assert {k: tuple(v) if isinstance(v, list) else v for k, v in written.items()} == fields
 
 
-@pytest.mark.parametrize("name", ["position", "rollout", "relevance", "faithfulness"])
+@pytest.mark.parametrize("name", ["position", "rollout", "features", "relevance", "faithfulness"])
 def test_each_choice_composes(name, compose_config):
     config = compose_config("task=explain", f"explain={name}")
     assert config.task == "explain" and parse_options(config.options).kind == name
@@ -75,6 +75,7 @@ def test_mistakes_name_the_key(given, words):
         {"kind": "rollout", "compare": True, "discard_ratio": 0.5, "start_layer": 1},
         {"kind": "faithfulness", "methods": ["rollout"], "head_fusion": "min", "num_images": 7, "target": "label"},
         {"kind": "faithfulness", "synthetic": True, "synthetic_steps": 9, "methods": ["generic"]},
+        {"kind": "features", "method": "attnlrp", "head_fusion": "max", "start_layer": 1},
         {"kind": "position", "images": "a.jpg", "batch": 2, "output": "there"},
         {"method": "generic", "start_layer": 1, "top_k": 3},
     ],

@@ -27,6 +27,7 @@ def run_explain(config: Config) -> list[str]:
     from vitlab.core.wandb import log_figures
     from vitlab.explain.explained_model import load_subjects
     from vitlab.explain.faithfulness import measure, measure_scenes
+    from vitlab.explain.features import draw_features
     from vitlab.explain.position import draw_position
     from vitlab.explain.reports import draw_panels
     from vitlab.study.data_record import require_evaluated_data
@@ -50,6 +51,9 @@ def run_explain(config: Config) -> list[str]:
         elif options.kind == "faithfulness":
             files, table = measure(subjects, options, folder, config.output_dir)
             lines += table
+        elif options.kind == "features":
+            files, said = draw_features(subjects, options, folder, config.output_dir)
+            lines += said
         else:
             files = draw_panels(subjects, options, folder, config.output_dir)
     wandb = config.wandb
@@ -62,7 +66,7 @@ def run_explain(config: Config) -> list[str]:
     rest = len(files) - len(figures)
     if (
         options.images is None
-        and options.kind in ("rollout", "relevance")
+        and options.kind in ("rollout", "features", "relevance")
         and subjects[0].restored.model.image_size < 64
     ):
         lines.append("these are photographs; the checkpoint's own evaluation images: explain.images=eval")
@@ -77,10 +81,12 @@ def run_explain(config: Config) -> list[str]:
 def _next(kind: str, classifies: bool) -> list[str]:
     """Suggest the next command."""
     if not classifies:
-        return ["next: explain=rollout"] if kind == "position" else []
+        following = {"position": "explain=features", "rollout": "explain=features", "features": "explain=position"}
+        return [f"next: {following[kind]}"] if kind in following else []
     following = {
         "position": "explain=rollout, or explain=relevance for a class of your choice",
         "rollout": "explain=relevance explain.top_k=3, or explain.compare=true for all methods",
+        "features": "explain=relevance for a class of your choice",
         "relevance": "explain.compare=true for all methods side by side; explain=faithfulness measures them",
         "faithfulness": "explain=relevance explain.method=… with the method that did best",
     }

@@ -96,7 +96,7 @@ def model_card(config: Config, restored: Restored, options: ExportConfig) -> str
     ]  # fmt: skip
     if about is None:
         origin = f"From {restored.weights.path.name} ({restored.weights.kind})."
-        return "\n".join([*lines, origin, *restored.weights.said, ""])
+        return "\n".join([*lines, origin, *restored.weights.chosen, *restored.weights.said, ""])
     lines += _results(record, about, config)
     if command := _command(record, about):
         lines += ["## To train it again", "", "```", command, "```", ""]

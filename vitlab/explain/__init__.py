@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitlab.explain.attention import attention_maps, rollout, rollout_map
     from vitlab.explain.faithfulness import perturbation_curves, random_maps
+    from vitlab.explain.features import class_attention, feature_relevance, patch_features, principal_components
     from vitlab.explain.methods import relevance
     from vitlab.explain.position import attention_distance, position_similarity, rgb_filters
     from vitlab.explain.recording import UnfitError
@@ -20,15 +21,21 @@ if TYPE_CHECKING:
 _HOMES = {
     "attention_maps": "attention", "rollout": "attention", "rollout_map": "attention", "relevance": "methods",
     "position_similarity": "position", "attention_distance": "position", "rgb_filters": "position",
-    "perturbation_curves": "faithfulness", "random_maps": "faithfulness", "UnfitError": "recording",
+    "class_attention": "features", "feature_relevance": "features", "patch_features": "features",
+    "principal_components": "features", "perturbation_curves": "faithfulness", "random_maps": "faithfulness",
+    "UnfitError": "recording",
 }  # fmt: skip
 
 __all__ = [
     "UnfitError",
     "attention_distance",
     "attention_maps",
+    "class_attention",
+    "feature_relevance",
+    "patch_features",
     "perturbation_curves",
     "position_similarity",
+    "principal_components",
     "random_maps",
     "relevance",
     "rgb_filters",

@@ -15,12 +15,15 @@ from torch import Tensor
 from vitlab.config import Config, ConfigError
 from vitlab.core.device import pick_device
 from vitlab.core.integrity import DamagedError, misfit, read_mapping
-from vitlab.explain.attention import rollout_map
+from vitlab.explain.attention import patch_grid, rollout_map
 from vitlab.explain.methods import relevance
 from vitlab.explain.options import ExplainConfig, MethodName
 from vitlab.explain.pictures import Picture, normalise
 from vitlab.explain.recording import UnfitError
 from vitlab.models.restore import Restored, restore, short_name
+
+MOST_PAIRS = 8 * 256**2
+"""Pairs of patches, over the images of a batch: relevance takes about 2 kB for each in a ViT-S (measured)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,14 @@ class Subject:
     def inputs(self, pictures: Sequence[Picture]) -> Tensor:
         """Normalised images (B, 3, S, S) on the device."""
         return normalise(pictures, self.restored.dataset).to(self.device)
+
+    def batch(self, images: Tensor, options: ExplainConfig) -> int:
+        """How many of `images` at a time: `explain.batch`, or fewer where maps of attention would take gigabytes."""
+        try:
+            rows, columns = patch_grid(self.restored.network, images)
+        except UnfitError:
+            return options.batch
+        return max(1, min(options.batch, MOST_PAIRS // (rows * columns) ** 2))
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, batch: int) -> Tensor:
@@ -68,7 +79,8 @@ class Subject:
             start = 0 if method == "attnlrp" else options.start_layer
             return relevance(network, part, classes, method=method, start_layer=start)
 
-        pairs = zip(images.split(options.batch), targets.split(options.batch), strict=True)
+        batch = self.batch(images, options)
+        pairs = zip(images.split(batch), targets.split(batch), strict=True)
         return self.explained(lambda: torch.cat([of_part(part, classes).cpu() for part, classes in pairs]))
 
     def explained(self, compute: Callable[[], Tensor]) -> Tensor:

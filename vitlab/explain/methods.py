@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -24,6 +24,7 @@ def relevance(
     *,
     method: Method = "lrp",
     start_layer: int = 0,
+    readout: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The relevance of each patch of images (B, 3, H, W) for a class: (B, gh, gw), or (B, K, gh, gw) for K classes.
 
@@ -34,12 +35,13 @@ def relevance(
     - `attnlrp`: Achtibat et al. (ICML 2024): relevance down to the pixels, summed over patches; signed. Its total is
       not the class's score: biases, embeddings and each softmax keep a part.
 
+    `readout` makes the scores to be explained, (B, C), of the model's output, where those are not the logits.
     An image's map does not depend on the batch. Half-precision weights are widened first. Raises UnfitError, saying
     why and which method fits; ConfigError for a class or layer out of range.
     """
     model = unwrapped(model)
     with prepared(model):
-        recording = record(model, images)
+        recording = record(model, images, readout=readout)
         classes = check_targets(targets, recording.logits)  # (B, K)
         recording.tape.reuse = classes.shape[1] > 1
         explain = _pixels if method == "attnlrp" else _chained

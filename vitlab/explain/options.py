@@ -22,6 +22,7 @@ _USED = {
     "relevance": ("images", "labels", "compare", "method", "start_layer", "class_index", "class_name", "top_k"),
     "relevance explain.compare=true": ("images", "labels", "compare", "method", "methods", "class_index", "class_name",
                                        *_ROLLOUT),
+    "features": ("images", "labels", "method", *_ROLLOUT),
     "faithfulness": ("images", "labels", "methods", "num_images", "target", "synthetic", *_ROLLOUT),
     "faithfulness explain.synthetic=true": ("methods", "synthetic", "synthetic_steps"),
 }  # fmt: skip
@@ -36,7 +37,7 @@ def _number(default: Any, low: float | None = None, high: float | None = None) -
 class ExplainConfig:
     """What `task=explain` draws. conf/explain/base.yaml repeats these values; a test compares them."""
 
-    kind: Literal["position", "rollout", "relevance", "faithfulness"]
+    kind: Literal["position", "rollout", "features", "relevance", "faithfulness"]
     images: str | tuple[str, ...] | None = None
     """Files, folders, patterns such as 'photos/*.jpg'; `eval` or `eval:N` or `eval:N-M` for images of the
     checkpoint's evaluation set. Null: scikit-learn's two photographs (faithfulness: `eval`)."""
@@ -62,7 +63,7 @@ class ExplainConfig:
     """Faithfulness on scenes with two objects, by a small model trained on the spot; takes no checkpoint."""
     synthetic_steps: int = _number(500, low=1)
     batch: int = _number(8, low=1)
-    """Images at a time; a matter of memory, never of results."""
+    """Images at a time, fewer where an image has many patches; a matter of memory, never of results."""
     output: str | None = None
     """Folder for the figures; null: output_dir/explain."""
 

@@ -37,7 +37,7 @@ def position_embedding(model: nn.Module) -> tuple[Tensor, tuple[int, int]]:
     if not isinstance(embedding, Tensor):
         raise UnfitError(
             "the model has no position embedding of its own (it uses rotary or relative positions, or none); "
-            "explain=rollout and explain=relevance work on it"
+            "explain=rollout, explain=features and explain=relevance work on it"
         )
     embedding = embedding.detach().float()
     if embedding.ndim == 4:  # (1, gh, gw, D)
@@ -122,7 +122,7 @@ def _distances(subject: Subject, options: ExplainConfig, output_dir: str) -> tup
     grid = patch_grid(restored.network, images)
     patch = (size[0] // grid[0], size[1] // grid[1])
     sums, count = torch.zeros(()), grid[0] * grid[1]
-    for part in images.split(options.batch):
+    for part in images.split(subject.batch(images, options)):
         attention = subject.explained(lambda part=part: attention_maps(restored.network, part))
         sums = sums + attention_distance(attention, grid, patch).cpu() * len(part)
     uniform = attention_distance(torch.full((1, 1, 1, count, count), 1 / count), grid, patch)

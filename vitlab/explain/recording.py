@@ -294,10 +294,13 @@ def prepared(model: nn.Module) -> Iterator[None]:
             module.grad_checkpointing = True  # pyright: ignore[reportArgumentType]
 
 
-def record(model: nn.Module, images: Tensor, *, backward: bool = True) -> Recording:
+def record(
+    model: nn.Module, images: Tensor, *, backward: bool = True, readout: Callable[[Tensor], Tensor] | None = None
+) -> Recording:
     """Run `model` on `images` (B, 3, H, W) under a tape. Without `backward`, only the pooling is differentiable.
 
-    `model` must be `unwrapped` and `prepared`. Raises UnfitError where the output is no (B, C) logits.
+    `readout` makes the scores to be explained of the model's output. `model` must be
+    `unwrapped` and `prepared`. Raises UnfitError where the output is no (B, C) logits.
     """
     parameter = next(model.parameters())
     images = images.detach().to(parameter.device, parameter.dtype).clone().requires_grad_(backward)
@@ -326,8 +329,10 @@ def record(model: nn.Module, images: Tensor, *, backward: bool = True) -> Record
         stack.enter_context(torch.autocast(images.device.type, enabled=False))
         with tape:
             logits = model(images)
-    if isinstance(logits, tuple | list):
-        logits = logits[0]
+            if isinstance(logits, tuple | list):
+                logits = logits[0]
+            if readout is not None:
+                logits = readout(logits)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UnfitError("the model's output is not one row of class scores per image")
     return Recording(tape, images, kept[-1] if kept else None, logits)

@@ -78,7 +78,9 @@ def explain_pictures(
     """Explain the chosen pictures by each of `methods`."""
     restored = subject.restored
     if any(method != "rollout" for method in methods):
-        restored.require_classifier("explain=relevance", "; explain=rollout and explain=position need none")
+        restored.require_classifier(
+            "explain=relevance", "; explain=features, explain=rollout and explain=position need none"
+        )
     pictures = load_pictures(options.images, restored.dataset, restored.input_size, output_dir)
     images = subject.inputs(pictures)
     if not restored.num_classes:  # rollout knows no class
@@ -110,7 +112,9 @@ def draw_panels(subjects: Sequence[Subject], options: ExplainConfig, folder: Pat
         lines = [rows(seen[0], b) for b in range(len(labels))]
         return [
             *files,
-            *_sheets(lines, labels, f"{source}\n{seen[0].subject.label}", folder / f"{method}_{seen[0].subject.stem}"),
+            *draw_sheets(
+                lines, labels, f"{source}\n{seen[0].subject.label}", folder / f"{method}_{seen[0].subject.stem}"
+            ),
         ]
     for b, (picture, label) in enumerate(zip(seen[0].pictures, seen[0].labels(), strict=True)):
         figure = draw_tiles(
@@ -138,7 +142,7 @@ def _class_rows(seen: Seen, picture: int) -> list[Tile]:
     return [Tile("input", seen.image(picture)), *(seen.tile(picture, k) for k in range(count))]
 
 
-def _sheets(rows: Sequence[list[Tile]], labels: Sequence[str], title: str, stem: Path) -> list[Path]:
+def draw_sheets(rows: Sequence[list[Tile]], labels: Sequence[str], title: str, stem: Path) -> list[Path]:
     """Figures of up to ROWS rows each."""
     files = []
     for start in range(0, len(rows), ROWS):
@@ -159,7 +163,7 @@ def _compare_methods(subject: Subject, options: ExplainConfig, folder: Path, out
     labels = seen[0].labels()
     return [
         *files,
-        *_sheets(
+        *draw_sheets(
             rows,
             labels,
             f"Methods side by side, for the class above the picture\n{subject.label}",
@@ -182,7 +186,7 @@ def _compare_fusions(subject: Subject, options: ExplainConfig, folder: Path, out
     ]
     labels = first.labels()
     title = f"{METHOD_SOURCES['rollout']}\n{subject.label}"
-    return [*files, *_sheets(rows, labels, title, folder / f"rollout_fusions_{subject.stem}")]
+    return [*files, *draw_sheets(rows, labels, title, folder / f"rollout_fusions_{subject.stem}")]
 
 
 def _compare_checkpoints(seen: Sequence[Seen], method: MethodName, folder: Path) -> list[Path]:
@@ -193,4 +197,4 @@ def _compare_checkpoints(seen: Sequence[Seen], method: MethodName, folder: Path)
     ]
     above = "what it predicts" if method == "rollout" else "its class"
     title = f"{METHOD_SOURCES[method]}\ncheckpoints side by side, each with {above}"
-    return _sheets(rows, seen[0].labels(), title, folder / f"{method}_compared")
+    return draw_sheets(rows, seen[0].labels(), title, folder / f"{method}_compared")

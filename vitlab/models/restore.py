@@ -69,6 +69,7 @@ class Restored:
         assumed = " (ImageNet's, as the file tells none; dataset.mean, dataset.std and dataset.eval_crop set others)"
         return [
             f"{self.weights.describe()}; model {self.model.name}, {pixels}, {classes}",
+            *self.weights.chosen,
             *(self.weights.said if self.model == self.weights.model else ()),
             f"normalisation: mean {mean}, std {std}; shorter side to {int(size / self.dataset.eval_crop)}, "
             f"central {height} x {width}" + (assumed if self.assumed else ""),

@@ -78,8 +78,10 @@ class Weights:
     """What the training was told: our configuration, or the other program's flags."""
     build: Mapping[str, Any] = field(default_factory=dict)
     """timm's arguments beyond those of `model`."""
+    chosen: tuple[str, ...] = ()
+    """Which of the file's tensors were taken and which were not, in lines."""
     said: tuple[str, ...] = ()
-    """What was inferred or chosen, in lines."""
+    """What was inferred of `model`, in lines."""
 
     @property
     def num_classes(self) -> int | None:
@@ -145,9 +147,9 @@ def read_checkpoint(path: Path, *, weights: str = "raw") -> Weights:
         notes.append(f"the classifier is taken from {taken}.weight")
     epoch = content.get("epoch")
     found = _describe(path, content, tensors, state is not content, layout, heads)
-    found["said"] = (*notes, *found.get("said", ()))
     grid = found.pop("grid", None) or grid_of_arguments(found.get("arguments", {}), tensors)
-    return Weights(path, tensors, **found, grid=grid, epoch=epoch if isinstance(epoch, int) else None)
+    reached = epoch if isinstance(epoch, int) else None
+    return Weights(path, tensors, **found, grid=grid, chosen=tuple(notes), epoch=reached)
 
 
 def _state_of(path: Path, content: Mapping[str, Any], weights: str) -> tuple[Mapping[str, Any], list[str]]:
