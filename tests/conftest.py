@@ -17,8 +17,17 @@ ROOT = Path(__file__).parents[1]
 MOST_WORKERS = 8
 """A worker imports torch and collects every test, some 8 s: more of them than this gain nothing."""
 
+SLOW_SECONDS = 1200
+
 WHOLE = ("tests/slurm/", "tests/end_to_end/test_study.py", "tests/end_to_end/test_evaluate.py")
 """Where tests share what takes seconds to make: these folders and files run in one worker, other tests in any."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests have more time than pyproject.toml gives to others."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import multiprocessing as mp
 import os
 import signal
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -119,20 +121,24 @@ def told(pair):
     return said
 
 
-def descriptors():
-    return sorted(os.listdir("/dev/shm"))
+@pytest.fixture
+def own_names(monkeypatch):
+    """→ the names in /dev/shm that this test and its processes gave: other tests run at the same time."""
+    prefix = f"mp{os.getpid()}"
+    monkeypatch.setitem(mp.current_process()._config, "semprefix", f"/{prefix}")  # pyright: ignore
+    return lambda: [name for name in os.listdir("/dev/shm") if name.startswith(f"sem.{prefix}-")]
 
 
 @pytest.mark.parametrize(("members", "workers", "reading_workers"), [(1, 0, 0), (2, 2, 1), (4, 0, 2)])
-def test_members_read_what_each_would_alone(tree, members, workers, reading_workers):
-    dataset, before = dataset_of(tree), descriptors()
+def test_members_read_what_each_would_alone(tree, members, workers, reading_workers, own_names):
+    dataset = dataset_of(tree)
     alone = digest(epochs(loader(dataset)))
     ring = ring_of(dataset, members)
     with reading(ring, reading_workers):
         said = [told(m) for m in [start_member(ring, n, dataset, workers=workers) for n in range(members)]]
     assert [d for d, _, _ in said] == [alone] * members
     assert all(set(states) == {JOINED} for _, states, _ in said), "no member read for itself"
-    assert ring.is_over() and descriptors() == before
+    assert ring.is_over() and own_names() == []
 
 
 def test_repeated_augmentation_other_batch_sizes_and_two_processes_of_a_cell(tree):
@@ -296,6 +302,33 @@ def test_evaluation_images_are_decoded_once(tree, workers, monkeypatch):
         assert memory.is_for(small, SIDE, 40) and not memory.is_for(dataset, 32, 40)
         assert not memory.is_for(dataclasses.replace(dataset, eval_crop=1.0), SIDE, 40)
     finally:
+        shared.take(Given())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_loader_that_is_dropped_ends_its_workers_at_once(tree, training, workers):
+    """Not when the garbage collector runs next, which may be in a process that was forked in between."""
+    dataset, before = dataset_of(tree), {*mp.active_children()}
+    ring, memory = ring_of(dataset, 1), EvaluationMemory(dataset, SIDE, 40)
+    shared.take(Given(ring, 0, evaluation=(memory,)))
+    ring.members[0, STATE] = APART
+    options = {"image_size": SIDE, "rank": 0, "world": 1, "batch": 16, "device": CPU, "workers": workers}
+    gc.disable()
+    try:
+        made = (
+            loader(dataset, workers=workers)
+            if training
+            else EvalLoader(build_source(dataset, "eval"), dataset, **options)
+        )
+        for _ in made.epoch(0) if training else made:
+            assert len({*mp.active_children()} - before) == workers
+            break  # as where a training is interrupted
+        reader = weakref.ref(made.reader.own)
+        del made
+        assert reader() is None and not {*mp.active_children()} - before
+    finally:
+        gc.enable()
         shared.take(Given())
 
 

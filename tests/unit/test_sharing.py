@@ -1,11 +1,14 @@
 """Cells that start together and what they share: which they are, who replaces whom, what the view shows."""
 
+import contextlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -275,14 +278,23 @@ def rows_in(folder):
 
 
 def left_in_memory(before, seconds=60):
-    """What is in /dev/shm, was not before, and stays there. (The semaphores of a killed cell's own workers go when
-    its study ends.)"""
+    """What is in /dev/shm, was not before, stays there and is of no use to any process: other tests run at the same
+    time. (The semaphores of a killed cell's own workers go when its study ends.)"""
     left = {*os.listdir("/dev/shm")} - before
     end = time.monotonic() + seconds
     while left and time.monotonic() < end:
         time.sleep(0.5)
-        left &= {*os.listdir("/dev/shm")}
+        left &= {*os.listdir("/dev/shm")} - mapped_names()
     return left
+
+
+def mapped_names():
+    """The files of /dev/shm that a living process has mapped."""
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it has ended
+            found |= set(re.findall(r"/dev/shm/(\S+)", file.read_text(encoding="utf-8", errors="replace")))
+    return found
 
 
 def test_jobs_of_several_cells_hold_those_that_see_the_same_crops(planned):

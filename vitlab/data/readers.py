@@ -57,6 +57,10 @@ class MemoryReader:
             yield self.cropping.squares(images, epoch, request.index, request.repetition), request.index
 
 
+def _always(number: int) -> bool:
+    return True
+
+
 class FileReader:
     """Reads any other source in `workers` processes, a chunk of images at a time."""
 
@@ -71,24 +75,31 @@ class FileReader:
         )  # fmt: skip
 
     def read(
-        self, epoch: int, requests: Sequence[Request], go_on: Callable[[int], bool] = lambda number: True
+        self, epoch: int, requests: Sequence[Request], go_on: Callable[[int], bool] = _always
     ) -> Iterator[tuple[Tensor, np.ndarray]]:
         """As Reader.read, up to the first request after the first one of which `go_on(its number)` is false."""
-        self._order.epoch, self._order.requests, self._order.go_on = epoch, requests, go_on
-        chunks = iter(self._loader)
-        for request in requests:
-            parts: list[Tensor] = []
-            kept: list[np.ndarray] = []
-            for _ in range(0, len(request.index), CHUNK):
-                chunk = next(chunks, None)
-                if chunk is None:
-                    return
-                if isinstance(chunk.images, str):
-                    raise BadImageError(chunk.images)
-                self.bad.update((place, text) for _, place, text in chunk.bad)
-                parts.append(chunk.images.to(self.device, non_blocking=True))
-                kept.append(chunk.kept)
-            yield (torch.cat(parts) if len(parts) > 1 else parts[0]), np.concatenate(kept)
+        order = self._order
+        order.epoch, order.requests, order.go_on = epoch, requests, go_on
+        try:
+            chunks = iter(self._loader)
+            for request in requests:
+                parts: list[Tensor] = []
+                kept: list[np.ndarray] = []
+                for _ in range(0, len(request.index), CHUNK):
+                    chunk = next(chunks, None)
+                    if chunk is None:
+                        return
+                    if isinstance(chunk.images, str):
+                        raise BadImageError(chunk.images)
+                    self.bad.update((place, text) for _, place, text in chunk.bad)
+                    parts.append(chunk.images.to(self.device, non_blocking=True))
+                    kept.append(chunk.kept)
+                yield (torch.cat(parts) if len(parts) > 1 else parts[0]), np.concatenate(kept)
+        finally:
+            # `go_on` refers to who asked, and that to this reader: a cycle would keep the workers until the garbage
+            # collector runs, which may be in a process forked since then, whose children they are not
+            if order.go_on is go_on:
+                order.go_on = _always
 
 
 class _Order(Sampler):
@@ -97,7 +108,7 @@ class _Order(Sampler):
     def __init__(self) -> None:
         self.epoch = 0
         self.requests: Sequence[Request] = ()
-        self.go_on: Callable[[int], bool] = lambda number: True
+        self.go_on: Callable[[int], bool] = _always
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         for number, request in enumerate(self.requests):
