@@ -131,6 +131,16 @@ def test_what_cannot_be_is_named(words, said, tmp_path, export, monkeypatch):
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
+def test_a_pooling_that_timm_has_not_is_refused(tmp_path, export):
+    network, file = saved(MICRO, tmp_path)
+    state = network.state_dict() | {"head.weight": torch.zeros(5, 128)}
+    torch.save(state, file)
+    with pytest.raises(ConfigError, match=r"export\.format: timm has no ViT whose classifier reads class token and"):
+        export(file)
+    with pytest.raises(ConfigError, match=r"transformers' ViT has no such architecture"):
+        export(file, "export.format=transformers")
+
+
 def test_another_folder_is_not_written_into(tmp_path, export):
     _, file = saved(ModelConfig("test_resnet", image_size=160), tmp_path)
     (tmp_path / "out").mkdir()

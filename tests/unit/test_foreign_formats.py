@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from vitlab.config import ConfigError, find_checkpoint
 from vitlab.core.errors import UserError
+from vitlab.explain import feature_relevance, relevance
 from vitlab.models.build import build_model
 from vitlab.models.restore import restore, short_name
 from vitlab.models.weights import load_weights
@@ -215,6 +216,17 @@ def test_what_a_folder_lacks_is_named(tmp_path, read):
         find_checkpoint(str(tmp_path / "empty"), "runs")
 
 
+def test_another_model_of_transformers_is_named(tmp_path, read):
+    """BEiT's keys have no bias."""
+    state = made.to_transformers(vit().state_dict(), "beit.")
+    state = {key: value for key, value in state.items() if not key.endswith("attention.key.bias")}
+    save_file(state, tmp_path / "model.safetensors")
+    card = {"model_type": "beit", "num_attention_heads": 2, "hidden_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(card), encoding="utf-8")
+    with pytest.raises(ConfigError, match="transformers's names for a beit, but not all tensors of a ViT: its tensors"):
+        read(tmp_path)
+
+
 def test_transformers_distilled(tmp_path, read):
     model = vit("deit_tiny_distilled_patch16_224")
     state = made.to_transformers(model.state_dict(), "deit.")
@@ -233,6 +245,49 @@ def test_transformers_itself(tmp_path, read):
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(restored.network.double()(images), theirs(images).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters", "SwiGLU"])
+def test_dinov2s_classifier_of_transformers_itself(tmp_path, read, kind):
+    """Its classifier reads the class token and the mean of the patches, without the registers."""
+    import transformers
+
+    name = "Dinov2" if kind == "SwiGLU" else kind
+    sizes = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 28, "patch_size": 14}
+    config = getattr(transformers, f"{name}Config")(**sizes, num_labels=7, use_swiglu_ffn=kind == "SwiGLU")
+    theirs = getattr(transformers, f"{name}ForImageClassification")(config).double().eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    restored = read(tmp_path / "theirs")
+    images = torch.randn(2, 3, 28, 28, dtype=torch.float64)
+    with torch.no_grad():
+        expected = theirs(images).logits
+        torch.testing.assert_close(restored.network.double()(images), expected, rtol=0, atol=1e-6)
+    assert restored.num_classes == 7 and "the class token and the patches' mean" in restored.describe()[1]
+    maps = relevance(restored.network, images, expected.argmax(1))
+    assert maps.shape == (2, 2, 2) and maps.isfinite().all() and maps.abs().max() > 0
+    assert feature_relevance(restored.network, images).abs().max() > 0
+    start = build_model(restored.model, 7, arguments=dict(restored.weights.build) | {"global_pool": "token"})
+    assert set(load_weights(start, restored.weights, keep_head=True).dropped) == {"head.weight", "head.bias"}
+
+
+def test_dinov2s_linear_heads_of_meta(tmp_path, read):
+    """`dinov2_vits14_lc`: the head of one layer is read, that of four layers is not, and it is said."""
+    model = vit("vit_small_patch14_dinov2", num_classes=0, img_size=28, patch_size=14, init_values=1e-5)
+    state = {f"backbone.{key}": value for key, value in made.to_meta(model.state_dict()).items()}
+    head = torch.nn.Linear(256, 7).double()
+    one = state | {f"linear_head.{key}": value for key, value in head.state_dict().items()}
+    restored = read(saved(one, tmp_path / "dinov2_lc.pth"))
+    images = torch.randn(2, 3, 28, 28, dtype=torch.float64)
+    with torch.no_grad():
+        tokens = model.forward_features(images)
+        expected = head(torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
+        torch.testing.assert_close(restored.network.double()(images), expected, rtol=0, atol=1e-6)
+    assert restored.weights.chosen == ("the classifier is taken from linear_head.weight",)
+    four = read(saved(state | {"linear_head.weight": torch.zeros(7, 640)}, tmp_path / "lc4.pth"))
+    assert four.num_classes == 0
+    assert "linear_head.weight is not read: it is for 640 features, and there are 128" in four.describe()
 
 
 @pytest.mark.parametrize("registers", [0, 4])

@@ -79,7 +79,7 @@ def reading_tokens(model: nn.Module) -> str:
     pooling = getattr(model, "global_pool", "token")
     if pooling == "token":
         return "the class token" if getattr(model, "dist_token", None) is None else "the class and distillation tokens"
-    return "the query that pools the patches" if pooling == "map" else "the tokens that are pooled (their mean)"
+    return "the query that pools the patches" if pooling == "map" else "the tokens that are pooled (mean)"
 
 
 @torch.no_grad()

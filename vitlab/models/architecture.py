@@ -16,9 +16,11 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
 
 from vitlab.config import ModelConfig
+from vitlab.models.build import CLASS_AND_MEAN
 
 _WORDS = {
     (192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge",
@@ -64,7 +66,7 @@ def architecture_of(
     if not all(_PLAIN_KEY.fullmatch(key) for key in state):
         return None
     width, depth = patch.shape[0], 1 + max((int(k.split(".")[1]) for k in state if k.startswith("blocks.")), default=-1)
-    if depth == 0 or "blocks.0.mlp.fc1.weight" not in state:
+    if depth == 0 or not {"blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"} <= set(state):
         return None
     grid = _grid(state, None if size is None else (size[0] // patch.shape[2], size[1] // patch.shape[3]))
     if grid is None:
@@ -93,6 +95,8 @@ def architecture_of(
         )  # fmt: skip
         further |= _arguments(state, width, grid)
     further |= _pooling(state, name)
+    both = "cls_token" in state and "head.weight" in state and state["head.weight"].shape[1] == 2 * width
+    further |= {"global_pool": CLASS_AND_MEAN} if both else {}
     tokens = [word for key, word in (("cls_token", "class"), ("dist_token", "distillation")) if key in state]
     if "reg_token" in state:
         tokens.append(f"{state['reg_token'].shape[1]}-register")
@@ -103,6 +107,7 @@ def architecture_of(
         *(["LayerScale"] if "blocks.0.ls1.gamma" in state else []),
         *(["normalised queries and keys"] if "blocks.0.attn.q_norm.weight" in state else []),
         *([] if "head.weight" in state else ["no classifier"]),
+        *(["a classifier of the class token and the patches' mean"] if both else []),
         *(["of two shapes the taller one"] if grid[0] != grid[1] and size is None else []),
     ]  # fmt: skip
     said = f"read from the tensors: {', '.join(parts)}: " + (
@@ -139,6 +144,8 @@ def _arguments(state: Mapping[str, Tensor], width: int, grid: tuple[int, int]) -
         found["init_values"] = 1e-5
     if "blocks.0.attn.q_norm.weight" in state:
         found["qk_norm"] = True
+    if state["blocks.0.mlp.fc1.weight"].shape[0] == 2 * state["blocks.0.mlp.fc2.weight"].shape[1]:
+        found |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
     if "norm_pre.weight" in state:
         found["pre_norm"] = True
     if state["pos_embed"].shape[1] == grid[0] * grid[1] and ("cls_token" in state or "reg_token" in state):

@@ -9,10 +9,20 @@ from typing import Any
 import timm
 import torch
 from timm.models import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from vitlab.config import ConfigError, ModelConfig
 from vitlab.models.drop_path import has_branches
+
+CLASS_AND_MEAN = "class_and_mean"
+"""The `global_pool` that timm has not: see `ClassAndMeanPooling`."""
+
+
+class ClassAndMeanPooling(VisionTransformer):
+    """timm's ViT whose classifier reads the class token and the mean of the patches, (B, 2 D), as DINOv2's do."""
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        return torch.cat([x[:, 0], x[:, self.num_prefix_tokens :].mean(1)], 1)
 
 
 def build_model(
@@ -54,6 +64,13 @@ def build_model(
 
 def _create(model: ModelConfig, num_classes: int, given: Mapping[str, Any]) -> nn.Module:
     """timm's model; the image's size is an argument of those alone that are made for one."""
+    if given.get("global_pool") == CLASS_AND_MEAN:
+        network = _create(model, 0, {key: value for key, value in given.items() if key != "global_pool"})
+        network.__class__ = ClassAndMeanPooling  # the same parameters
+        network.global_pool = CLASS_AND_MEAN  # pyright: ignore[reportArgumentType]
+        network.head = nn.Linear(2 * network.num_features, num_classes) if num_classes else nn.Identity()  # pyright: ignore
+        network.num_classes = num_classes  # pyright: ignore[reportArgumentType]
+        return network
     try:
         return timm.create_model(model.name, num_classes=num_classes, **{"img_size": model.image_size, **given})
     except TypeError as error:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vitlab.core.errors import ConfigError
 from vitlab.core.files import write_text
+from vitlab.models.build import ClassAndMeanPooling
 from vitlab.models.restore import Restored
 
 WEIGHTS = "model.safetensors"
@@ -30,6 +31,8 @@ def export_timm(restored: Restored, folder: Path) -> None:
     Raises ConfigError for a model whose arguments a config.json cannot say.
     """
     network, dataset, model = restored.network, restored.dataset, restored.model
+    if isinstance(network, ClassAndMeanPooling):
+        raise ConfigError("export.format", "timm has no ViT whose classifier reads class token and patches' mean")
     sizes = {key: getattr(model, key) for key in ("patch_size", "embed_dim", "depth", "num_heads")}
     own = dict(restored.weights.build) if model == restored.weights.model else {}
     arguments = {key: value for key, value in sizes.items() if value is not None} | own

@@ -30,7 +30,7 @@ class Layout:
     rename: Callable[[Tensors], Tensors]
     heads: Callable[[Tensors], int | None] = lambda state: None
     """The number of heads, where a tensor's shape tells it."""
-    classifiers: tuple[str, ...] = ("head", "classifier", "fc", "linear", "heads.head", "heads")
+    classifiers: tuple[str, ...] = ("head", "classifier", "fc", "linear", "linear_head", "heads.head", "heads")
     """Modules outside a prefix that may hold the classifier."""
 
 
@@ -48,27 +48,32 @@ def known_layout(state: Mapping[str, Tensor], whose: str = "teacher") -> tuple[L
 
 def in_timms_names(
     state: Mapping[str, Tensor], layout: Layout, prefix: str, *, named: bool = False
-) -> tuple[Tensors, str | None]:
-    """The tensors below `prefix` by timm's names, and the module outside it that was taken for the classifier.
+) -> tuple[Tensors, list[str]]:
+    """The tensors below `prefix` by timm's names, and lines that say which others are the classifier's.
+
+    A classifier of twice the width reads the class token and the mean of the patches, as DINOv2's.
 
     `named`: the file tells its model by timm's name, so that timm's names need no change.
     """
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     outer = {without_wrappers(key): value for key, value in state.items() if not key.startswith(prefix)}
-    taken = None
+    said: list[str] = []
     if prefix.removesuffix(".").split(".")[-1] not in ("", "module", "_orig_mod", "model"):
         width = own[layout.anchor].shape[-1 if "/" in layout.anchor else 0]
         for name in layout.classifiers:
             weight = outer.get(f"{name}.weight")
-            if weight is not None and weight.ndim == 2 and weight.shape[1] == width and "head.weight" not in own:
-                own |= {
-                    f"head.{part}": outer[f"{name}.{part}"] for part in ("weight", "bias") if f"{name}.{part}" in outer
-                }
-                taken = name
-                break
+            if weight is None or weight.ndim != 2 or "head.weight" in own:
+                continue
+            if weight.shape[1] not in (width, 2 * width):
+                said.append(f"{name}.weight is not read: it is for {weight.shape[1]} features, and there are {width}")
+                continue
+            own |= {f"head.{part}": outer[f"{name}.{part}"] for part in ("weight", "bias") if f"{name}.{part}" in outer}
+            if name not in ("head", "classifier"):
+                said.append(f"the classifier is taken from {name}.weight")
+            break
         for ours, theirs in (("head", "cls_classifier"), ("head_dist", "distillation_classifier")):
             own |= {f"{ours}.{p}": outer[f"{theirs}.{p}"] for p in ("weight", "bias") if f"{theirs}.{p}" in outer}
-    return own if named and layout.name == "timm" else layout.rename(own), taken
+    return own if named and layout.name == "timm" else layout.rename(own), said
 
 
 def without_wrappers(key: str) -> str:

@@ -129,24 +129,22 @@ def read_checkpoint(path: Path, *, weights: str = "raw") -> Weights:
     if not tensors:
         raise UserError(f"{path}: holds no weights (its keys: {', '.join(map(str, list(content)[:6])) or 'none'})")
     require_held(path, tensors)
-    known, taken, layout = known_layout(tensors, "student" if weights == "student" else "teacher"), None, None
-    heads = None
+    card = read_card(path)
+    known, layout, heads = known_layout(tensors, "student" if weights == "student" else "teacher"), None, None
     if known is None:
         tensors = {without_wrappers(key): value for key, value in tensors.items()}
     else:
         layout, prefix = known
         try:
             heads = layout.heads(tensors)
-            named = (
-                isinstance(content.get("arch"), str) or "schema_version" in content or "architecture" in read_card(path)
-            )
-            tensors, taken = in_timms_names(tensors, layout, prefix, named=named)
+            named = isinstance(content.get("arch"), str) or "schema_version" in content or "architecture" in card
+            tensors, said = in_timms_names(tensors, layout, prefix, named=named)
         except (UserError, RuntimeError, KeyError, IndexError) as error:
-            raise UserError(f"{path}: {layout.name}'s names, and not all of its tensors: {error}") from error
-    if taken not in (None, "head", "classifier"):
-        notes.append(f"the classifier is taken from {taken}.weight")
+            of = f" for a {card['model_type']}" if "model_type" in card else ""
+            raise UserError(f"{path}: {layout.name}'s names{of}, but not all tensors of a ViT: {error}") from error
+        notes += said
     epoch = content.get("epoch")
-    found = _describe(path, content, tensors, state is not content, layout, heads)
+    found = _describe(path, content, card, tensors, state is not content, layout, heads)
     grid = found.pop("grid", None) or grid_of_arguments(found.get("arguments", {}), tensors)
     reached = epoch if isinstance(epoch, int) else None
     return Weights(path, tensors, **found, grid=grid, chosen=tuple(notes), epoch=reached)
@@ -180,8 +178,8 @@ def _state_of(path: Path, content: Mapping[str, Any], weights: str) -> tuple[Map
 
 
 def _describe(
-    path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor], wrapped: bool, layout: Layout | None,
-    heads: int | None,
+    path: Path, content: Mapping[str, Any], card: Mapping[str, Any], state: Mapping[str, Tensor], wrapped: bool,
+    layout: Layout | None, heads: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that a checkpoint's content says apart from its tensors, as fields of `Weights`."""
     config, arguments, name = content.get("config"), content.get("args"), content.get("arch")
@@ -209,7 +207,6 @@ def _describe(
         if timm.is_model(BOOK_MODELS.get(of_deit, of_deit)):
             return found | {"model": model_of_name(of_deit, state, said.get("input_size"))}
         return found | _fields(architecture_of(state, size=size_of(said)))  # a name of its own, as DeiT-III's
-    card = read_card(path)
     if isinstance(card.get("architecture"), str):
         told = card.get("pretrained_cfg") or {}
         model = model_of_name(card["architecture"], state)
@@ -245,13 +242,15 @@ def load_weights(model: nn.Module, weights: Weights, *, keep_head: bool = False)
     fix, or where less than half of the parameters outside the head would be loaded.
     """
     wanted, heads = model.state_dict(), _heads_in(model)
+    old_heads = [key for key in weights.state if key.startswith(heads) and key in wanted]
+    keep_head = keep_head and all(wanted[key].shape == weights.state[key].shape for key in old_heads)
     taken: dict[str, Tensor] = {}
     resized: list[str] = []
     dropped: list[str] = []
     for key, tensor in weights.state.items():
         target = wanted.get(key)
         is_head = key.startswith(heads)
-        if target is None or (is_head and (not keep_head or target.shape != tensor.shape)):
+        if target is None or (is_head and not keep_head):
             dropped.append(key)
         elif target.shape == tensor.shape:
             taken[key] = tensor
