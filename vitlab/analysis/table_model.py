@@ -10,6 +10,7 @@ import numpy as np
 
 from vitlab.analysis.scatter import Scatter
 from vitlab.analysis.statistics import CheckpointComparison
+from vitlab.analysis.study_state import StudyState
 from vitlab.core.comparisons import Comparison, Group, Rule
 from vitlab.core.metrics import PRIMARY, Figure, figure
 
@@ -190,3 +191,5 @@ class Context:
     """Condition → the rows of metrics.jsonl of each of its seeds."""
     links: Mapping[str, str] = field(default_factory=dict)
     """Identity → where its run can be looked at."""
+    study: StudyState | None = None
+    """Where the cells stand, for the page of a study that is not finished."""

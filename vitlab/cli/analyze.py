@@ -59,6 +59,7 @@ class AnalyzeConfig:
     filters: Mapping[str, object] | None = None
     refresh: bool = False
     sync: bool = False
+    watch: bool = False
     logs: str | tuple[str, ...] | None = None
 
 
@@ -73,6 +74,10 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
     import_plugins(config.plugins)
     if config.study is not None and config.source == "runs":
         require_name("study", config.study, "study")
+    if config.watch:
+        from vitlab.cli.live_page import watch  # which builds on this module
+
+        return watch(config, layout, table_name)
     if config.sync:
         return sync(Path(config.output_dir), config.study, config.entity, config.project)
     if config.diff is not None:
@@ -86,6 +91,16 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
             + typed("tables_dir", f"{config.output_dir}/tables"),
         )
     require_folder("tables_dir", Path(config.tables_dir), "tables", is_tables, {})
+    table, frame = tabulate(config, layout, table_name)
+    lines = write_table(table, frame, Path(config.tables_dir))
+    refuse_flags(config, table)
+    return lines
+
+
+def tabulate(
+    config: AnalyzeConfig, layout: Mapping[str, Any] | None, table_name: str | None
+) -> tuple[Table, pd.DataFrame]:
+    """The table that is asked for, and the cells that it was made from."""
     frame, study = load(config, None if layout is None else layout.get("study"))
     recorded = read_study(Path(config.output_dir), study) if config.source == "runs" else None
     named = (recorded or {}).get("table") if config.source == "runs" else _agreed(frame, "table")
@@ -94,10 +109,13 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
     file = config.reference or spec.reference
     if file:
         table = compare_with_reference(table, read_reference(file), asked=config.reference is not None)
-    lines = write_table(table, frame, Path(config.tables_dir))
+    return table, frame
+
+
+def refuse_flags(config: AnalyzeConfig, table: Table) -> None:
+    """Raise ConfigError where `strict=true` found gaps or confounds."""
     if config.strict and table.flags:
         raise ConfigError("strict", "the table has gaps or confounds: " + "; ".join(table.flags))
-    return lines
 
 
 def load(config: AnalyzeConfig, table_study: str | None) -> tuple[pd.DataFrame, str]:
@@ -110,15 +128,21 @@ def load(config: AnalyzeConfig, table_study: str | None) -> tuple[pd.DataFrame, 
         study = config.study or table_study
         found = collect_wandb(config.entity, config.project, study, folder, config.refresh, config.filters)
         return found, study or config.project
+    study = study_of(config, table_study)
+    return collect(folder, study), study
+
+
+def study_of(config: AnalyzeConfig, table_study: str | None) -> str:
+    """The name of the study that is meant: the one given, the table's, or the last one. Raises ConfigError for none."""
     study = config.study or table_study
     if study is None:
-        last = read_study(folder)
+        last = read_study(Path(config.output_dir))
         if last is None:
             raise ConfigError(
                 "output_dir", f"no study in {config.output_dir!r} yet; train one: python run.py -m augment=none,randaug"
             )
         study = str(last["name"])
-    return collect(folder, study), study
+    return study
 
 
 def _agreed(frame: pd.DataFrame, column: str) -> str | None:
@@ -171,16 +195,13 @@ def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
     from vitlab.analysis.formats.plots import draw_classes, draw_cost, draw_curves, draw_differences
 
     make_folder(folder)
-    provenance = _provenance(frame)
-    curves = _curves(table, frame)
-    links = {str(row["id"]): _link(row, folder) for row in frame.to_dict("records")}
-    context = Context(provenance, curves, links)
+    context = context_of(table, frame, folder)
     texts = {ending: FORMATS[ending](table, context) for ending in FORMATS.names()}
     for ending, text in texts.items():
         write_text(folder / f"{table.name}.{ending}", text)
     figures = {
         "differences": draw_differences(table),
-        "curves": draw_curves(curves, table.figure, len(table.datasets)),
+        "curves": draw_curves(context.curves, table.figure, len(table.datasets)),
         "cost": draw_cost(table),
     }
     if table.classes:
@@ -193,6 +214,12 @@ def write_table(table: Table, frame: pd.DataFrame, folder: Path) -> list[str]:
         f"wrote {folder / table.name}.{{{','.join(texts)}}} and "
         f"{folder / table.name}_{{{','.join(figures)}}}.{{png,pdf}}; next: look at {folder / table.name}.html",
     ]
+
+
+def context_of(table: Table, frame: pd.DataFrame, folder: Path) -> Context:
+    """What a file in `folder` holds in addition to the table."""
+    links = {str(row["id"]): _link(row, folder) for row in frame.to_dict("records")}
+    return Context(_provenance(frame), _curves(table, frame), links)
 
 
 def _provenance(frame: pd.DataFrame) -> str:

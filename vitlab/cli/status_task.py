@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from vitlab.cli.page_writer import PageWriter
 from vitlab.config import Config, ConfigError
 from vitlab.study.status import StudyStatus, cancel, status
 
@@ -32,7 +33,8 @@ def run_status(config: Config) -> int:
     if key == "cancel":
         print("\n".join(cancel(one)))
         return 0
-    return _follow(Path(config.output_dir), one)
+    with PageWriter(Path(config.output_dir), one.name, config.plugins, goes_on=one.is_going_on) as page:
+        return _follow(Path(config.output_dir), one, page)
 
 
 def _found(config: Config) -> list[StudyStatus]:
@@ -46,11 +48,11 @@ def _found(config: Config) -> list[StudyStatus]:
     return found
 
 
-def _follow(folder: Path, study: StudyStatus) -> int:
+def _follow(folder: Path, study: StudyStatus, page: PageWriter) -> int:
     """Show a study until none of its cells runs or waits in the queue; Ctrl-C leaves it alone."""
     shown: list[str] = []
     try:
-        with _Screen() as screen:
+        with _Screen() as screen, page.saying(screen.say):
             while True:
                 (study,) = status(folder, study.name)
                 screen.show(study.lines(), shown)
@@ -79,6 +81,13 @@ class _Screen:
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def say(self, line: str) -> None:
+        """Show a line above those that are drawn over."""
+        if self._live is None:
+            print(line, flush=True)
+        else:
+            self._live.console.print(line, highlight=False, markup=False)
 
     def show(self, lines: list[str], before: list[str]) -> None:
         if self._live is None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from vitlab.cli.outputs import require_output_dir
+from vitlab.cli.page_writer import PageWriter
 from vitlab.cli.summary import describe_plan, summarise
 from vitlab.config import FROM_ROOT, Config, named_after_folder
 from vitlab.core.errors import UserError
@@ -62,15 +63,16 @@ def run_study(
             require_startable(plan, prove)
         write_study(plan.output_dir, plan.study, study_content(plan, config))
         outcomes: dict[str, str] = {}
-        if plan.todo:
-            for cell in plan.todo:
-                if cell.again and cell.state != "missing":
-                    print(f"archived {plan.record(cell).archive()}")
-            with View(plan) as view:
-                outcomes = run(plan, view)
-        if config.wandb.mode != "disabled":
-            tag_runs([plan.record(cell) for cell in plan.cells if not cell.selected], plan.study)
-        return summarise(plan, outcomes)
+        for cell in plan.todo:
+            if cell.again and cell.state != "missing":
+                print(f"archived {plan.record(cell).archive()}")
+        with PageWriter(plan.output_dir, plan.study, config.plugins, goes_on=bool(plan.todo)) as page:
+            if plan.todo:
+                with View(plan) as view, page.saying(view.say):
+                    outcomes = run(plan, view)
+            if config.wandb.mode != "disabled":
+                tag_runs([plan.record(cell) for cell in plan.cells if not cell.selected], plan.study)
+            return summarise(plan, outcomes)
 
 
 def run_task(requests: Sequence[Request]) -> int:
@@ -125,7 +127,7 @@ def _run_rank(requests: Sequence[Request]) -> int:
     if cell.again and cell.state != "missing":
         print(f"archived {plan.record(cell).archive()}")
     plan = dataclasses.replace(plan, cells=(dataclasses.replace(cell, selected=True),))
-    with View(plan) as view:
+    with PageWriter(plan.output_dir, study, config.plugins) as page, View(plan) as view, page.saying(view.say):
         outcome = run_cell(config, study=study, name=name, report=lambda event: view.event(cell.id, event))
     return summarise(plan, {cell.id: outcome})
 

@@ -46,6 +46,12 @@ def epoch_length(num_images: int, repeats: int) -> int:
     return num_images // _ROUND * _ROUND if repeats > 1 and num_images >= _ROUND else num_images
 
 
+def num_steps(cell: CellConfig) -> int:
+    """Optimizer steps of all epochs of a cell."""
+    length = epoch_length(cell.dataset.train_images, cell.recipe.repeated_augmentation)
+    return cell.recipe.epochs * (length // cell.recipe.batch_size)
+
+
 @dataclass(frozen=True)
 class Crops:
     """What decides a training's crops: trainings with equal ones see the same images in the same order."""

@@ -16,7 +16,7 @@ from typing import Any
 from vitlab.config import CellConfig, ConfigError, DatasetConfig, ModelConfig, PretrainConfig, RecipeConfig, experiment
 from vitlab.config.effects import idle_fields
 from vitlab.core.integrity import DamagedError, misfit
-from vitlab.data.order import epoch_length
+from vitlab.data.order import epoch_length, num_steps
 from vitlab.models.size import count_parameters
 from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell, planned_steps
@@ -34,7 +34,7 @@ _MOMENTS = {"adamw": 2, "sgd": 1}
 
 @dataclass(frozen=True)
 class Throughput:
-    """What one finished cell tells of the speed of its model."""
+    """What one cell tells of the speed of its model: a finished one, or the epochs of one that is trained."""
 
     id: str
     model: dict[str, Any]
@@ -81,17 +81,46 @@ class Price:
 
 def throughputs(plan: Plan) -> list[Throughput]:
     """What the finished cells below the plan's folder tell."""
-    known = []
-    for record in records(plan.output_dir):
-        result, config = record.read_intact("result.json"), record.read_intact("config.yaml")
-        if result and config and not misfit(config["experiment"], _MEASURED):
-            origin, cell = record.read_intact("provenance.json") or {}, config["experiment"]
-            known.append(Throughput(
-                record.id, cell["model"], cell["dataset"]["name"], cell["recipe"]["precision"],
-                str(origin.get("device_name")), result.get("finished_at", ""), result["num_parameters"], result, cell,
-                record,
-            ))  # fmt: skip
-    return known
+    return [known for record in records(plan.output_dir) if (known := throughput(record))]
+
+
+def throughput(record: Record) -> Throughput | None:
+    """What a cell tells; None where it is not finished, or its record is damaged."""
+    result, config = record.read_intact("result.json"), record.read_intact("config.yaml")
+    if not result or not config or misfit(config["experiment"], _MEASURED):
+        return None
+    origin, cell = record.read_intact("provenance.json") or {}, config["experiment"]
+    return Throughput(
+        record.id, cell["model"], cell["dataset"]["name"], cell["recipe"]["precision"],
+        str(origin.get("device_name")), result.get("finished_at", ""), result["num_parameters"], result, cell, record,
+    )  # fmt: skip
+
+
+def throughput_so_far(record: Record, content: CellConfig, row: Mapping[str, Any], devices: int) -> Throughput | None:
+    """What the epochs of an unfinished cell tell, up to `row`, the last of metrics.jsonl; None where it holds no time.
+
+    It trains on so many devices.
+    """
+    if not isinstance(seconds := row.get("seconds"), int | float) or not row.get("images_per_second"):
+        return None
+    whole = experiment(content)
+    result = {
+        "wall_seconds": seconds, "device_seconds": seconds * devices, "num_train": content.dataset.train_images,
+        "num_eval": _eval_images(content.dataset), "images_per_second": row["images_per_second"],
+    }  # fmt: skip
+    so_far = whole | {"recipe": whole["recipe"] | {"epochs": row["epoch"]}}
+    return Throughput(
+        record.id,
+        whole["model"],
+        str(content.dataset.name),
+        content.recipe.precision,
+        "",
+        "",
+        0,
+        result,
+        so_far,
+        record,
+    )
 
 
 def price(plan: Plan, cell: PlannedCell, known: Sequence[Throughput], here: str | None) -> Price:
@@ -101,23 +130,33 @@ def price(plan: Plan, cell: PlannedCell, known: Sequence[Throughput], here: str 
     data set, of the same precision, and the latest.
     """
     content = cell_of(cell.config)
-    recipe, data = content.recipe, content.dataset
     left = 1 - _done(plan, cell)
     steps = round(planned_steps(cell) * left)
-    own = _experiment(content.model)
-    same = [k for k in known if k.model == own]
-    base = max(
-        same,
-        key=lambda k: (k.device_name == here, k.dataset == data.name, k.precision == recipe.precision, k.finished_at),
-        default=None,
-    )
-    disk = _disk(content, base.num_parameters if base and base.dataset == data.name else None)
+    base = nearest(content, known, here)
+    data = content.dataset.name
+    disk = _disk(content, base.num_parameters if base and base.dataset == data else None)
     if base is None:
         return Price(steps, None, None, disk, None)
-    per_trained, per_evaluated = base.seconds_per_image
-    evaluated = _evaluations(recipe.epochs, recipe.eval_every, recipe.ema_decay) * _eval_images(data)
-    seconds = steps * recipe.batch_size * per_trained + left * evaluated * per_evaluated
+    seconds = seconds_of(content, left, base)
     return Price(steps, seconds, seconds / cell.config.devices, disk, base)
+
+
+def nearest(content: CellConfig, known: Sequence[Throughput], here: str | None) -> Throughput | None:
+    """The `known` cell that tells most of what this one takes; None where none has its model."""
+    own, data, precision = _experiment(content.model), content.dataset.name, content.recipe.precision
+    return max(
+        (k for k in known if k.model == own),
+        key=lambda k: (k.device_name == here, k.dataset == data, k.precision == precision, k.finished_at),
+        default=None,
+    )
+
+
+def seconds_of(content: CellConfig, share: float, base: Throughput) -> float:
+    """Device-seconds of a `share` of a cell's epochs, each with its evaluation, at the speed of `base`."""
+    recipe = content.recipe
+    per_trained, per_evaluated = base.seconds_per_image
+    evaluated = _evaluations(recipe.epochs, recipe.eval_every, recipe.ema_decay) * _eval_images(content.dataset)
+    return round(num_steps(content) * share) * recipe.batch_size * per_trained + share * evaluated * per_evaluated
 
 
 _experiment = functools.cache(experiment)

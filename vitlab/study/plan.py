@@ -13,7 +13,7 @@ from vitlab.config import GROUPS, CellConfig, Config, ConfigError, experiment
 from vitlab.core.errors import UserError
 from vitlab.core.files import clean_name
 from vitlab.core.integrity import DamagedError, NewerError
-from vitlab.data.order import epoch_length
+from vitlab.data.order import num_steps
 from vitlab.study.capacity import Capacity, capacity
 from vitlab.study.contents import read_contents
 from vitlab.study.identity import identity
@@ -130,8 +130,7 @@ def planned_steps(cell: PlannedCell) -> int:
     if cell.config.study.part == "pretraining":
         assert content.pretraining is not None, "only planned where there is one"
         content = content.pretraining
-    length = epoch_length(content.dataset.train_images, content.recipe.repeated_augmentation)
-    return content.recipe.epochs * (length // content.recipe.batch_size)
+    return num_steps(content)
 
 
 def build_plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -27,14 +28,24 @@ _ORDER = ("finished", "running", "stale", "queued", "failed", "damaged", "interr
 
 @dataclass(frozen=True)
 class Standing:
-    """One cell: its state, the text that says more, and its job in Slurm's queue."""
+    """One cell: its state, the text that says more, its job in Slurm's queue, and how far it is."""
 
     entry: Entry
     state: str
-    text: str
+    text: str = ""
     job: str | None = None
     lock: Mapping[str, Any] | None = None
     """Of a cell that a process trains: its host and pid."""
+    row: Mapping[str, Any] | None = None
+    """The last row of metrics.jsonl of a cell that has begun and is not finished; None before its first epoch ends."""
+    seconds_left: float | None = None
+    """Of a running cell, at the rate of its own epochs."""
+
+    @property
+    def epochs(self) -> int | None:
+        """The epochs of the cell by the study's list; None where it does not say."""
+        found = _epochs(self.entry)
+        return found if isinstance(found, int) else None
 
     @property
     def line(self) -> str:
@@ -54,10 +65,27 @@ class StudyStatus:
         """Whether a process trains one of its cells, or will."""
         return any(cell.state in ("running", "queued") for cell in self.cells)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether every cell has ended, or waits for a pre-training that has ended without a result."""
+        ended = {cell.entry["id"]: cell.state for cell in self.cells if cell.state in ("finished", "failed", "damaged")}
+
+        def over(cell: Standing) -> bool:
+            return cell.entry["id"] in ended or (
+                cell.state == "not begun" and ended.get(cell.entry.get("needs") or "", "finished") != "finished"
+            )
+
+        return all(map(over, self.cells))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """State → how many cells are in it."""
+        found = Counter(cell.state for cell in self.cells)
+        return {state: found[state] for state in _ORDER if found[state]}
+
     def lines(self) -> list[str]:
         """A line on the whole, and one for each cell that is neither finished nor still to begin."""
-        counts = Counter(cell.state for cell in self.cells)
-        parts = [f"{counts[state]} {state}" for state in _ORDER if counts[state]]
+        parts = [f"{count} {state}" for state, count in self.counts.items()]
         shown = [cell.line for cell in self.cells if cell.state not in ("finished", "not begun")]
         return [f"study {self.name}: {', '.join(parts)} of {len(self.cells)}", *shown]
 
@@ -66,7 +94,7 @@ def status(output_dir: Path, study: str | None = None) -> list[StudyStatus]:
     """Where every study below `output_dir` stands, or the named one; those that were planned last come last."""
     jobs = submitted_jobs(output_dir)
     queued = (queue() or {}) if jobs else {}
-    known: dict[str, tuple[str, str, str | None, Mapping[str, Any] | None]] = {}
+    known: dict[str, Standing] = {}
     found = []
     for name, entries in read_studies(output_dir):
         if study is not None and name != study:
@@ -74,7 +102,8 @@ def status(output_dir: Path, study: str | None = None) -> list[StudyStatus]:
         for entry in entries:
             if entry["id"] not in known:
                 known[entry["id"]] = _standing(Record(output_dir / entry["id"]), entry, jobs, queued)
-        found.append(StudyStatus(name, tuple(Standing(entry, *known[entry["id"]]) for entry in entries)))
+        cells = tuple(dataclasses.replace(known[entry["id"]], entry=entry) for entry in entries)
+        found.append(StudyStatus(name, cells))
     return found
 
 
@@ -110,53 +139,57 @@ def _scancel(*words: str) -> None:
     subprocess.run(["scancel", *words], capture_output=True, timeout=60, check=False)
 
 
-def _standing(
-    record: Record, entry: Entry, jobs: Mapping[str, str], queued: Mapping[str, Queued]
-) -> tuple[str, str, str | None, Mapping[str, Any] | None]:
+def _standing(record: Record, entry: Entry, jobs: Mapping[str, str], queued: Mapping[str, Queued]) -> Standing:
     state, job = record.state(), jobs.get(record.id)
     where = queued.get(job or "")
     job = job if where else None
     if state == "finished":
-        return "finished", "", None, None
+        return Standing(entry, "finished")
+    row = None if state == "missing" else _last_row(record)
     if state == "running":
-        return _running(record, entry, job)
+        return _running(record, entry, job, row)
     if where is not None:
         reason = f" ({where.reason})" if where.reason and where.reason != "None" else ""
-        after = f", saved after epoch {row['epoch']}" if (row := _last_row(record)) else ""
+        after = f", saved after epoch {row['epoch']}" if row else ""
         starts = ": it starts" if where.state != "PENDING" else ""
-        return "queued", f" as {job}{starts}{reason}{after}", job, None
+        return Standing(entry, "queued", f" as {job}{starts}{reason}{after}", job, row=row)
     if state == "failed":
-        return "failed", f": {record.why_failed()}", None, None
+        return Standing(entry, "failed", f": {record.why_failed()}", row=row)
     if state == "interrupted":
-        row = _last_row(record)
         done = f" after epoch {row['epoch']} of {_epochs(entry)}" if row else " before its first epoch ended"
-        return "interrupted", f"{done}, {_ago(record)} ago; no process trains it", None, None
-    return "not begun", "", None, None
+        return Standing(entry, "interrupted", f"{done}, {_ago(record)} ago; no process trains it", row=row)
+    return Standing(entry, "not begun")
 
 
-def _running(record: Record, entry: Entry, job: str | None) -> tuple[str, str, str | None, Mapping[str, Any] | None]:
+def _running(record: Record, entry: Entry, job: str | None, row: dict[str, Any] | None) -> Standing:
     try:
         lock = json.loads((record.folder / "lock").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         lock = {}
-    row, epochs = _last_row(record), _epochs(entry)
     where = f" on {lock.get('host', 'an unknown host')}{f' as {job}' if job else ''}"
     if row is None:
-        return "running", f"{where}, no epoch has ended yet", job, lock
+        return Standing(entry, "running", f"{where}, no epoch has ended yet", job, lock)
+    epochs = _epochs(entry)
     text = f"{where}, epoch {row['epoch']} of {epochs}"
     total = row.get("seconds")
     seconds = total / row["epoch"] if isinstance(total, int | float) else None
     if isinstance(rate := row.get("images_per_second"), int | float):
         text += f", {rate:,.0f} img/s"
     silent = time.time() - (record.folder / "metrics.jsonl").stat().st_mtime
+    left = None
     if seconds is not None:
         if silent > max(SILENT * seconds, SILENT_SECONDS):
-            return "stale", f"{text}: holds its lock and has written nothing for {duration(silent)}", job, lock
+            text += f": holds its lock and has written nothing for {duration(silent)}"
+            return Standing(entry, "stale", text, job, lock, row)
         if isinstance(epochs, int) and epochs > row["epoch"]:
             left = max(0.0, (epochs - row["epoch"]) * seconds - silent)
-            end = time.strftime("%H:%M" if left < 43200 else "%d %b %H:%M", time.localtime(time.time() + left))
-            text += f", about {duration(left)} left (until {end})"
-    return "running", text, job, lock
+            text += f", about {duration(left)} left (until {clock(left)})"
+    return Standing(entry, "running", text, job, lock, row, left)
+
+
+def clock(seconds: float) -> str:
+    """The time of day in so many seconds, with the day where that is not within the next twelve hours."""
+    return time.strftime("%H:%M" if seconds < 43200 else "%d %b %H:%M", time.localtime(time.time() + seconds))
 
 
 def _epochs(entry: Entry) -> Any:

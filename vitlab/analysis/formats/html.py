@@ -5,25 +5,30 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from vitlab.analysis.formats import study_sections
 from vitlab.analysis.formats.grids import Cell, Grid, blocks, grids, scatter_grid
 from vitlab.analysis.formats.plots import LearningCurves, verdict
 from vitlab.analysis.formats.svg import cost_chart, curves_panel, forest, forest_axis, forest_scale, padded
+from vitlab.analysis.study_state import StudyState
 from vitlab.analysis.table_model import Context, Row, Table
+from vitlab.core.metrics import Figure, figure
 from vitlab.core.plugins import register_format
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d8dee4;--paper:#fff;--card:#f6f8fa;--mark:#dcecf9;
---up:#0072b2;--down:#d55e00;--level:#6e7781;--same:#009e73}
+--up:#0072b2;--down:#d55e00;--level:#646d76;--same:#009e73;--link:#006ca9;--wrong:#b84f00}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#9da7b1;--line:#363d45;--paper:#14171a;--card:#1c2126;
---mark:#17364d;--up:#56b4e9;--down:#f0803c;--level:#9da7b1}}
+--mark:#17364d;--up:#56b4e9;--down:#f0803c;--level:#9da7b1;
+--link:#56b4e9;--wrong:#f0803c}}
 *{box-sizing:border-box}
 body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;color:var(--ink);background:var(--paper);
 margin:0 auto;padding:2rem 1.5rem 4rem;max-width:84rem}
 h1{font-size:1.7rem;line-height:1.2;margin:0 0 .6rem;letter-spacing:-.01em}
 h2{font-size:1.1rem;margin:2.4rem 0 .6rem}
 p.caption{color:var(--soft);max-width:62rem;margin:.6rem 0 0;font-size:.92rem}
-a{color:var(--up)}ul{margin:.4rem 0;padding-left:1.2rem;max-width:62rem}li{margin:.25rem 0}
+a{color:var(--link)}ul{margin:.4rem 0;padding-left:1.2rem;max-width:62rem}li{margin:.25rem 0}
 .facts{display:flex;flex-wrap:wrap;gap:.5rem;margin:0 0 1.4rem;padding:0;list-style:none}
 .facts li{background:var(--card);border:1px solid var(--line);border-radius:2rem;padding:.12rem .8rem;margin:0;
 font-size:.88rem;color:var(--soft)}.facts b{color:var(--ink)}
@@ -38,7 +43,7 @@ tbody th{font-weight:600;text-align:left;position:sticky;left:0;background:var(-
 thead th:first-child{position:sticky;left:0;background:var(--paper);z-index:2}
 .main tbody tr:first-child>*{border-bottom:1px solid var(--line)}
 tbody tr:hover>*{background:var(--card)}
-td.off{color:var(--line)}td.changed{background:var(--mark)}td.changed b{color:var(--up)}td.words{white-space:normal}
+td.off{color:var(--level)}td.changed{background:var(--mark)}td.changed b{color:var(--link)}td.words{white-space:normal}
 td.plot,th.plot{padding:0 .4rem;line-height:0}td.plot svg{display:block}sup{color:var(--soft);font-weight:400}
 svg text{font:11px system-ui,sans-serif;fill:var(--soft);font-variant-numeric:tabular-nums}
 svg text.name{fill:var(--ink);font-size:12px}
@@ -59,8 +64,22 @@ figcaption{font-weight:600;font-size:.9rem;padding:0 .3rem .2rem}.cost{width:100
 .findings .up::before{content:"▲";color:var(--up)}.findings .down::before{content:"▼";color:var(--down)}
 .findings .same::before{content:"■";color:var(--same)}.findings .plain::before{content:"·"}
 .legend{color:var(--soft);font-size:.88rem;margin:.5rem 0 0}code{font-size:.85em}
+.unseen{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+.scroll:focus-visible,pre:focus-visible,summary:focus-visible{outline:2px solid var(--up);outline-offset:2px}
+.state{margin:.2rem 0;font-size:1.05rem}progress{width:100%;max-width:40rem;height:.8rem;accent-color:var(--up)}
+.legend+.facts{margin-top:.7rem}.facts+.legend{margin-top:-.6rem}
+.alarm{border-left:4px solid var(--down);padding:.3rem .8rem;background:var(--card)}
+.cells td.left{min-width:14rem}td small{color:var(--soft)}td.running,td.finished{color:var(--ink)}
+td.failed,td.damaged,td.stale{color:var(--wrong);font-weight:600}
+.failure{border-left:4px solid var(--down);padding:.1rem 0 .1rem .8rem;margin:.8rem 0}
+.failure h3{font-size:1rem;margin:0}.failure p{margin:.3rem 0;white-space:pre-line;overflow-wrap:anywhere}
+pre{background:var(--card);padding:.6rem;overflow:auto;max-height:18rem;font-size:.82rem;margin:.3rem 0;
+border-radius:.3rem}
+.end{stroke:var(--level);stroke-dasharray:1 3}.seeds{list-style:none;margin:0;padding:.1rem .3rem .3rem;
+font-size:.82rem;color:var(--soft)}.seeds li{margin:0}details{margin:.8rem 0}summary{cursor:pointer}
 @media(max-width:40rem){body{padding:1.1rem .9rem 3rem;font-size:15px}h1{font-size:1.35rem}th,td{padding:.3rem .45rem}
-.panels{grid-template-columns:repeat(2,minmax(0,1fr));gap:.6rem}.panel svg text{font-size:13px}}
+.panels{grid-template-columns:repeat(2,minmax(0,1fr));gap:.6rem}.panel svg text{font-size:13px}
+.cells td.left{min-width:7rem}}
 @media print{body{max-width:none}.scroll{overflow:visible}}
 """
 _LEGEND = (
@@ -72,23 +91,35 @@ _LEGEND = (
 @register_format("html")
 def html_file(table: Table, context: Context) -> str:
     """The page."""
-    return to_html(table, context.curves, context.links, context.provenance)
+    return to_html(table, context.curves, context.links, context.provenance, context.study)
 
 
-def to_html(table: Table, curves: LearningCurves, links: Mapping[str, str], provenance: str) -> str:
-    """The page. `links` maps cells' identities to addresses; `provenance` goes into a comment."""
+def to_html(
+    table: Table, curves: LearningCurves, links: Mapping[str, str], provenance: str, study: StudyState | None = None
+) -> str:
+    """The page. `links` maps cells' identities to addresses; `provenance` goes into a comment.
+
+    With `study` it is the page of a study that is not finished, which shows first where its cells stand.
+    """
     title = html.escape(table.title)
     first, *others = grids(table)
-    parts = [
-        f"<h1>{title}</h1>{_facts(table)}",
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{_main(first, table)}</div>',
+    parts = []
+    if study is None:
+        parts += [f"<h1>{title}</h1>{_facts(table)}"]
+    else:
+        first = _so_far(first, table, study)
+        parts += [*_beginning(study, table.figure), "<h2>The table so far</h2>"]
+        parts += [f"<p>{title}</p>"] if table.title != f"Study {study.name}" else []
+    parts += [
+        _region(title, _main(first, table)),
         f'<p class="legend">{_LEGEND}</p><p class="caption">{html.escape(table.caption)}</p>',
         _findings(table),
     ]
     if "scatter" not in table.columns and (grid := scatter_grid(table)):
         others = [grid, *others]
-    parts += [f'<h2>{html.escape(grid.title)}</h2><div class="scroll">{_plain(grid)}</div>' for grid in others]
-    parts.append(_curves(curves, table))
+    parts += [f"<h2>{html.escape(grid.title)}</h2>{_region(html.escape(grid.title), _plain(grid))}" for grid in others]
+    baseline = [i for entry in table.rows[0].entries.values() for i in entry.ids]
+    parts.append(_curves(curves, table) if study is None else study_sections.curves(study, table.figure, baseline))
     if chart := cost_chart(table):
         parts.append(f"<h2>Accuracy against cost</h2>{chart}")
     for block in blocks(table):
@@ -96,11 +127,56 @@ def to_html(table: Table, curves: LearningCurves, links: Mapping[str, str], prov
             items = "".join(f"<li>{_superscript(html.escape(line))}</li>" for line in block.lines)
             parts.append(f"<h2>{html.escape(block.title)}</h2><ul>{items}</ul>")
     parts.append(_runs(table, links))
+    return _document(title, parts, provenance, study)
+
+
+def without_table(study: StudyState) -> str:
+    """The page of a study that is not finished and of which no table can be made: `study.problem` says why."""
+    parts = _beginning(study, figure())
+    parts.append(f'<h2>The table so far</h2><p class="state">No table yet: {html.escape(study.problem)}</p>')
+    parts.append(study_sections.curves(study, figure(), ()))
+    return _document(html.escape(f"Study {study.name}"), parts, "", study)
+
+
+def _beginning(study: StudyState, shown: Figure) -> list[str]:
+    return [
+        f"<h1>{html.escape(f'Study {study.name}')}</h1>{study_sections.overview(study)}",
+        study_sections.failures(study),
+        study_sections.cells(study, shown),
+    ]
+
+
+def _document(title: str, parts: Sequence[str], provenance: str, study: StudyState | None) -> str:
+    head = tail = ""
+    if study is not None:
+        title, head, tail = html.escape(study_sections.title(study)), study_sections.head(study), study_sections.SCRIPT
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}</style></head><!-- {html.escape(provenance)} --><body>{''.join(parts)}</body></html>\n"
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">{head}'
+        f"<style>{_STYLE}</style></head><!-- {html.escape(provenance)} --><body><main>{''.join(parts)}</main>{tail}"
+        "</body></html>\n"
     )
+
+
+def _region(name: str, table: str) -> str:
+    """A table that may be wider than the page: a keyboard can scroll it too."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{table}</div>'
+
+
+def _so_far(grid: Grid, table: Table, study: StudyState) -> Grid:
+    """The main grid, with what is still to come of each condition in place of an empty figure and of n."""
+    coming = tuple(f"{cell.name} " for cell in study.cells if cell.is_coming)
+    rows, ticks = [], len(table.rows[0].ticks)
+    for row, cells in zip(table.rows, grid.rows, strict=True):
+        changed = list(cells)
+        for i, dataset in enumerate(table.datasets):
+            entry, at = row.entries[dataset], 1 + ticks + 4 * i
+            if left := sum(line.startswith(coming) for line in entry.missing):
+                n = entry.comparison.n
+                changed[at] = changed[at] if n else replace(changed[at], text="not yet")
+                changed[at + 3] = replace(changed[at + 3], text=f"{n} of {n + left}")
+        rows.append(tuple(changed))
+    return replace(grid, rows=tuple(rows))
 
 
 def _facts(table: Table) -> str:
@@ -122,10 +198,9 @@ def _main(grid: Grid, table: Table) -> str:
     scales = {dataset: forest_scale(table, dataset) for dataset in table.datasets}
     head = ""
     for i, title in enumerate(grid.titles):
-        text = html.escape(title)
-        head += f'<th class="tick"><span>{text}</span></th>' if 0 < i <= ticks else f"<th>{text}</th>"
+        head += _head(title, "tick" if 0 < i <= ticks else "")
         if i in plots:
-            head += f'<th class="plot">{forest_axis(scales[plots[i]])}</th>'
+            head += f'<th scope="col" class="plot" aria-label="drawn">{forest_axis(scales[plots[i]])}</th>'
     body = ""
     for row, cells in zip(table.rows, grid.rows, strict=True):
         body += "<tr>"
@@ -139,12 +214,16 @@ def _main(grid: Grid, table: Table) -> str:
 
 
 def _plain(grid: Grid) -> str:
-    head = "".join(
-        f'<th class="{cell.align}">{html.escape(t)}</th>' for t, cell in zip(grid.titles, grid.rows[0], strict=True)
-    )
+    head = "".join(_head(t, cell.align) for t, cell in zip(grid.titles, grid.rows[0], strict=True))
     rows = ("".join(_cell(cell, first=i == 0) for i, cell in enumerate(row)) for row in grid.rows)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _head(title: str, kind: str) -> str:
+    text = html.escape(title) or '<span class="unseen">condition</span>'
+    text = f"<span>{text}</span>" if kind == "tick" else text
+    return f'<th scope="col" class="{kind}">{text}</th>' if kind else f'<th scope="col">{text}</th>'
 
 
 def _cell(cell: Cell, *, first: bool, tick: bool = False) -> str:

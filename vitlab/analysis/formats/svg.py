@@ -83,8 +83,14 @@ def _shape(kind: str, x: float, y: float) -> str:
     return f"M{x:.1f} {y + tip}l6 {-2 * tip + tip / 6:.1f}h-12z"
 
 
-def curves_panel(label: str, seeds: Sequence[Rows], base: Sequence[Rows], x: Scale, y: Scale, shown: Figure) -> str:
-    """One condition's metric over the epochs, a line per seed, before the baseline's in grey."""
+def curves_panel(
+    label: str, seeds: Sequence[Rows], base: Sequence[Rows], x: Scale, y: Scale, shown: Figure, *,
+    end: float | None = None, below: str = "",
+) -> str:  # fmt: skip
+    """One condition's metric over the epochs, a line per seed, before the baseline's in grey.
+
+    `end` is the last epoch of cells that are still trained; `below` are the items of a list under the panel.
+    """
     width, height, left, bottom, top = 250, 150, 30, 20, 8
     inner, tall = width - left - 8, height - bottom - top
 
@@ -106,12 +112,17 @@ def curves_panel(label: str, seeds: Sequence[Rows], base: Sequence[Rows], x: Sca
         f'<text x="{left + _at(tick, x, inner):.1f}" y="{height - 5}" text-anchor="middle">{tick:g}</text>'
         for tick in nice_ticks(x, 4)
     )
-    lines = "".join(line(rows, "base") for rows in base[:MOST_CURVES])
+    lines = ""
+    if end is not None:
+        at = left + _at(end, x, inner)
+        lines = f'<line class="end" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{top + tall}"/>'
+    lines += "".join(line(rows, "base") for rows in base[:MOST_CURVES])
     lines += "".join(line(rows, "own") for rows in seeds[:MOST_CURVES])
     name = html.escape(label)
+    below = f'<ul class="seeds">{below}</ul>' if below else ""
     return (
         f'<figure class="panel"><figcaption>{name}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{html.escape(shown.title)} of {name} over the epochs">{grid}{epochs}{lines}</svg></figure>'
+        f'aria-label="{html.escape(shown.title)} of {name} over the epochs">{grid}{epochs}{lines}</svg>{below}</figure>'
     )
 
 

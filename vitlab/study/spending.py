@@ -1,0 +1,110 @@
+"""What a study has taken of its devices and is likely to take, from its list and its records: nothing is composed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vitlab.config import CellConfig, build
+from vitlab.core.errors import UserError
+from vitlab.study.cost import Throughput, nearest, seconds_of, throughput, throughput_so_far
+from vitlab.study.record import Record, records
+from vitlab.study.status import Standing, StudyStatus
+from vitlab.study.studies import Entry
+
+_COMING = ("running", "queued", "interrupted", "not begun")
+"""States of cells that will be trained, or trained on."""
+
+
+@dataclass(frozen=True)
+class Spending:
+    """Device-seconds of one cell."""
+
+    spent: float | None
+    """None where its record does not say."""
+    to_come: float | None
+    """None where no cell of its model has trained an epoch; 0 for a cell that has ended."""
+    devices: int = 1
+
+
+@dataclass
+class Accounts:
+    """Computes what studies below `output_dir` take; what a finished cell tells is read once."""
+
+    output_dir: Path
+    _finished: dict[str, Throughput | None] = field(default_factory=dict)
+    _contents: dict[str, CellConfig | None] = field(default_factory=dict)
+
+    def of(self, study: StudyStatus) -> dict[str, Spending]:
+        """Identity → what each cell of a study has taken, and what is to come.
+
+        What is to come of a cell follows from its own epochs, else from the speed of the finished cell that is nearest
+        to it, else from one of its model that is trained.
+        """
+        ended = [self._tells(Record(self.output_dir / c.entry["id"])) for c in study.cells if c.state == "finished"]
+        known = [told for told in ended if told]
+        going = [told for cell in study.cells if (told := self._so_far(cell))]
+        waiting = [c for c in study.cells if c.state in _COMING and not c.row]
+        if any(not self._nearest(cell, [*known, *going]) for cell in waiting):
+            known += [told for record in records(self.output_dir) if (told := self._tells(record))]
+        return {cell.entry["id"]: self._spending(cell, known, going) for cell in study.cells}
+
+    def _spending(self, cell: Standing, known: Sequence[Throughput], going: Sequence[Throughput]) -> Spending:
+        if cell.state == "finished":
+            told = self._tells(Record(self.output_dir / cell.entry["id"]))
+            return Spending(told.result["device_seconds"] if told else None, 0.0)
+        devices, row = self._devices(cell), cell.row or {}
+        seconds = row.get("seconds")
+        spent = seconds * devices if isinstance(seconds, int | float) else None if row else 0.0
+        if cell.state not in _COMING:
+            return Spending(spent, 0.0, devices)
+        content = self._content(cell.entry)
+        if cell.seconds_left is not None:
+            return Spending(spent, cell.seconds_left * devices, devices)
+        done = row.get("epoch", 0)
+        if spent and cell.epochs:
+            return Spending(spent, spent / done * max(0, cell.epochs - done), devices)
+        base = self._nearest(cell, known) or self._nearest(cell, going)
+        if content is None or base is None:
+            return Spending(spent, None, devices)
+        return Spending(spent, seconds_of(content, 1 - min(1.0, done / content.recipe.epochs), base), devices)
+
+    def _nearest(self, cell: Standing, known: Sequence[Throughput]) -> Throughput | None:
+        content = self._content(cell.entry)
+        return content and nearest(content, known, None)
+
+    def _tells(self, record: Record) -> Throughput | None:
+        if record.id not in self._finished:
+            if not (record.folder / "result.json").exists():
+                return None
+            self._finished[record.id] = throughput(record)
+        return self._finished[record.id]
+
+    def _so_far(self, cell: Standing) -> Throughput | None:
+        content = self._content(cell.entry) if cell.row else None
+        if content is None or cell.row is None:
+            return None
+        record = Record(self.output_dir / cell.entry["id"])
+        return throughput_so_far(record, content, cell.row, self._devices(cell))
+
+    def _devices(self, cell: Standing) -> int:
+        """How many devices a cell that has begun trains on."""
+        if cell.state == "not begun":
+            return 1
+        return (Record(self.output_dir / cell.entry["id"]).read_intact("provenance.json") or {}).get("devices") or 1
+
+    def _content(self, entry: Entry) -> CellConfig | None:
+        """The cell that an entry of a study's list means; None where another version of vitlab wrote it."""
+        if entry["id"] not in self._contents:
+            self._contents[entry["id"]] = _built(entry)
+        return self._contents[entry["id"]]
+
+
+def _built(entry: Entry) -> CellConfig | None:
+    try:
+        cell: CellConfig = build(CellConfig, entry.get("experiment") or {}, "")
+        cell = cell.pretraining or cell if entry["part"] == "pretraining" else cell
+        return cell if cell.dataset.train_images else None
+    except (UserError, AssertionError):
+        return None
