@@ -212,7 +212,7 @@ def test_device_hours_come_from_the_nearest_cell_that_was_measured(study, reques
     elsewhere = requests_for(["seed=7", "recipe.epochs=20"], shared=("study.name=t",))
     write_study(tmp_path, "t", plans.study_content(plans.build_plan(elsewhere, "t"), elsewhere[0].config))
     (other,) = Accounts(tmp_path).of(status(tmp_path, "t")[0]).values()
-    assert other.to_come == pytest.approx(2 * found[fourth].to_come), "measured in another study"
+    assert other.to_come == pytest.approx(2 * (found[fourth].to_come or 0)), "measured in another study"
 
 
 def test_a_process_of_its_own_writes_it(study, tmp_path, monkeypatch, capfd):
@@ -234,6 +234,7 @@ def test_the_process_may_die(study, tmp_path, monkeypatch):
     said = []
     with PageWriter(tmp_path, "s", ()) as writer, writer.saying(said.append):
         until(lambda: writer._process)
+        assert writer._process is not None
         os.kill(writer._process.pid, signal.SIGKILL)
         until(lambda: said)
     assert said == ["page: no longer written (its process ended with exit code -9); the study goes on"]

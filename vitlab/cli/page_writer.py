@@ -91,13 +91,14 @@ class PageWriter:
         assert process is not None and process.stdout is not None
         with process.stdout:
             for line in process.stdout:
-                self._say(line.rstrip("\n"))
+                with contextlib.suppress(OSError):  # whoever reads the command's output may have ended
+                    self._say(line.rstrip("\n"))
         if (code := process.wait()) and not self._ended:
             self._say(f"page: no longer written (its process ended with exit code {code}); the study goes on")
 
 
 def _print(line: str) -> None:
-    with contextlib.suppress(OSError):  # whoever has read it may have ended
+    with contextlib.suppress(OSError):  # the command that reads it may have ended
         print(line, flush=True)
 
 
