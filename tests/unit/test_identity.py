@@ -15,7 +15,7 @@ def test_hardware_paths_and_labels_do_not_enter(compose_config):
     same = compose_config(
         "augment=none", "augment.mixup=0.8", "devices=1", "workers=7", "threads=2", "output_dir=elsewhere",
         "device=cpu", "device_batch=32", "wandb.project=other", "study.name=x", "recipe.compile=true",
-        "recipe.keep_every=2", "model.grad_checkpointing=true", "dataset.root=/data",
+        "recipe.keep_every=2", "model.grad_checkpointing=true", "dataset.root=/data", "dataset.stage=/disk",
     )  # fmt: skip
     assert identity(base.cell) == identity(same.cell)
     assert identity(base.cell)[0] == "c" and len(identity(base.cell)) == 12

@@ -56,6 +56,9 @@ RETYPED = {
     "does not read it (got": (
         "task=explain explain=position explain.start_layer=1", "task=explain explain=rollout explain.start_layer=1",
     ),
+    "which is no whole path": (
+        "dataset=imagenet1k dataset.stage=disk", "dataset=imagenet1k dataset.stage=$TMPDIR",
+    ),
     "in place of augment=none,mixup type": (
         "task=preview augment=none,mixup", "task=preview preview.conditions='[none,mixup]'",
     ),
@@ -99,6 +102,7 @@ LISTED = {
     "needs a folder that holds train/ and val/; give": "FOLDER",
     "one tree of {len(names)}": "test_values_that_messages_name_are_accepted",
     "holds parquet files, {": "FOLDER",
+    "are a file each, which": "FOLDER",
     "was published without a split": "dataset.val_fraction, as conf/dataset/eurosat.yaml has it",
     "give the folder that the files named in": "FOLDER",
     "holds files, as a folder does": "a folder that is there (test_parquet_files.py)",

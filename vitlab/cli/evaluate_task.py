@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from vitlab.config import AugmentConfig, Config, ConfigError, build, plain
+from vitlab.config import AugmentConfig, Config, ConfigError, DatasetConfig, build, plain
 from vitlab.core.device import pick_device
 from vitlab.core.errors import UserError
 from vitlab.core.files import clean_name, make_folder, save_arrays, write_text
 from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader
 from vitlab.data.sources.registry import build_source
+from vitlab.data.sources.staging import Copies, staged
 from vitlab.data.sources.survey import describe
 from vitlab.models.last_block import shorten_last_block
 from vitlab.models.restore import Restored, centred, restore, short_name
@@ -75,7 +77,7 @@ def evaluate_restored(config: Config, restored: Restored, device: torch.device) 
     dataset = restored.dataset
     if dataset.num_eval == 0 and dataset.val_fraction == 0:
         raise ConfigError("dataset", f"{dataset.name} has no images to evaluate on; name another: dataset=NAME")
-    source = build_source(dataset, "eval")
+    source = build_source(dataset, "eval", _stage(dataset))
     _check_classes(restored, source.classes)
     world = world_from_environment()
     batches = EvalLoader(
@@ -91,6 +93,19 @@ def evaluate_restored(config: Config, restored: Restored, device: torch.device) 
 
     shorten_last_block(restored.network)
     return evaluate(restored.network.to(device), batches, normalise, device, precision)
+
+
+def _stage(dataset: DatasetConfig) -> Copies:
+    """Copy what is evaluated on to `dataset.stage`, where there is one; says so on the screen."""
+    copying = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    reports = staged(dataset, ("train",) if dataset.val_fraction else ("eval",), copying=copying)
+    while True:
+        try:
+            report = next(reports)
+        except StopIteration as end:
+            return end.value
+        if report.to == "screen":
+            print(report.text, file=sys.stderr)
 
 
 def _check_classes(restored: Restored, classes: tuple[str, ...]) -> None:

@@ -42,6 +42,13 @@ def check_cell(cell: CellConfig) -> None:
             raise ConfigError(
                 f"dataset.{key}", f"got [{low}, {high}], expected 0 < first <= second" + " <= 1" * (key == "crop_scale")
             )
+    if data.stage is not None and not data.stage.startswith(("/", "~", "$")):
+        raise ConfigError(
+            "dataset.stage",
+            f"got {data.stage!r}, which is no whole path; give a folder on a disk of each node's own, for instance "
+            "dataset.stage=/scratch/NAME, or with a variable that is looked up on the node, in quotes: "
+            "'dataset.stage=$TMPDIR'",
+        )
     if min(data.std) <= 0:
         raise ConfigError("dataset.std", f"got {list(data.std)}, every value must be above 0")
     if data.kind not in DATASETS:

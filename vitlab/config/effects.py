@@ -57,6 +57,8 @@ RULES = (
     Rule("dataset.table", "with image files, such as dataset=folder", lambda d, c: d.kind == "folder"),
     *(Rule(f"dataset.{name}", "with dataset.table", lambda d, c: bool(d.table))
       for name in ("eval_table", "file_column", "label_column", "split_column")),
+    Rule("dataset.stage", "with image files in tars, parquet files or a pack (dataset=folder and its like)",
+         lambda d, c: d.kind == "folder" or bool(d.pack or d.pack_id)),
     Rule("dataset.class_list", "with a tree of image files, such as dataset=folder", lambda d, c: d.kind == "folder"),
     Rule("dataset.image_size", "where all images have one size (a claim that is compared with the data)",
          lambda d, c: not _has_files(d) and d.kind != "fractal"),

@@ -106,6 +106,9 @@ class DatasetConfig:
     label_column: str | None = _speed(None)
     split_column: str | None = _speed(None)
     pack: str | None = _speed(None)
+    stage: str | None = _speed(None)
+    """A folder on a disk of the node, to which tars, parquet files or a pack are copied once and read from; a variable
+    in it, such as $TMPDIR, is looked up on the node."""
     pack_id: str | None = None
     """Fingerprint of the pack, read from its manifest."""
     class_list: str | None = _speed(None)

@@ -25,9 +25,10 @@ from vitlab.core.processes import end_with_parent
 from vitlab.data.crop import Cropping
 from vitlab.data.order import CHUNK, crops_of, epoch_order, epoch_samples
 from vitlab.data.readers import FileReader, ImageChunks, Reader, Request
-from vitlab.data.ring import APART, FREE, IMAGES, EvaluationMemory, Given, Ring
+from vitlab.data.ring import APART, FREE, IMAGES, MADE, EvaluationMemory, Given, Ring
 from vitlab.data.sources.arrays import ArraySource
 from vitlab.data.sources.registry import build_source
+from vitlab.data.sources.staging import Copies, staged
 
 _given = Given()
 
@@ -157,7 +158,10 @@ def read_for_all(ring: Ring, plugins: tuple[str, ...], workers: int) -> None:
     torch.set_num_threads(1)
     import_plugins(plugins)
     crops = ring.crops
-    source = build_source(crops.dataset, "train")
+    copies = _copies_for(ring)
+    if ring.is_over():
+        return None
+    source = build_source(crops.dataset, "train", copies)
     if isinstance(source, ArraySource):
         return ring.describe(0, "")
     chunks = ImageChunks(source, Cropping(crops.dataset, crops.image_size, crops.interpolation, crops.seed))
@@ -174,6 +178,19 @@ def read_for_all(ring: Ring, plugins: tuple[str, ...], workers: int) -> None:
         wait([helper.sentinel for helper in helpers.values()], timeout=0.5)
         ring.bury()
     return None
+
+
+def _copies_for(ring: Ring) -> Copies:
+    """The copies of the data set on this node, once a member has made them; none where all members end before."""
+    reports = staged(ring.crops.dataset, ("train",), copying=False)
+    while not ring.is_over():
+        try:
+            next(reports)
+        except StopIteration as end:
+            ring.facts[MADE] = time.monotonic_ns()  # the members begin now, not when the ring was made
+            return end.value
+        ring.bury()
+    return {}
 
 
 def _help(ring: Ring, chunks: ImageChunks, number: int) -> None:

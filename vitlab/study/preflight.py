@@ -23,6 +23,7 @@ from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.known import describe_changes, known_data, other_name
 from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.presence import require_data
+from vitlab.data.sources.staging import require_large_files
 from vitlab.data.sources.survey import describe
 from vitlab.study.capacity import require_devices
 from vitlab.study.cell import cell_of
@@ -49,6 +50,8 @@ def check_requests(requests: Sequence[Request], say: Callable[[str], None] = pri
     for dataset in dict.fromkeys(data for cell in cells for data in (cell.dataset, cell.pretrain.dataset)):
         for line in describe(dataset) if dataset else ():
             say(line)
+        if dataset and dataset.stage is not None:
+            require_large_files(dataset)
     for line in _try_starts(cells, downloads):
         say(line)
     return requests

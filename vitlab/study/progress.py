@@ -11,7 +11,7 @@ from typing import Any
 
 from vitlab.core.metrics import figure
 from vitlab.study.plan import Plan, PlannedCell, planned_steps
-from vitlab.train.events import EpochEnded, Event, Progressed, Started
+from vitlab.train.events import EpochEnded, Event, Progressed, Staged, Started
 
 MARKS = {
     "finished": "✓",
@@ -54,8 +54,10 @@ class Progress:
 
     def update(self, event: Event) -> None:
         match event:
+            case Staged(text, to):
+                self.note = text if to == "view" else ""
             case Started(epoch, step, total_steps):
-                self.status, self.started, self.first_step = "running", time.monotonic(), step
+                self.status, self.note, self.started, self.first_step = "running", "", time.monotonic(), step
                 self.epoch, self.step, self.total_steps = epoch, step, total_steps
             case Progressed(step, rate):
                 self.step, self.rate = step, rate
@@ -84,6 +86,8 @@ class Progress:
 
 def line_of(event: Event, epochs: int) -> str | None:
     """What is printed of an event, on the screen and in the cell's log; None for one that is only shown live."""
+    if isinstance(event, Staged):
+        return None if event.to == "view" else event.text
     if isinstance(event, Started):
         return (
             f"continues after epoch {event.epoch}, step {event.step} of {event.total_steps}" if event.step else "starts"
@@ -126,6 +130,8 @@ class View:
     def event(self, identity: str, event: Event) -> None:
         progress = self.cells[identity]
         progress.update(event)
+        if isinstance(event, Staged) and event.to == "screen":
+            self.say(f"{progress.cell.name}: {event.text}")
         if self._live is None and isinstance(event, EpochEnded):
             left = progress.seconds_left
             until = f"  {duration(left)} left" if left else ""

@@ -7,7 +7,7 @@ import multiprocessing as mp
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -57,6 +57,14 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def max_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
+    """The largest of each of `values` over all processes."""
+    largest = torch.tensor(values, dtype=torch.float32, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest.tolist()
 
 
 def gather_values(value: Any) -> list[Any] | None:

@@ -10,6 +10,15 @@ from vitlab.core.errors import UserError
 
 
 @dataclass(frozen=True)
+class Staged:
+    """The data set is copied to a disk of the node (`dataset.stage`). Yielded twice a second, before `Started`."""
+
+    text: str
+    to: str = "view"
+    """`view`: shown until the next one; `screen`: a line there and in the log; `log`: a line there alone."""
+
+
+@dataclass(frozen=True)
 class Started:
     """The model is built and the checkpoint, if any, is loaded. Yielded once."""
 
@@ -44,7 +53,7 @@ class EpochEnded:
         return self.row["epoch"]
 
 
-Event = Started | Progressed | EpochEnded
+Event = Staged | Started | Progressed | EpochEnded
 
 
 class Interrupted(Exception):

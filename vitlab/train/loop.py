@@ -7,21 +7,23 @@ where it stopped.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from vitlab.config import CellConfig, Config, experiment
+from vitlab.config import CellConfig, Config, DatasetConfig, experiment
 from vitlab.core.device import pick_device
 from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader, TrainLoader
 from vitlab.data.shared import device_share
 from vitlab.data.sources.registry import Source, build_source
+from vitlab.data.sources.staging import Copies, splits_of, staged
 from vitlab.models.build import build_model
 from vitlab.models.drop_path import install_drop_path
 from vitlab.models.last_block import shorten_last_block
@@ -30,9 +32,9 @@ from vitlab.models.weights import load_start
 from vitlab.train.batch_norm import synchronise
 from vitlab.train.checkpoint import fitting, load_checkpoint, save_checkpoint
 from vitlab.train.device_batch import choose_device_batch, limit_memory
-from vitlab.train.distributed import World, process_group, sum_over_ranks, world_from_environment
+from vitlab.train.distributed import World, max_over_ranks, process_group, sum_over_ranks, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, evaluate
-from vitlab.train.events import DivergedError, EpochEnded, Event, Interrupted, Progressed, Started
+from vitlab.train.events import DivergedError, EpochEnded, Event, Interrupted, Progressed, Staged, Started
 from vitlab.train.optim import MovingAverage, build_optimizer, learning_rate
 from vitlab.train.step import compile_and_replicate, train_step, why_not_compiled
 from vitlab.train.training_state import Progress, save_predictions
@@ -51,8 +53,9 @@ def fit(
 ) -> Generator[Event, None, dict[str, Any]]:
     """Train `cell` in `folder`, continuing from `folder/last.pt` if it exists; `config` says on which devices.
 
-    `start` is the checkpoint that the weights come from (pre-training), or None. Yields `Started` once, `Progressed`
-    about twice a second and `EpochEnded` after each epoch. Returns the content of `result.json`.
+    `start` is the checkpoint that the weights come from (pre-training), or None. Yields `Staged` while the data set is
+    copied, `Started` once, `Progressed` about twice a second and `EpochEnded` after each epoch. Returns the content of
+    `result.json`.
 
     Raises `Interrupted` after saving, at the next step boundary once `stop()` is true; DivergedError for a
     non-finite loss, naming the step and the learning rate; UserError where the data are not those of the record.
@@ -64,7 +67,8 @@ def fit(
         recipe = cell.recipe
         rank_batch = recipe.batch_size // world.size
 
-        train_source, eval_source = build_sources(cell)
+        copies = yield from _stage(cell.dataset, stop, device)
+        train_source, eval_source = build_sources(cell, copies)
         num_classes = len(train_source.classes)
 
         torch.manual_seed(cell.seed)
@@ -198,11 +202,33 @@ def fit(
         return progress.result(derived, world.size)
 
 
-def build_sources(cell: CellConfig) -> tuple[Source, Source | None]:
+def _stage(dataset: DatasetConfig, stop: Callable[[], bool], device: torch.device) -> Generator[Staged, None, Copies]:
+    """Copy the data set to `dataset.stage`: one process of each node does, all go on together. Raises Interrupted."""
+    if dataset.stage is None:
+        return {}
+    reports = staged(dataset, splits_of(dataset), copying=int(os.environ.get("LOCAL_RANK", "0")) == 0)
+    copies: Copies | None = None
+    with contextlib.closing(reports):
+        while True:
+            try:
+                report = next(reports)
+                yield Staged(report.text, report.to)
+            except StopIteration as end:
+                copies = end.value if copies is None else copies
+            # asked again and again, so that no process waits longer for another than a group of processes may
+            unready, stopping = (int(n) for n in max_over_ranks([copies is None, stop()], device))
+            if stopping:
+                raise Interrupted(f"before the first step; what was copied to {dataset.stage} is kept")
+            if not unready:
+                assert copies is not None
+                return copies
+
+
+def build_sources(cell: CellConfig, copies: Copies | None = None) -> tuple[Source, Source | None]:
     """The images to train on, and those to evaluate on (None for a data set without any)."""
-    train = build_source(cell.dataset, "train")
+    train = build_source(cell.dataset, "train", copies)
     no_eval = cell.dataset.num_eval == 0 and cell.dataset.val_fraction == 0
-    return train, None if no_eval else build_source(cell.dataset, "eval")
+    return train, None if no_eval else build_source(cell.dataset, "eval", copies)
 
 
 def _should_stop(stop: Callable[[], bool], world: World, device: torch.device, at_check: bool) -> bool:
@@ -211,9 +237,7 @@ def _should_stop(stop: Callable[[], bool], world: World, device: torch.device, a
         return stop()
     if not at_check:
         return False
-    wish = torch.tensor(int(stop()), device=device)
-    dist.all_reduce(wish, op=dist.ReduceOp.MAX)
-    return bool(wish)
+    return bool(max_over_ranks([stop()], device)[0])
 
 
 def _require_finite(first_bad: Tensor, recipe: Any, steps_per_epoch: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self, overload
@@ -135,6 +138,15 @@ def state_of(path: Path) -> State:
     return State(str(path), found.st_size, found.st_mtime_ns)
 
 
+def is_still(state: State) -> bool:
+    """Whether a copy is as it was made; a note that it is not goes to the log, and the original is read."""
+    with contextlib.suppress(OSError):
+        if state_of(Path(state.path)) == state:
+            return True
+    print(f"note: {state.path} is gone or has changed: its original is read", file=sys.stderr)
+    return False
+
+
 class Ranges:
     """Image i is `sizes[i]` bytes from `offsets[i]` on of `files[file_of[i]]`; `names` says what to call it there."""
 
@@ -142,6 +154,8 @@ class Ranges:
         self, files: Sequence[State], file_of: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, names: Names
     ) -> None:
         self.files, self.file_of, self.offsets, self.sizes, self.names = tuple(files), file_of, offsets, sizes, names
+        self.copies: Mapping[str, State] = {}
+        """The path of a file → a copy of it, which is read in its place."""
         self._open: dict[int, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,10 +177,28 @@ class Ranges:
             raise BadImageError(f"{self.where(index)}: the file ends within it")
         return content
 
-    def _opened(self, number: int) -> int:
-        """The file, unchanged since it was indexed: at another's offsets there is anything. Raises BadImageError."""
+    def held_in(self) -> list[State]:
+        """The files that hold these images."""
+        return [self.files[number] for number in np.unique(self.file_of)]
+
+    def read_from(self, copies: Mapping[str, State]) -> Self:
+        """The same images, read from the copies of their files."""
+        other = copy.copy(self)
+        other.copies = copies
+        return other
+
+    def _place(self, number: int) -> str:
+        """The path to read a file from: its copy's, while that is as it was made."""
         state = self.files[number]
-        descriptor = os.open(state.path, os.O_RDONLY | os.O_CLOEXEC)
+        made = self.copies.get(state.path)
+        return made.path if made is not None and is_still(made) else state.path
+
+    def _opened(self, number: int) -> int:
+        """The file, unchanged since it was indexed: at another's offsets there is anything. Raises UserError."""
+        state, place = self.files[number], self._place(number)
+        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        if place != state.path:
+            return descriptor
         now = os.fstat(descriptor)
         if (now.st_size, now.st_mtime_ns) != (state.bytes, state.modified):
             os.close(descriptor)
@@ -184,7 +216,8 @@ class Ranges:
 
     def select(self, rows: np.ndarray) -> Ranges:
         names = self.names.select(rows)
-        return Ranges(self.files, self.file_of[rows], self.offsets[rows], self.sizes[rows], names)
+        part = Ranges(self.files, self.file_of[rows], self.offsets[rows], self.sizes[rows], names)
+        return part.read_from(self.copies)
 
     def stored(self) -> np.ndarray:
         return np.lexsort((self.offsets, self.file_of))

@@ -9,6 +9,7 @@ Raw because decoding is what limits training from JPEG, and a crop reads only th
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ import numpy as np
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.integrity import DamagedError, load_arrays, misfit, read_mapping
 from vitlab.data.sources.claims import compare
-from vitlab.data.sources.containers import BadImageError
+from vitlab.data.sources.containers import BadImageError, State, is_still, state_of
 
 SHARD = 1024
 """Images of one file."""
@@ -43,6 +44,8 @@ class PackSource:
         self.sizes, self.all_labels, self.labels = sizes, labels, labels[rows]
         lengths = sizes.astype(np.int64).prod(1) * 3
         self.starts = np.concatenate([[0], np.cumsum(lengths)])  # (N + 1,) bytes from the split's beginning
+        self.copies: Mapping[str, State] = {}
+        """The path of a shard → a copy of it, which is read in its place."""
         self._maps: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -60,14 +63,27 @@ class PackSource:
             reason = told.get("bad", {}).get(str(row % SHARD), f"image {row} is bad")
             raise BadImageError(f"{reason} (when {self.folder} was packed)")
         if shard not in self._maps:
-            self._maps[shard] = np.memmap(shard_file(self.folder, self.split, shard), np.uint8, mode="r")
+            file = shard_file(self.folder, self.split, shard)
+            made = self.copies.get(str(file))
+            place = made.path if made is not None and is_still(made) else file
+            self._maps[shard] = np.memmap(place, np.uint8, mode="r")
         start = self.starts[row] - self.starts[shard * SHARD]
         return self._maps[shard][start : start + height * width * 3].reshape(height, width, 3)
 
     def select(self, rows: np.ndarray) -> PackSource:
-        return PackSource(
-            self.folder, self.split, self.sizes, self.all_labels, self.rows[rows], self.classes, self.digest
-        )
+        part = copy.copy(self)
+        part.rows, part.labels = self.rows[rows], self.labels[rows]
+        return part
+
+    def held_in(self) -> list[State]:
+        """The shards that hold these images."""
+        return [state_of(shard_file(self.folder, self.split, int(n))) for n in np.unique(self.rows // SHARD)]
+
+    def read_from(self, copies: Mapping[str, State]) -> PackSource:
+        """The same images, read from the copies of their shards."""
+        other = copy.copy(self)
+        other.copies = copies
+        return other
 
     def fingerprint(self) -> str:
         return self.digest

@@ -181,7 +181,7 @@ class RowGroups(Ranges):
             self.files, self.file_of[rows], self.offsets[rows], self.sizes[rows], self.names.select(rows),
             column=self.column, keep_all=self.keep_all,
         )  # fmt: skip
-        part._groups, part._starts = self._groups, self._starts
+        part.copies, part._groups, part._starts = self.copies, self._groups, self._starts
         return part
 
     def in_memory(self) -> RowGroups:
@@ -196,7 +196,7 @@ class RowGroups(Ranges):
         number, row = int(self.file_of[index]), int(self.offsets[index])
         if number not in self._starts:
             os.close(self._opened(number))  # raises where it was replaced
-            with _open(self.files[number].path) as parquet:
+            with _open(self._place(number)) as parquet:
                 counts = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
             self._starts[number] = np.cumsum([0, *counts])
         group = int(np.searchsorted(self._starts[number], row, side="right")) - 1
@@ -212,7 +212,7 @@ class RowGroups(Ranges):
     def _read_group(self, number: int, group: int) -> Any:
         pyarrow = import_pyarrow("dataset.root", self.files[number].path)
         try:
-            with _open(self.files[number].path) as parquet:
+            with _open(self._place(number)) as parquet:
                 table = parquet.read_row_group(group, columns=[f"{self.column}.bytes"])
         except (pyarrow.ArrowException, OSError) as error:
             raise _broken(self.files[number].path, group, error) from error

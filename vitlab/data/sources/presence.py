@@ -7,10 +7,15 @@ from vitlab.core.plugins import TRANSFER_SETS
 
 
 def require_data(dataset: DatasetConfig) -> None:
-    """Raise ConfigError where the folder of `dataset` is not there; folders are looked at, no image is read.
+    """Raise ConfigError where the folder of `dataset` is not there, or it cannot be staged on this machine; folders are
+    looked at, no image is read.
 
     Packs are checked when a configuration is parsed; torchvision checks the files of STL-10 and SVHN as it reads them.
     """
+    if dataset.stage is not None:
+        from vitlab.data.sources.staging import require_stageable
+
+        require_stageable(dataset)
     if dataset.pack:
         return
     if dataset.kind == "folder":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -12,7 +13,8 @@ from vitlab.config.schema import share
 from vitlab.core.plugins import DATASETS
 from vitlab.core.random import permutation
 from vitlab.data.sources.claims import check_loaded
-from vitlab.data.sources.pack import load_pack
+from vitlab.data.sources.containers import State
+from vitlab.data.sources.pack import PackSource, load_pack
 
 Split = Literal["train", "eval"]
 
@@ -46,15 +48,15 @@ def load_split(dataset: DatasetConfig, split: Split) -> Source:
     return source
 
 
-def build_source(dataset: DatasetConfig, split: Split) -> Source:
+def build_source(dataset: DatasetConfig, split: Split, copies: Mapping[str, State] | None = None) -> Source:
     """The images of one split, after `val_fraction`, `train_fraction` and `train_per_class`, which choose the same
-    images every time.
+    images every time. Their bytes are read from the `copies` of files that there are (`staging`).
 
     Raises UserError naming what was looked for, where, and how to get it.
     """
     if split == "eval" and dataset.val_fraction == 0:
-        return _load_readable(dataset, "eval")
-    source = _load_readable(dataset, "train")
+        return _load_readable(dataset, "eval", copies)
+    source = _load_readable(dataset, "train", copies)
     held_out = held_out_rows(source.labels, dataset.val_fraction)
     if split == "eval":
         return source.select(np.flatnonzero(held_out))
@@ -66,7 +68,7 @@ def build_source(dataset: DatasetConfig, split: Split) -> Source:
     return source if len(kept) == len(source) else source.select(kept)
 
 
-def _load_readable(dataset: DatasetConfig, split: Split) -> Source:
+def _load_readable(dataset: DatasetConfig, split: Split, copies: Mapping[str, State] | None) -> Source:
     """A split whose images can be read in any order: those of parquet files are in memory. Raises ConfigError where
     they do not fit."""
     if dataset.kind == "folder" and not dataset.pack:
@@ -75,6 +77,10 @@ def _load_readable(dataset: DatasetConfig, split: Split) -> Source:
 
         require_random_reads(recognise(dataset, evaluating=split == "eval"))
     source: Any = load_split(dataset, split)
+    if copies and isinstance(source, PackSource):
+        source = source.read_from(copies)
+    elif copies:
+        source.content = source.content.read_from(copies)
     if hasattr(getattr(source, "content", None), "in_memory"):
         source.content = source.content.in_memory()
     return source
