@@ -7,11 +7,16 @@ import os
 import re
 import resource
 import signal
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from lab import SLURM, origin, rows, undisturbed
 from submitit.helpers import DelayedSubmission
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from forms import draw_tree, tar_of_each_split
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +57,25 @@ def test_a_cell_over_two_nodes_saves_and_continues(lab):
     assert "devices: 4" in (cell / "config.yaml").read_text(encoding="utf-8")
     steps = lab.cluster.ask("sacct", "-n", "-P", "-o", "JobID,AllocCPUS,NTasks", "-j", job)
     assert f"{job}.0|8|4" in steps, steps
+
+
+def test_each_node_of_a_cell_copies_the_data_once_to_a_disk_that_it_looks_up_itself(lab):
+    root = tar_of_each_split(draw_tree(lab.folder / "birds", per_class=8), lab.folder / "tars")
+    words = ["dataset=folder", "dataset.name=birds", f"dataset.root={root}", "dataset.train_per_class=null"]
+    words += ["recipe.epochs=2", "recipe.batch_size=8", "hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=2"]
+    stage = [f"hydra.launcher.setup=['export NODE_DISK={lab.folder}/disk']"]
+    stage += ["dataset.stage='$NODE_DISK/$SLURMD_NODENAME/me'"]
+    code, output = lab.run(*words, *stage)
+    assert code == 0, output
+    (cell,) = lab.cells()
+    log, staged = (cell / "log.txt").read_text(encoding="utf-8"), rows(cell)
+    assert log.count("copying 2 files, ") == 1 and f"birds is read from {lab.folder}/disk/n" in log, log
+    for node in ("n1", "n2"):
+        (folder,) = (lab.folder / "disk" / node / "me").iterdir()
+        copies = sorted(file.read_bytes() for file in folder.glob("*.tar"))
+        assert copies == sorted(file.read_bytes() for file in root.glob("*.tar"))
+    code, output = lab.run(*words, f"study.rerun=[{cell.name}]")
+    assert code == 0 and rows(cell) == staged, output
 
 
 def test_one_raises_one_is_killed_and_the_sibling_keeps_its_result(lab):
