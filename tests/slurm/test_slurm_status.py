@@ -55,6 +55,37 @@ def test_a_detached_study_is_followed_to_its_end(lab):
     assert output.splitlines()[-1] == "study s: 2 finished of 2", output
 
 
+def test_the_page_of_a_detached_study_is_kept_current(lab):
+    words = ["augment=none,mixup", "seed=0", "recipe.epochs=60", "study.name=s"]
+    code, _ = lab.run(*words, "study.detach=true", "hydra.launcher.array_parallelism=1")
+    assert code == 0
+    command = [sys.executable, str(ROOT / "analyze.py"), "watch=true"]
+    watching = subprocess.Popen(
+        command, cwd=lab.folder, env=lab.cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )  # fmt: skip
+    lab.commands.append(watching)
+    page = lab.runs / "studies/s.html"
+    seen: list[str] = []
+
+    def ended() -> bool:
+        if page.exists() and (text := page.read_text(encoding="utf-8")) not in seen:
+            seen.append(text)
+        return watching.poll() is not None
+
+    lab.until(ended)
+    assert watching.communicate()[0].splitlines() == [
+        "page: runs/studies/s.html, written again after each evaluation",
+        "study s: 2 finished of 2",
+        "next: python analyze.py study=s",
+    ]
+    job = lab.jobs()[lab.cells()[0].name].partition("_")[0]
+    assert any(re.search(rf"running</?[^q]*on \S+ as {job}_\d", text) for text in seen), "a running cell and its job"
+    assert any(re.search(rf"queued <small>as {job}_\d \(JobArrayTaskLimit\)", text) for text in seen), "why one waits"
+    assert any("not yet" in text for text in seen)
+    assert len(seen) > 3 and 'http-equiv="refresh"' in seen[0] and "refresh" not in seen[-1]
+
+
 def test_cells_without_a_network_are_uploaded_by_the_attached_command(lab, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests/end_to_end")
     from wandb_stand_in import StandIn

@@ -77,6 +77,15 @@ def test_the_page_shows_where_every_cell_stands(study, tmp_path):
     assert re.search(r"▸ s1, 42.00, epoch 2 of 10, ends \d\d:\d\d", text) and "Not yet begun: mixup." in text
 
 
+def test_damage_is_seen_once_the_records_are_read(study, tmp_path):
+    for cell in study.cells[:3]:
+        finish(tmp_path, cell.config)
+    (study.record(study.cells[0]).folder / "result.json").write_text("{", encoding="utf-8")
+    text = text_of(page_of(tmp_path))
+    assert "2 finished, 1 not begun, 1 damaged of 4 cells" in text and "✗ none/s0 damaged" in text
+    assert f"{study.cells[0].id}/result.json: damaged" in text and "1 of 2" in text
+
+
 def test_a_study_without_a_table_has_a_page(study, tmp_path):
     text = text_of(page_of(tmp_path))
     assert "4 not begun of 4 cells" in text and "none a ✗" in text and text.count("not yet") == 4 + 2

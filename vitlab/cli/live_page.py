@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from vitlab.analysis.formats.html import without_table
 from vitlab.analysis.study_state import CellState, StudyState
 from vitlab.cli.analyze import AnalyzeConfig, context_of, refuse_flags, study_of, tabulate
@@ -66,6 +68,7 @@ class LivePage:
                 raise
             text = without_table(dataclasses.replace(state, problem=str(error)))
         else:
+            state = state and _with_damage(state, frame)
             context = dataclasses.replace(context_of(table, frame, self.file.parent), study=state)
             text = FORMATS["html"](table, context)
         write_text(self.file, text)
@@ -120,6 +123,22 @@ class LivePage:
         return self._rows[record.id]
 
 
+def _with_damage(state: StudyState, frame: pd.DataFrame) -> StudyState:
+    """`state`, with what reading the records has shown: files of finished cells that are not what was written."""
+    damaged = frame[frame["state"] == "damaged"]
+    faults = dict(zip(damaged["id"], damaged["faults"], strict=True)) if len(damaged) else {}
+    mark, counts = MARKS["damaged"], dict(state.counts)
+    cells = []
+    for cell in state.cells:
+        if cell.id in faults:
+            counts[cell.state] -= 1
+            counts["damaged"] = counts.get("damaged", 0) + 1
+            cell = dataclasses.replace(cell, state="damaged", mark=mark, about="", failure=faults[cell.id], to_come=0.0)
+        cells.append(cell)
+    known = {name: count for name, count in counts.items() if count}
+    return dataclasses.replace(state, cells=tuple(cells), counts=known)
+
+
 def _hours(seconds: float | None) -> float | None:
     return None if seconds is None else seconds / 3600
 
@@ -142,7 +161,7 @@ def keep_current(
             seen = [(c.entry["id"], c.state, c.job, c.row and c.row["epoch"]) for c in now.cells]
             if last or seen != shown or begun > written + AGAIN_SECONDS:
                 page.write(now, pause)
-                if not written:
+                if not written and not last:
                     say(f"page: {page.file}{'' if now.is_over else ', written again after each evaluation'}")
                 shown, written = seen, time.monotonic()
         except Exception as error:

@@ -171,10 +171,10 @@ def _so_far(grid: Grid, table: Table, study: StudyState) -> Grid:
         changed = list(cells)
         for i, dataset in enumerate(table.datasets):
             entry, at = row.entries[dataset], 1 + ticks + 4 * i
-            if left := sum(line.startswith(coming) for line in entry.missing):
+            if any(line.startswith(coming) for line in entry.missing):
                 n = entry.comparison.n
                 changed[at] = changed[at] if n else replace(changed[at], text="not yet")
-                changed[at + 3] = replace(changed[at + 3], text=f"{n} of {n + left}")
+                changed[at + 3] = replace(changed[at + 3], text=f"{n} of {n + len(entry.missing)}")
         rows.append(tuple(changed))
     return replace(grid, rows=tuple(rows))
 
