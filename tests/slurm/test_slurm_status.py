@@ -74,13 +74,13 @@ def test_the_page_of_a_detached_study_is_kept_current(lab):
         return watching.poll() is not None
 
     lab.until(ended)
-    assert watching.communicate()[0].splitlines() == [
+    assert lab.end(watching)[1].splitlines() == [
         "page: runs/studies/s.html, written again after each evaluation",
         "study s: 2 finished of 2",
         "next: python analyze.py study=s",
     ]
     job = lab.jobs()[lab.cells()[0].name].partition("_")[0]
-    assert any(re.search(rf"running</?[^q]*on \S+ as {job}_\d", text) for text in seen), "a running cell and its job"
+    assert any(re.search(rf"running <small>on \S+ as {job}_\d", text) for text in seen), "a running cell and its job"
     assert any(re.search(rf"queued <small>as {job}_\d \(JobArrayTaskLimit\)", text) for text in seen), "why one waits"
     assert any("not yet" in text for text in seen)
     assert len(seen) > 3 and 'http-equiv="refresh"' in seen[0] and "refresh" not in seen[-1]

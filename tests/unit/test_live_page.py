@@ -14,7 +14,7 @@ import pytest
 from planned import begin, finish
 
 from vitlab.analysis.formats import html as page_format
-from vitlab.cli import page_writer
+from vitlab.cli import live_page, page_writer
 from vitlab.cli.analyze import AnalyzeConfig, analyze, tabulate, write_table
 from vitlab.cli.live_page import LivePage, keep_current
 from vitlab.cli.page_writer import PageWriter
@@ -144,6 +144,25 @@ def test_it_is_written_again_when_a_cell_has_got_further(study, tmp_path, monkey
     assert said[0] == f"page: {page.file}, written again after each evaluation" and len(said) == 2
     assert said[1].startswith(f"page: could not write {page.file}: Is a directory")
     assert not list(page.file.parent.glob("*.part"))
+
+
+def test_finished_cells_are_read_once_until_the_study_ends(study, tmp_path, monkeypatch):
+    read = []
+    original = live_page.read_record
+    monkeypatch.setattr(live_page, "read_record", lambda record: read.append(record.id) or original(record))
+    page, first = LivePage(AnalyzeConfig(output_dir=str(tmp_path)), "s"), study.cells[0]
+    finish(tmp_path, first.config, top1=70.0)
+    for _ in range(3):
+        page.write(page.status())
+    assert read.count(first.id) == 1 and len(read) == 1 + 3 * 3
+    finish(tmp_path, first.config, top1=71.25)
+    page.write(page.status())
+    assert read.count(first.id) == 2 and "71.25" in page.file.read_text(encoding="utf-8"), "it was trained again"
+    for cell in study.cells:
+        finish(tmp_path, cell.config)
+    before = len(read)
+    page.write(page.status())
+    assert len(read) == before, "at the end all records are read and checked as analyze.py does"
 
 
 def test_a_bug_in_it_is_said_once_and_stops_nothing(study, tmp_path, monkeypatch):

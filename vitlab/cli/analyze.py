@@ -16,7 +16,7 @@ from vitlab.analysis.compare_cells import describe_difference
 from vitlab.analysis.formats.text import classes_csv, to_markdown
 from vitlab.analysis.reference import compare_with_reference, read_reference
 from vitlab.analysis.sources.deit_logs import collect_logs
-from vitlab.analysis.sources.records import collect
+from vitlab.analysis.sources.records import Read, collect
 from vitlab.analysis.sources.wandb_runs import collect_wandb
 from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import Context, Table, TableSpec
@@ -98,10 +98,10 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
 
 
 def tabulate(
-    config: AnalyzeConfig, layout: Mapping[str, Any] | None, table_name: str | None
+    config: AnalyzeConfig, layout: Mapping[str, Any] | None, table_name: str | None, read: Read | None = None
 ) -> tuple[Table, pd.DataFrame]:
-    """The table that is asked for, and the cells that it was made from."""
-    frame, study = load(config, None if layout is None else layout.get("study"))
+    """The table that is asked for, and the cells that it was made from, whose records are read by `read`."""
+    frame, study = load(config, None if layout is None else layout.get("study"), read)
     recorded = read_study(Path(config.output_dir), study) if config.source == "runs" else None
     named = (recorded or {}).get("table") if config.source == "runs" else _agreed(frame, "table")
     spec = table_spec(layout, table_name, study, named, config)
@@ -118,7 +118,7 @@ def refuse_flags(config: AnalyzeConfig, table: Table) -> None:
         raise ConfigError("strict", "the table has gaps or confounds: " + "; ".join(table.flags))
 
 
-def load(config: AnalyzeConfig, table_study: str | None) -> tuple[pd.DataFrame, str]:
+def load(config: AnalyzeConfig, table_study: str | None, read: Read | None = None) -> tuple[pd.DataFrame, str]:
     """The cells from the chosen source, and the study's name."""
     folder = Path(config.output_dir)
     if config.source == "deit_logs":
@@ -129,7 +129,7 @@ def load(config: AnalyzeConfig, table_study: str | None) -> tuple[pd.DataFrame, 
         found = collect_wandb(config.entity, config.project, study, folder, config.refresh, config.filters)
         return found, study or config.project
     study = study_of(config, table_study)
-    return collect(folder, study), study
+    return collect(folder, study, read), study
 
 
 def study_of(config: AnalyzeConfig, table_study: str | None) -> str:

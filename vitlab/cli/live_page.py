@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from vitlab.analysis.formats.html import without_table
+from vitlab.analysis.sources.records import read_record
 from vitlab.analysis.study_state import CellState, StudyState
 from vitlab.cli.analyze import AnalyzeConfig, context_of, refuse_flags, study_of, tabulate
 from vitlab.cli.values import typed
@@ -47,6 +48,7 @@ class LivePage:
         self.file = self.output_dir / FOLDER / f"{study}.html"
         self._accounts = Accounts(self.output_dir)
         self._rows: dict[str, Sequence[Mapping[str, Any]]] = {}
+        self._read: dict[tuple[str, int], Mapping[str, Any]] = {}
 
     def status(self) -> StudyStatus:
         """Where the study stands. Raises UserError where its list is gone, or cannot be read."""
@@ -62,7 +64,7 @@ class LivePage:
         """
         state = None if now.is_over else self._state(now, pause)
         try:
-            table, frame = tabulate(self.config, self.layout, self.table_name)
+            table, frame = tabulate(self.config, self.layout, self.table_name, state and self._read_once)
         except UserError as error:
             if state is None:
                 raise
@@ -107,6 +109,16 @@ class LivePage:
             folder=f"../{record.id}" if record.folder.is_dir() else "", failure=cell.text.lstrip(": ") if wrong else "",
             log=tuple(record.log_tail(_LOG_LINES)) if wrong else (),
         )  # fmt: skip
+
+    def _read_once(self, record: Record) -> Mapping[str, Any]:
+        """`read_record`, but a finished cell, whose predictions it compares with their digests, is read only once."""
+        try:
+            key = record.id, (record.folder / "result.json").stat().st_mtime_ns
+        except OSError:
+            return read_record(record)
+        if key not in self._read:
+            self._read[key] = read_record(record)
+        return self._read[key]
 
     def _rows_of(self, record: Record, state: str) -> Sequence[Mapping[str, Any]]:
         if state == "not begun":

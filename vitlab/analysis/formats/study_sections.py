@@ -79,7 +79,11 @@ def failures(study: StudyState) -> str:
 def _failure(cell: CellState) -> str:
     name = html.escape(cell.name)
     lines = "\n".join(_CONTROL.sub("", line) for line in cell.log)
-    log = f'<pre tabindex="0" role="region" aria-label="the end of the log of {name}">{html.escape(lines)}</pre>' if lines else ""
+    log = (
+        f'<pre tabindex="0" role="region" aria-label="the end of the log of {name}">{html.escape(lines)}</pre>'
+        if lines
+        else ""
+    )
     return (
         f'<section class="failure"><h3>{html.escape(cell.mark)} {name} {html.escape(cell.state)}</h3>'
         f"<p>{html.escape(_CONTROL.sub('', cell.failure))}</p>{log}<p>{_link(cell, 'log.txt', 'the whole log')}</p>"

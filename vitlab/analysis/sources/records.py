@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +23,38 @@ from vitlab.study.record import Record, failure_line, records
 from vitlab.study.studies import TYPE_AGAIN, read_study
 
 PARTS = tuple(SELECTIONS)
+Read = Callable[[Record], Mapping[str, Any]]
+"""Gives a cell's row, as `read_record` does."""
 
 
-def collect(output_dir: str | Path = "runs", study: str | None = None) -> pd.DataFrame:
+def collect(output_dir: str | Path = "runs", study: str | None = None, read: Read | None = None) -> pd.DataFrame:
     """The cells below `output_dir`, or those of one study in its order, whatever state they are in.
 
     Columns: id, name, state, seed, the flattened experiment (`augment.mixup`, `recipe.lr`, `pretrain.dataset.name`, …),
     `label.<group>`, `last.top1` … `ema.best.loss` (percent, nats), num_eval, num_parameters, device_hours, commit,
     device_name, devices, attempts (JSON: the settings of each attempt, see `study.mixture`), data (JSON: the
     fingerprints of the images trained and evaluated on), failure, faults (damaged files, one to a line). Figures of
-    unfinished and of damaged cells are missing. Raises UserError where no such study is known, or its list of cells is
-    damaged.
+    unfinished and of damaged cells are missing. `read` may remember what does not change. Raises UserError where no
+    such study is known, or its list of cells is damaged.
     """
     folder = Path(output_dir)
     if study is None:
-        return frame(read_record(record) for record in records(folder))
+        return frame((read or read_record)(record) for record in records(folder))
     content = read_study(folder, study)
     if content is None:
         known = sorted(f.stem for f in (folder / "studies").glob("*.json"))
         raise UserError(f"study: no study {study!r} in {folder}; there are: {', '.join(known) or 'none'}")
-    return frame(_listed(folder, study, entry) for entry in content["cells"] if entry["part"] == "cell")
+    cells = [entry for entry in content["cells"] if entry["part"] == "cell"]
+    return frame(_listed(folder, study, entry, read or read_record) for entry in cells)
 
 
-def _listed(folder: Path, study: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _listed(folder: Path, study: str, entry: Mapping[str, Any], read: Read) -> dict[str, Any]:
     """The row of a cell that a study lists, with the values that it was planned with where its own are not known.
 
     Where the two contradict each other, the cell's own are used: its identity is computed from them.
     """
     planned = experiment_columns(entry.get("experiment", {}), entry["labels"])
-    row = read_record(Record(folder / entry["id"])) | {"name": entry["name"], "aliases": entry["aliases"]}
+    row = {**read(Record(folder / entry["id"])), "name": entry["name"], "aliases": entry["aliases"]}
     other = [key for key, value in planned.items() if not key.startswith("label.") and row.get(key, value) != value]
     if other:
         problem = f"{other[0]} of {entry['id']} is {planned[other[0]]!r}, {row[other[0]]!r} in its config.yaml"
