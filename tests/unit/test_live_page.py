@@ -172,7 +172,7 @@ def test_a_bug_in_it_is_said_once_and_stops_nothing(study, tmp_path, monkeypatch
     assert len(said) == 1 and said[0].startswith("page: Traceback") and said[0].endswith("division by zero")
     (tmp_path / "studies/s.json").unlink()
     keep_current(page, said.append, lambda _: True)
-    assert said[1:] == [f"page: study: no study 's' in {tmp_path}/ any more"]
+    assert said[1:] == [f"page: study: no study 's' in {tmp_path}/ any more; the study goes on"]
 
 
 def command(folder, **values):

@@ -178,7 +178,7 @@ def keep_current(
                 shown, written = seen, time.monotonic()
         except Exception as error:
             mistake = as_user_error(error)
-            line = f"page: {mistake}" if mistake else f"page: {traceback.format_exc().rstrip()}"
+            line = f"page: {mistake}; the study goes on" if mistake else f"page: {traceback.format_exc().rstrip()}"
             if line not in said:
                 say(line)
             said.add(line)
