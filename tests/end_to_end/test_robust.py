@@ -18,7 +18,7 @@ import pytest
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 STUDY = [
-    "-m", "augment=none,mixup,deit", "seed=0,1", "augment.mix_group=8", "recipe.epochs=20", "recipe.warmup_epochs=1",
+    "-m", "augment=none,mixup,deit", "augment.mix_group=8", "recipe.epochs=20", "recipe.warmup_epochs=1",
     "recipe.drop_path=0.1", "recipe.ema_decay=0.9", "dataset.train_per_class=64", "wandb.mode=disabled",
 ]  # fmt: skip
 
@@ -54,8 +54,8 @@ def training(folder):
     return found
 
 
-def test_twenty_kills_change_nothing(tmp_path):
-    """Controllers and cells are killed while cells train, ten times each at random points, until the study is finished.
+def test_ten_kills_change_nothing(tmp_path):
+    """Four controllers and six cells are killed at random points while cells train, until the study is finished.
 
     No finished cell is trained again, no record is corrupt, no more is lost than the epoch after the last checkpoint,
     and every metric is that of an undisturbed study.
@@ -63,17 +63,17 @@ def test_twenty_kills_change_nothing(tmp_path):
     calm = run(*STUDY, "output_dir=calm", "study.cells_at_once=2", cwd=tmp_path)
     assert calm.returncode == 0, calm.stdout + calm.stderr
     rng, finished = random.Random(0), {}
-    kills = {"controller": 0, "cell": 0}
+    kills, most = {"controller": 0, "cell": 0}, {"controller": 4, "cell": 6}
     folder = tmp_path / "fire"
-    for _ in range(60):
-        # until twenty kills have hit, each attempt is cut short
+    for _ in range(30):
+        # until ten kills have hit, each attempt is cut short
         words = [*STUDY, "output_dir=fire", "study.cells_at_once=2", "study.retry_failed=true"]
         process = subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
-        while sum(kills.values()) < 20 and process.poll() is None:
+        while kills != most and process.poll() is None:
             while process.poll() is None and not training(folder):
                 time.sleep(0.02)
             time.sleep(rng.uniform(0, 0.5))
-            victim = rng.choice([v for v, count in kills.items() if count < 10])
+            victim = rng.choice([v for v, count in kills.items() if count < most[v]])
             pids = [process.pid] if victim == "controller" else training(folder)
             if pids and process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -87,10 +87,9 @@ def test_twenty_kills_change_nothing(tmp_path):
         for name, mtime in finished.items():
             assert (folder / name / "result.json").stat().st_mtime_ns == mtime, f"{name} was trained again"
         finished = {f.parent.name: f.stat().st_mtime_ns for f in folder.glob("c*/result.json")}
-        if len(finished) == 6 and process.returncode == 0:
+        if len(finished) == 3 and process.returncode == 0:
             break
-    assert kills == {"controller": 10, "cell": 10}
-    assert len(finished) == 6
+    assert kills == most and len(finished) == 3
     assert outcomes(folder) == outcomes(tmp_path / "calm")
 
 

@@ -188,7 +188,7 @@ def cluster():
 
 
 @pytest.fixture
-def lab(cluster, tmp_path):
-    made = Lab(cluster, tmp_path)
+def lab(cluster, tmp_path, train_here):
+    made = Lab(cluster, tmp_path, train_here)
     yield made
     made.close()

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vitlab.core.integrity import read_mapping
@@ -19,8 +19,8 @@ SLURM = ["hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.5"]
 class Lab:
     """Commands in a folder of their own, against the cluster."""
 
-    def __init__(self, cluster, folder: Path) -> None:
-        self.cluster, self.folder = cluster, folder
+    def __init__(self, cluster, folder: Path, train_here: Callable[..., None]) -> None:
+        self.cluster, self.folder, self.train_here = cluster, folder, train_here
         self.runs = folder / "runs"
         self.commands: list[subprocess.Popen] = []
 
@@ -49,6 +49,13 @@ class Lab:
 
     def cells(self) -> list[Path]:
         return sorted(p.parent for p in self.runs.glob("*/config.yaml"))
+
+    def undisturbed(self, *words: str) -> list[dict]:
+        """The metrics of the same cell, trained in this process without Slurm."""
+        alone = self.folder / "alone" / str(len(list(self.folder.glob("alone/*"))))
+        self.train_here(*TINY, *words, f"output_dir={alone}")
+        (cell,) = [file.parent for file in alone.glob("*/config.yaml")]
+        return rows(cell)
 
     def jobs(self) -> dict[str, str]:
         """Identity → job of everything that was submitted from this folder."""
@@ -94,11 +101,3 @@ def rows(cell: Path) -> list[dict]:
 
 def origin(cell: Path) -> dict:
     return json.loads((cell / "provenance.json").read_text(encoding="utf-8"))
-
-
-def undisturbed(folder: Path, *words: str) -> list[dict]:
-    """The metrics of the same cell, trained on this machine without Slurm."""
-    command = [sys.executable, str(ROOT / "run.py"), *TINY, *words, f"output_dir={folder}/local"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600)
-    (cell,) = [p.parent for p in (folder / "local").glob("*/config.yaml")]
-    return rows(cell)

@@ -12,13 +12,6 @@ from lab import ROOT, Lab, rows
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def lab(cluster, tmp_path):
-    made = Lab(cluster, tmp_path)
-    yield made
-    made.close()
-
-
 def asked(lab: Lab, key: str) -> str:
     command = [sys.executable, str(ROOT / "run.py"), f"study.{key}=true"]
     done = subprocess.run(

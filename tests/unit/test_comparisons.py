@@ -189,20 +189,7 @@ def test_planned_widths_are_those_of_the_intervals():
     assert half_widths([with_scatter(1, 1.0)] * 2, [(0, 1)]) == [None]
 
 
-@pytest.mark.slow()
-@pytest.mark.parametrize("n", [3, 5, 10])
-def test_the_detectable_difference_is_found_four_times_in_five(n):
-    """Although a common critical value varies with the scatters that a study finds."""
-    pairs = [(0, i) for i in range(1, 7)]
-    least = least_differences([with_scatter(n, 1.0)] * 7, pairs)[0]
-    rng, found = np.random.default_rng(n), 0
-    for _ in range(1_000):
-        groups = [Group(tuple(rng.normal(least * (i == 1), 1.0, n))) for i in range(7)]
-        found += compare(groups, pairs)[0].significant
-    assert found / 1_000 == pytest.approx(0.8, abs=0.04)
-
-
-def _rates(rule, sds, sizes, runs=500, seed=0, shift=0.0):
+def _rates(rule, sds, sizes, runs=200, seed=0, shift=0.0):
     """How often any interval leaves out the truth (all differences are `shift`)."""
     rng, wrong, pairs = np.random.default_rng(seed), 0, [(0, i) for i in range(1, len(sds))]
     for _ in range(runs):
@@ -223,7 +210,7 @@ def _rates(rule, sds, sizes, runs=500, seed=0, shift=0.0):
 )
 def test_error_rates_by_the_function_that_tables_call(sds, sizes):
     """At most 5 % of studies err in any row, plus three of the simulation's deviations."""
-    assert _rates("auto", sds, sizes, shift=3.0) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 500)
+    assert _rates("auto", sds, sizes, shift=3.0) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
 
 
 @pytest.mark.slow()

@@ -1,4 +1,4 @@
-"""The two-object test over three seeds: class relevance finds the asked-for object, nothing else does."""
+"""The two-object test: class relevance finds the asked-for object, nothing else does."""
 
 import pytest
 import torch
@@ -8,10 +8,9 @@ from vitlab.explain.synthetic import build_scene_model, draw_scenes, pointing, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_relevance_finds_the_object_it_is_asked_for(seed):
-    model = train_scene_model(seed)
-    generator = torch.Generator().manual_seed(99 + seed)
+def test_relevance_finds_the_object_it_is_asked_for():
+    model = train_scene_model(seed=0)
+    generator = torch.Generator().manual_seed(99)
     one, two = draw_scenes(192, 1, generator), draw_scenes(192, 2, generator)
     assert scene_accuracy(model, one, 1) > 0.98 and scene_accuracy(model, two, 2) > 0.95
 
@@ -24,7 +23,7 @@ def test_relevance_finds_the_object_it_is_asked_for(seed):
     agnostic = pointing(lambda x, c: rollout_map(model, x), two)
     assert agnostic.mass < 0.3 and agnostic.swap == 0
 
-    untrained = build_scene_model(100 + seed).eval()
+    untrained = build_scene_model(100).eval()
     for method in ("lrp", "generic", "attnlrp"):
         noise = pointing(lambda x, c, m=method: relevance(untrained, x, c, method=m), two)
         assert abs(noise.mass - 4 / 36) < 0.04 and abs(noise.swap) < 0.04

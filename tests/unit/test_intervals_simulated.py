@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.bench_intervals import README, Case
 from benchmarks.interval_rules import Studies, false_calls, maximum_modulus, our_false_calls, ours, pooled, t3, tamhane
-from vitlab.core.comparisons import compare, with_scatter
+from vitlab.core.comparisons import compare, least_differences, with_scatter
 
 NOTHING = np.zeros(6)
 
@@ -63,6 +63,16 @@ def test_published_error_rates_are_reproduced():
 def test_our_rule_keeps_its_error_rate(sds, counts):
     studies = Case("", sds, counts).studies(8_000)
     assert our_false_calls(studies, NOTHING) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 8_000)
+
+
+@pytest.mark.slow()
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_the_detectable_difference_is_found_four_times_in_five(n):
+    """Although a common critical value varies with the scatters that a study finds."""
+    least = least_differences([with_scatter(n, 1.0)] * 7, [(0, i) for i in range(1, 7)])[0]
+    studies = Case("", (1.0,) * 7, (n,) * 7).studies(1_200)
+    found = studies.means[:, 1] + least - studies.means[:, 0] > ours(studies, len(studies.means))[:, 0]
+    assert found.mean() == pytest.approx(0.8, abs=0.035)
 
 
 @pytest.mark.slow()

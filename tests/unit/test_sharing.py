@@ -215,7 +215,7 @@ def test_studies_shared_alone_and_under_fire_have_the_same_figures(pictures, tmp
     root = Path(__file__).parents[2]
     words = [
         sys.executable, str(root / "run.py"), "-m", "augment=none,mixup,erase", "dataset=folder",
-        f"dataset.root={pictures}", "model=vit_micro", "model.image_size=32", "recipe.epochs=60",
+        f"dataset.root={pictures}", "model=vit_micro", "model.image_size=32", "recipe.epochs=40",
         "recipe.warmup_epochs=0", "recipe.batch_size=16", "recipe.repeated_augmentation=2", "wandb.mode=disabled",
         "workers=2", "study.keep_evaluation=true", "augment.mix_group=4",
     ]  # fmt: skip
