@@ -112,8 +112,9 @@ def _is_unfinished(page: Path) -> bool:
 def main() -> None:
     """The process: writes until its standard input ends, as it does with the command that has started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # where memory or processors are short, this is what gives way
         os.nice(19)
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     about = json.loads(sys.argv[1])
     sys.path += [entry for entry in about["path"] if entry not in sys.path]
     from vitlab.cli.analyze import AnalyzeConfig

@@ -28,6 +28,23 @@ class Spending:
     devices: int = 1
 
 
+class _Speeds:
+    """What cells tell of the speed of their models; many cells have the same answer."""
+
+    def __init__(self, known: Sequence[Throughput]) -> None:
+        self._known = known
+        self._found: dict[tuple[object, ...], Throughput | None] = {}
+
+    def nearest(self, content: CellConfig | None) -> Throughput | None:
+        """The one that tells most of what a cell takes; None where none has its model."""
+        if content is None:
+            return None
+        key = content.model, content.dataset.name, content.recipe.precision
+        if key not in self._found:
+            self._found[key] = nearest(content, self._known, None)
+        return self._found[key]
+
+
 @dataclass
 class Accounts:
     """Computes what studies below `output_dir` take; what a finished cell tells is read once."""
@@ -43,14 +60,14 @@ class Accounts:
         to it, else from one of its model that is trained.
         """
         ended = [self._tells(Record(self.output_dir / c.entry["id"])) for c in study.cells if c.state == "finished"]
-        known = [told for told in ended if told]
-        going = [told for cell in study.cells if (told := self._so_far(cell))]
-        waiting = [c for c in study.cells if c.state in _COMING and not c.row]
-        if any(not self._nearest(cell, [*known, *going]) for cell in waiting):
-            known += [told for record in records(self.output_dir) if (told := self._tells(record))]
+        known = _Speeds([told for told in ended if told])
+        going = _Speeds([told for cell in study.cells if (told := self._so_far(cell))])
+        waiting = [self._content(c.entry) for c in study.cells if c.state in _COMING and not c.row]
+        if any(not known.nearest(content) and not going.nearest(content) for content in waiting):
+            known = _Speeds([told for record in records(self.output_dir) if (told := self._tells(record))])
         return {cell.entry["id"]: self._spending(cell, known, going) for cell in study.cells}
 
-    def _spending(self, cell: Standing, known: Sequence[Throughput], going: Sequence[Throughput]) -> Spending:
+    def _spending(self, cell: Standing, known: _Speeds, going: _Speeds) -> Spending:
         if cell.state == "finished":
             told = self._tells(Record(self.output_dir / cell.entry["id"]))
             return Spending(told.result["device_seconds"] if told else None, 0.0)
@@ -65,14 +82,10 @@ class Accounts:
         done = row.get("epoch", 0)
         if spent and cell.epochs:
             return Spending(spent, spent / done * max(0, cell.epochs - done), devices)
-        base = self._nearest(cell, known) or self._nearest(cell, going)
+        base = known.nearest(content) or going.nearest(content)
         if content is None or base is None:
             return Spending(spent, None, devices)
         return Spending(spent, seconds_of(content, 1 - min(1.0, done / content.recipe.epochs), base), devices)
-
-    def _nearest(self, cell: Standing, known: Sequence[Throughput]) -> Throughput | None:
-        content = self._content(cell.entry)
-        return content and nearest(content, known, None)
 
     def _tells(self, record: Record) -> Throughput | None:
         if record.id not in self._finished:

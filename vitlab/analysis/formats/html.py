@@ -56,9 +56,10 @@ svg text.name{fill:var(--ink);font-size:12px}
 .curve{fill:none;stroke-width:1.6;stroke-linejoin:round}.curve.own{stroke:var(--up)}.dot.own{fill:var(--up)}
 .curve.base{stroke:var(--level);stroke-dasharray:3 2;opacity:.8}.dot.base{fill:var(--level)}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(14.5rem,1fr));gap:1rem}
-figure{margin:0}.panel{background:var(--card);border-radius:.6rem;padding:.5rem .5rem .2rem}
+figure{margin:0;min-width:0}.panel{background:var(--card);border-radius:.6rem;padding:.5rem .5rem .2rem}
 .panel svg{display:block;width:100%}
-figcaption{font-weight:600;font-size:.9rem;padding:0 .3rem .2rem}.cost{width:100%;max-width:40rem}
+figcaption{font-weight:600;font-size:.9rem;padding:0 .3rem .2rem;overflow-wrap:anywhere}
+.cost{width:100%;max-width:40rem}
 .findings{list-style:none;padding:0}.findings li{padding-left:1.6rem;position:relative}
 .findings li::before{position:absolute;left:.1rem;content:"◆";color:var(--level)}
 .findings .up::before{content:"▲";color:var(--up)}.findings .down::before{content:"▼";color:var(--down)}
