@@ -8,8 +8,8 @@ from planned import finish
 from rich.console import Console
 
 from vitlab.study.plan import build_plan
-from vitlab.study.progress import Progress, View, duration, shortened
-from vitlab.train.events import EpochEnded, Progressed, Started
+from vitlab.study.progress import Progress, View, duration, line_of, shortened
+from vitlab.train.events import EpochEnded, Progressed, Staged, Started
 
 
 def test_plain_lines_where_there_is_no_terminal(requests_for, capsys):
@@ -22,6 +22,29 @@ def test_plain_lines_where_there_is_no_terminal(requests_for, capsys):
     out = capsys.readouterr().out
     assert "epoch 1/18  loss 0.500  top-1 42.00  99 img/s" in out and "finished" in out
     assert Progress(plan.cells[0], 100).seconds_left is None
+
+
+STAGING = [
+    Staged("copying 2 files of birds to /disk", "screen"), Staged("copying birds: 1.0 GB of 2.0 GB, 0.5 GB/s"),
+    Staged("birds is read from /disk", "log"), Started(0, 0, 100),
+]  # fmt: skip
+
+
+def test_what_is_copied_is_shown(requests_for, capsys):
+    plan = build_plan(requests_for(["seed=0"]), "s")
+    cell = plan.cells[0].id
+    with View(plan) as view:
+        for event in STAGING:
+            view.event(cell, event)
+    assert capsys.readouterr().out == "none/s0: copying 2 files of birds to /disk\n"
+    assert [line_of(event, 18) for event in STAGING] == [STAGING[0].text, None, STAGING[2].text, "starts"]
+    live = View(plan, stream=io.StringIO())
+    live.status(cell, "running")
+    notes = []
+    for event in STAGING:
+        live.event(cell, event)
+        notes.append(any("1.0 GB of 2.0 GB" in line for line in screen(live, 100)))
+    assert notes == [False, True, False, False]
 
 
 @pytest.mark.parametrize(

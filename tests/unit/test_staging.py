@@ -14,7 +14,8 @@ from staging_lab import birds, copied, cut_small, draw_numbered, draw_shards, no
 
 from vitlab.cli.pack_task import run_pack
 from vitlab.config import ConfigError
-from vitlab.data.sources import staged_file, staging
+from vitlab.core.errors import UserError
+from vitlab.data.sources import index, staged_file, staging
 from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.presence import require_data
 from vitlab.data.sources.registry import build_source
@@ -87,14 +88,14 @@ def test_a_second_process_finds_everything_there(shards, tmp_path):
     assert again == first and screen(said) == []
     assert said == [("log", f"birds is read from {folder} (4 files, {total(shards) / 1e3:,.1f} KB)")]
     for original, copy in first.items():
-        assert Path(original).read_bytes() == Path(copy.path).read_bytes()
-        assert os.stat(original).st_mtime_ns == copy.modified
+        assert Path(original.path).read_bytes() == Path(copy.path).read_bytes()
+        assert original.modified == copy.modified
     assert not list(folder.glob("*.part"))
 
 
 def test_only_the_files_of_the_splits_that_are_read_are_copied(shards, tmp_path):
     copies, _ = stage(birds(shards, tmp_path / "disk", val_fraction=0.2))
-    assert sorted(Path(original).name for original in copies) == ["birds-train-0000.tar", "birds-train-0001.tar"]
+    assert sorted(Path(original.path).name for original in copies) == ["birds-train-0000.tar", "birds-train-0001.tar"]
 
 
 @pytest.mark.parametrize("make", [lambda t, to: t, kaggle, table], ids=["class folders", "Kaggle's", "a table"])
@@ -184,6 +185,27 @@ def test_who_only_waits_copies_nothing(shards, tmp_path):
         while True:
             next(reports)
     assert end.value.value.keys() < copies.keys()
+
+
+def test_who_waits_is_told_where_the_data_set_changes(shards, tmp_path):
+    dataset = birds(shards, tmp_path / "disk")
+    reports = staged(dataset, ("train",), copying=False)
+    next(reports)
+    os.utime(shards / "birds-train-0001.tar", (1, 1))
+    with pytest.raises(UserError, match=r"birds-train-0001\.tar was replaced while it was copied"):
+        next(reports)
+
+
+def test_of_another_state_of_the_data_set_no_copy_is_read(shards, tmp_path):
+    dataset = birds(shards, tmp_path / "disk")
+    copies, _ = stage(dataset)
+    file = shards / "birds-train-0000.tar"
+    file.write_bytes((shards / "birds-train-0001.tar").read_bytes())  # its names are those of the other
+    (shards / "birds-train-0001.tar").unlink()
+    index._remembered.cache_clear()
+    now, plain = build_source(dataset, "train", copies), build_source(dataset, "train")
+    assert 0 < len(now) < 24
+    assert all(np.array_equal(now.image(i), plain.image(i)) for i in range(len(plain)))
 
 
 def configured(compose_config, root, tmp_path, *more):

@@ -50,7 +50,7 @@ def check_requests(requests: Sequence[Request], say: Callable[[str], None] = pri
     for dataset in dict.fromkeys(data for cell in cells for data in (cell.dataset, cell.pretrain.dataset)):
         for line in describe(dataset) if dataset else ():
             say(line)
-        if dataset and dataset.stage is not None:
+        if dataset:
             require_large_files(dataset)
     for line in _try_starts(cells, downloads):
         say(line)

@@ -154,8 +154,8 @@ class Ranges:
         self, files: Sequence[State], file_of: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, names: Names
     ) -> None:
         self.files, self.file_of, self.offsets, self.sizes, self.names = tuple(files), file_of, offsets, sizes, names
-        self.copies: Mapping[str, State] = {}
-        """The path of a file → a copy of it, which is read in its place."""
+        self.copies: Mapping[State, State] = {}
+        """A file → the copy that was made of it in that state, which is read in its place."""
         self._open: dict[int, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Ranges:
         """The files that hold these images."""
         return [self.files[number] for number in np.unique(self.file_of)]
 
-    def read_from(self, copies: Mapping[str, State]) -> Self:
+    def read_from(self, copies: Mapping[State, State]) -> Self:
         """The same images, read from the copies of their files."""
         other = copy.copy(self)
         other.copies = copies
@@ -190,7 +190,7 @@ class Ranges:
     def _place(self, number: int) -> str:
         """The path to read a file from: its copy's, while that is as it was made."""
         state = self.files[number]
-        made = self.copies.get(state.path)
+        made = self.copies.get(state)
         return made.path if made is not None and is_still(made) else state.path
 
     def _opened(self, number: int) -> int:

@@ -79,10 +79,10 @@ class PackSource:
         """The shards that hold these images."""
         return [state_of(shard_file(self.folder, self.split, int(n))) for n in np.unique(self.rows // SHARD)]
 
-    def read_from(self, copies: Mapping[str, State]) -> PackSource:
-        """The same images, read from the copies of their shards."""
+    def read_from(self, copies: Mapping[State, State]) -> PackSource:
+        """The same images, read from the copies of their shards; a pack with other shards has another fingerprint."""
         other = copy.copy(self)
-        other.copies = copies
+        other.copies = {original.path: made for original, made in copies.items()}
         return other
 
     def fingerprint(self) -> str:

@@ -48,7 +48,7 @@ def load_split(dataset: DatasetConfig, split: Split) -> Source:
     return source
 
 
-def build_source(dataset: DatasetConfig, split: Split, copies: Mapping[str, State] | None = None) -> Source:
+def build_source(dataset: DatasetConfig, split: Split, copies: Mapping[State, State] | None = None) -> Source:
     """The images of one split, after `val_fraction`, `train_fraction` and `train_per_class`, which choose the same
     images every time. Their bytes are read from the `copies` of files that there are (`staging`).
 
@@ -68,7 +68,7 @@ def build_source(dataset: DatasetConfig, split: Split, copies: Mapping[str, Stat
     return source if len(kept) == len(source) else source.select(kept)
 
 
-def _load_readable(dataset: DatasetConfig, split: Split, copies: Mapping[str, State] | None) -> Source:
+def _load_readable(dataset: DatasetConfig, split: Split, copies: Mapping[State, State] | None) -> Source:
     """A split whose images can be read in any order: those of parquet files are in memory. Raises ConfigError where
     they do not fit."""
     if dataset.kind == "folder" and not dataset.pack:

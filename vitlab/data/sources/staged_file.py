@@ -123,13 +123,17 @@ class StagedFile:
         finally:
             os.close(sums)
 
-    def _end(self) -> None:
+    def require_original(self) -> None:
+        """Raise UserError where the original is not what it was."""
         try:
             now = state_of(Path(self.original.path))
         except OSError:
             raise self._changed() from None
         if now != self.original:
             raise self._changed()
+
+    def _end(self) -> None:
+        self.require_original()
         try:
             os.utime(self.part, ns=(self.original.modified, self.original.modified))
             self.part.replace(self.file)

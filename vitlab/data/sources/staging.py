@@ -37,8 +37,8 @@ _POLL = 0.5
 """Seconds between two reports."""
 
 Split = Literal["train", "eval"]
-Copies = Mapping[str, State]
-"""The path of an original → its copy."""
+Copies = Mapping[State, State]
+"""An original → its copy."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,18 @@ def staged(dataset: DatasetConfig, splits: Sequence[Split], *, copying: bool = T
         return {}
     folder = stage_folder(dataset)
     files = _files(dataset, splits, folder)
-    if copying:
-        damaged = yield from _damaged(dataset, [file for file in files if file.is_whole()])
-        if damaged or not all(file.is_whole() for file in files):
-            yield from _alone(dataset, folder, files, damaged)
+    if copying and (damaged := (yield from _damaged(dataset, [file for file in files if file.is_whole()]))):
+        yield from _alone(dataset, folder, files, damaged)
     while not all(file.is_whole() for file in files):
-        yield Report(f"waiting for the process that copies {dataset.name} to {folder}")
-        time.sleep(_POLL)
+        for file in files:
+            file.require_original()
+        if copying:
+            yield from _alone(dataset, folder, files, ())
+        else:
+            yield Report(f"waiting for the process that copies {dataset.name} to {folder}")
+            time.sleep(_POLL)
     yield Report(f"{dataset.name} is read from {folder} ({_counted(files)})", "log")
-    return {file.original.path: state_of(file.file) for file in files}
+    return {file.original: state_of(file.file) for file in files}
 
 
 def _files(dataset: DatasetConfig, splits: Sequence[Split], folder: Path) -> list[StagedFile]:
