@@ -67,6 +67,7 @@ OFF = {
     "recipe.schedule_by": {"recipe.schedule": "constant", "recipe.warmup_epochs": 0.0},
     "recipe.drop_path": {"recipe.train_mode": "eval", "model.depth": 2},
     "dataset.eval_crop": {"dataset.val_fraction": 0.0, "dataset.num_eval": 0},
+    "dataset.eval_interpolation": {"model.image_size": 8, "model.patch_size": 4},
     "recipe.eval_every": {"dataset.val_fraction": 0.0, "dataset.num_eval": 0},
 }
 """Field → what keeps it from acting, where it acts by default."""

@@ -180,6 +180,7 @@ def transformers_folder(folder: Path, model, *, shards: int = 0, version: int = 
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(said | config, ensure_ascii=False), encoding="utf-8")
     reads = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3], "size": {"height": 32, "width": 32}}
+    reads["resample"] = 2  # Pillow's number of bilinear
     (folder / "preprocessor_config.json").write_text(json.dumps(reads), encoding="utf-8")
     return folder
 
@@ -196,7 +197,8 @@ def test_a_folder_of_transformers(tmp_path, read, shards, version):
     same(model, restored)
     assert restored.weights.classes == tuple(f"Ding {i}é" for i in range(7))
     assert (restored.dataset.mean, restored.dataset.std) == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
-    assert restored.dataset.eval_crop == 1.0 and restored.weights.kind == "transformers"
+    assert (restored.dataset.eval_crop, restored.dataset.eval_interpolation) == (1.0, "bilinear")
+    assert restored.weights.kind == "transformers"
 
 
 def test_what_a_folder_lacks_is_named(tmp_path, read):

@@ -91,7 +91,8 @@ def model_card(config: Config, restored: Restored, options: ExportConfig) -> str
         "```python", "import timm" if options.format == "timm" else "import transformers", "",
         f"model = {_loading(options, None)}",
         "```", "", "Pictures: shorter side to "
-        f"{int(max(height, width) / restored.dataset.eval_crop)} (bicubic), central {height} x {width}, mean "
+        f"{int(max(height, width) / restored.dataset.eval_crop)} ({restored.dataset.eval_interpolation}), "
+        f"central {height} x {width}, mean "
         f"{list(restored.dataset.mean)}, std {list(restored.dataset.std)}.", "",
     ]  # fmt: skip
     if about is None:

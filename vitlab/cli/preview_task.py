@@ -136,7 +136,7 @@ def draw_condition(
 ) -> Image.Image:  # fmt: skip
     """One condition: each picture as it is evaluated, then as it is seen in the first epochs."""
     size = options.size
-    plain = central_squares(pictures, size, dataset.eval_crop)
+    plain = central_squares(pictures, size, dataset.eval_crop, dataset.eval_interpolation)
     epochs = range(options.columns - 1)
     seen = [augment_pictures(augment, dataset, pictures, size=size, seed=seed, epoch=epoch) for epoch in epochs]
     heads = ["evaluated", *(f"epoch {epoch + 1}" for epoch in epochs)]

@@ -66,6 +66,8 @@ RULES = (
     Rule("dataset.crop_ratio", "with dataset.train_crop=random_resized", lambda d, c: d.train_crop == "random_resized"),
     Rule("dataset.pad", "with dataset.train_crop=pad", lambda d, c: d.train_crop == "pad"),
     Rule("dataset.eval_crop", "where there are images to evaluate on", lambda d, c: evaluates(d)),
+    Rule("dataset.eval_interpolation", "where images to evaluate on are resized",
+         lambda d, c: _resizes_to_evaluate(d, c)),
     Rule("dataset.subset_seed", "with dataset.train_per_class, or dataset.train_fraction below 1",
          lambda d, c: bool(d.train_per_class) or d.train_fraction < 1),
     Rule("dataset.bad_images", "with image files (dataset=folder and its like, or a pack)",
@@ -121,6 +123,12 @@ OF_TRAINING = {
 def _resamples(augment: Any, cell: CellConfig) -> bool:
     data = cell.dataset
     return bool(augment.auto_augment) or data.train_crop == "random_resized" or data.image_size != cell.model.image_size
+
+
+def _resizes_to_evaluate(data: DatasetConfig, cell: CellConfig | None) -> bool:
+    if cell is None or data.image_size is None:
+        return evaluates(data)
+    return evaluates(data) and int(cell.model.image_size / data.eval_crop) != data.image_size
 
 
 def _same_head(cell: CellConfig) -> bool:

@@ -145,6 +145,8 @@ class DatasetConfig:
     """Grey files of more than 8 bits: scaled by the range of their format, or each by its own extremes."""
     exif: Literal["ignore", "apply"] = _later("ignore")
     """Whether a photo is turned upright by its EXIF orientation."""
+    eval_interpolation: Literal["bicubic", "bilinear"] = _later("bicubic")
+    """How images to evaluate on are resized; training's is `augment.interpolation`."""
     fractal: FractalConfig | None = None
 
     @property

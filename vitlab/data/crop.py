@@ -175,24 +175,26 @@ def _resize_one(image: np.ndarray, box: np.ndarray, size: tuple[int, int], inter
     return F.interpolate(pixels, size, mode=interpolation, antialias=True, align_corners=False)[0]
 
 
-def central_squares(images: Tensor | Sequence[np.ndarray], size: int, keep: float) -> Tensor:
-    """Images as they are evaluated, (B, C, size, size): bicubic, the shorter side to `size / keep`, then the centre.
+def central_squares(
+    images: Tensor | Sequence[np.ndarray], size: int, keep: float, interpolation: str = "bicubic"
+) -> Tensor:
+    """Images as they are evaluated, (B, C, size, size): the shorter side resized to `size / keep`, then the centre.
 
     Of images of one size, (B, C, H, W), only the square is computed (`central_square_boxes`); each of a sequence is
     resized whole and cut, as torchvision's Resize and CenterCrop do.
     """
     if isinstance(images, Tensor):
         boxes = central_square_boxes(np.tile(images.shape[2:], (len(images), 1)), keep)
-        return resize_crops(images, boxes, size, "bicubic", beyond=True)
-    return torch.stack([_resize_and_centre(image, size, keep) for image in images])
+        return resize_crops(images, boxes, size, interpolation, beyond=True)
+    return torch.stack([_resize_and_centre(image, size, keep, interpolation) for image in images])
 
 
-def _resize_and_centre(image: np.ndarray, size: int, keep: float) -> Tensor:
+def _resize_and_centre(image: np.ndarray, size: int, keep: float, interpolation: str) -> Tensor:
     height, width = image.shape[:2]
     shorter = int(size / keep)
     wide = height <= width
     target = (shorter, int(shorter * width / height)) if wide else (int(shorter * height / width), shorter)
-    resized = _resize_one(image, np.array([0, 0, height, width]), target, "bicubic")
+    resized = _resize_one(image, np.array([0, 0, height, width]), target, interpolation)
     top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
     return resized[:, top : top + size, left : left + size]
 
@@ -222,7 +224,8 @@ class Cropping:
     ) -> Tensor:
         """The squares (B, C, S, S) of at least one image, given as `resize_crops` takes them."""
         if self.seed is None:
-            return central_squares(images, self.image_size, self.dataset.eval_crop)
+            dataset = self.dataset
+            return central_squares(images, self.image_size, dataset.eval_crop, dataset.eval_interpolation)
         sizes = [images.shape[2:]] * len(images) if isinstance(images, Tensor) else [i.shape[:2] for i in images]
         boxes = self.boxes(np.array(sizes), epoch, index, repetition)
         return resize_crops(images, boxes, self.image_size, self.interpolation)

@@ -14,7 +14,7 @@ from vitlab.core.random import permutation
 CHUNK = 32
 """Images that are read at a time."""
 _LEAST_WINDOW = 1024
-_AFTER_THE_CROP = ("mean", "std", "hflip", "eval_crop")
+_AFTER_THE_CROP = ("mean", "std", "hflip", "eval_crop", "eval_interpolation")
 """Fields of a data set that change no crop, only what is made of it, or how it is evaluated."""
 _OF_TRAINING = (
     "mean", "std", "hflip", "train_crop", "crop_scale", "crop_ratio", "pad", "train_per_class", "train_fraction",

@@ -126,4 +126,5 @@ def _read(file: Path, dataset: DatasetConfig, image_size: Size) -> Picture:
 def _cropped(image: np.ndarray, dataset: DatasetConfig, image_size: Size) -> Tensor:
     """(3, h, w) uint8 of an image (H, W, 3), which may be read-only."""
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return centred(central_squares([np.array(image)], max(size), dataset.eval_crop)[0], size)
+    keep, interpolation = dataset.eval_crop, dataset.eval_interpolation
+    return centred(central_squares([np.array(image)], max(size), keep, interpolation)[0], size)

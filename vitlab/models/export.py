@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from vitlab.core.errors import ConfigError
 from vitlab.core.files import write_text
 from vitlab.models.build import ClassAndMeanPooling
+from vitlab.models.formats import RESAMPLING
 from vitlab.models.restore import Restored
 
 WEIGHTS = "model.safetensors"
-_BICUBIC = 3
-"""Pillow's number of the resampling that evaluation uses."""
 
 
 def export_timm(restored: Restored, folder: Path) -> None:
@@ -48,7 +47,8 @@ def export_timm(restored: Restored, folder: Path) -> None:
         ) from error
     told = {
         "mean": list(dataset.mean), "std": list(dataset.std), "crop_pct": dataset.eval_crop, "crop_mode": "center",
-        "interpolation": "bicubic", "input_size": [3, *restored.input_size], "tag": "vitlab", "license": None,
+        "interpolation": dataset.eval_interpolation, "input_size": [3, *restored.input_size], "tag": "vitlab",
+        "license": None,
     }  # fmt: skip
     card: dict[str, Any] = {"pretrained_cfg": told}
     if restored.weights.classes:
@@ -94,7 +94,8 @@ def export_transformers(restored: Restored, folder: Path) -> None:
     dataset = restored.dataset
     _write(folder / "preprocessor_config.json", {
         "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True,
-        "size": {"shortest_edge": int(max(height, width) / dataset.eval_crop)}, "resample": _BICUBIC,
+        "size": {"shortest_edge": int(max(height, width) / dataset.eval_crop)},
+        "resample": RESAMPLING[dataset.eval_interpolation],
         "do_center_crop": True, "crop_size": {"height": height, "width": width}, "do_rescale": True,
         "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(dataset.mean),
         "image_std": list(dataset.std),

@@ -31,6 +31,8 @@ BOOK_DATASETS = ("ImageNet", "CIFAR10", "CIFAR100", "FractalDB-1k")
 """The book's choices of --data-set; DeiT's are CIFAR, IMNET, INAT and INAT19."""
 BOOK_CIFAR_MEAN, BOOK_CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 HALF = (0.5, 0.5, 0.5)
+RESAMPLING = {"bilinear": 2, "bicubic": 3}
+"""How pictures are resized → Pillow's number of it, which transformers' preprocessors hold."""
 _TRANSFORMERS = {"num_attention_heads": int, "hidden_size": int, "layer_norm_eps?": (int, float), "hidden_act?": str}
 """What is read of a transformers config.json in addition to the tensors."""
 
@@ -104,7 +106,7 @@ def dataset_of_timm(arguments: Mapping[str, Any], classes: int | None) -> Datase
         return None
     return DatasetConfig(
         str(arguments.get("dataset") or "folder"), kind="folder", num_classes=classes, mean=_three(mean),
-        std=_three(std), eval_crop=float(crop),
+        std=_three(std), eval_crop=float(crop), eval_interpolation=_interpolation(arguments.get("interpolation")),
     )  # fmt: skip
 
 
@@ -122,8 +124,14 @@ def dataset_of_transformers(path: Path, classes: int | None) -> DatasetConfig | 
         sides = [_side(said.get(key)) for key in ("crop_size", "size")]
         crop = min(sides[0] / sides[1], 1.0) if sides[0] and sides[1] else 0.875
     return DatasetConfig(
-        "folder", kind="folder", num_classes=classes, mean=_three(mean), std=_three(std), eval_crop=crop
+        "folder", kind="folder", num_classes=classes, mean=_three(mean), std=_three(std), eval_crop=crop,
+        eval_interpolation=_interpolation(said.get("resample")),
     )  # fmt: skip
+
+
+def _interpolation(said: Any) -> Any:
+    """Of the two ways to resize that there are here the one that a file says, by name or by Pillow's number."""
+    return "bilinear" if said in ("bilinear", RESAMPLING["bilinear"]) else "bicubic"
 
 
 def told_by_transformers(path: Path, card: Mapping[str, Any]) -> dict[str, Any]:

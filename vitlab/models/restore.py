@@ -21,6 +21,8 @@ from vitlab.models.weights import Weights, load_weights, read_checkpoint, requir
 
 FROM_CHECKPOINT = "from_checkpoint"
 """The choice of model= and dataset= that leaves the matter to the checkpoint."""
+STATISTICS = ("mean", "std", "eval_crop", "eval_interpolation")
+"""The data set's keys that say how a picture reaches the network."""
 UNKNOWN = "unknown"
 """The name of a checkpoint's data set where nothing tells it."""
 
@@ -64,14 +66,15 @@ class Restored:
         mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.dataset.mean, self.dataset.std))
         size, (height, width) = self.model.image_size, self.input_size
         resized = [f"resized: {', '.join(self.resized)}"] if self.resized else []
-        classes = f"{self.num_classes} classes" if self.num_classes else "no classifier"
+        classes = {0: "no classifier", 1: "1 class"}.get(self.num_classes, f"{self.num_classes} classes")
         pixels = f"{height} pixels" if height == width else f"{height} x {width} pixels"
         assumed = " (ImageNet's, as the file tells none; dataset.mean, dataset.std and dataset.eval_crop set others)"
+        how = "" if self.dataset.eval_interpolation == "bicubic" else f" ({self.dataset.eval_interpolation})"
         return [
             f"{self.weights.describe()}; model {self.model.name}, {pixels}, {classes}",
             *self.weights.chosen,
             *(self.weights.said if self.model == self.weights.model else ()),
-            f"normalisation: mean {mean}, std {std}; shorter side to {int(size / self.dataset.eval_crop)}, "
+            f"normalisation: mean {mean}, std {std}; shorter side to {int(size / self.dataset.eval_crop)}{how}, "
             f"central {height} x {width}" + (assumed if self.assumed else ""),
             *resized,
             *([self.doubt] if self.doubt else []),
@@ -172,23 +175,23 @@ def _dataset(config: Config, weights: Weights, statistics: str) -> tuple[Dataset
             )
         set_by_user = _set_by_user(config)
         named = own or DatasetConfig(UNKNOWN, kind="folder", num_classes=weights.num_classes)
-        assumed = own is None and not {"mean", "std", "eval_crop"} & set(set_by_user)
+        assumed = own is None and not {*STATISTICS} & {*set_by_user}
         return dataclasses.replace(named, **set_by_user), assumed
     if own is None or statistics == "dataset":
         return given, False
-    told = {key: getattr(own, key) for key in ("mean", "std", "eval_crop")}
+    told = {key: getattr(own, key) for key in STATISTICS}
     return dataclasses.replace(given, **told | _set_by_user(config)), False
 
 
 def _set_by_user(config: Config) -> dict[str, Any]:
-    """The data set's keys that are not as its choice has them: given on the command line, or by other files."""
+    """The data set's keys that were given on the command line, or by other files than its choice."""
     given = config.cell.dataset
     chosen = config.labels.get("dataset", given.name)
     untouched = choice("dataset", chosen) if chosen in options("dataset") else given
     return {
         f.name: getattr(given, f.name)
         for f in dataclasses.fields(given)
-        if getattr(given, f.name) != getattr(untouched, f.name)
+        if getattr(given, f.name) != getattr(untouched, f.name) or f"dataset.{f.name}" in config.typed
     }
 
 

@@ -42,6 +42,7 @@ from vitlab.models.formats import (
 )
 from vitlab.models.layouts import Layout, in_timms_names, known_layout, without_wrappers
 from vitlab.models.model_files import read_file, remedy_of, require_held
+from vitlab.models.published import dataset_of_training, fill_in
 
 LEAST_SHARE = 0.5
 """A checkpoint must supply at least this share of the model's parameters outside its head."""
@@ -145,6 +146,9 @@ def read_checkpoint(path: Path, *, weights: str = "raw") -> Weights:
         notes += said
     epoch = content.get("epoch")
     found = _describe(path, content, card, tensors, state is not content, layout, heads)
+    if found.get("dataset") is None or found.get("model") is None:
+        classes = next((tensors[key].shape[0] for key in CLASSIFIERS if key in tensors), None)
+        notes += fill_in(found, path, tensors, classes)
     grid = found.pop("grid", None) or grid_of_arguments(found.get("arguments", {}), tensors)
     reached = epoch if isinstance(epoch, int) else None
     return Weights(path, tensors, **found, grid=grid, chosen=tuple(notes), epoch=reached)
@@ -198,7 +202,7 @@ def _describe(
         size = said.get("img_size")
         model = model_of_name(name, state, size if isinstance(size, int) else None)
         return {
-            "kind": "timm", "model": model, "dataset": dataset_of_timm(said, width), "arguments": said,
+            "kind": "timm", "model": model, "dataset": dataset_of_training(name, said, width), "arguments": said,
             "build": plain_arguments(said.get("model_kwargs")),
         }  # fmt: skip
     if isinstance(of_deit := said.get("model"), str):
