@@ -10,17 +10,25 @@ Processor seconds are what to compare on a machine that does other things too.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.measure import ROOT, run_command
+from vitlab.config import CellConfig, choice, experiment
+from vitlab.config.effects import settle
+from vitlab.study.identity import identity
 from vitlab.study.record import Record
 
 AUGMENTS = ("none", "autoaug", "randaug", "mixup", "cutmix", "jitter", "erase", "deit")
+RATES = (0.001, 0.002, 0.003, 0.004, 0.005)
 HYDRA_ALONE = """
 import sys, time
 from hydra import compose, initialize_config_dir
@@ -36,11 +44,10 @@ with initialize_config_dir({conf!r}, version_base="1.3"):
 
 def sweep(cells: int) -> list[str]:
     """Overrides that mean `cells` different cells: conditions times seeds times learning rates."""
-    rates = (0.001, 0.002, 0.003, 0.004, 0.005)
-    seeds = cells // (len(AUGMENTS) * len(rates))
-    assert seeds * len(AUGMENTS) * len(rates) == cells, "give a multiple of 40 cells"
+    seeds = cells // (len(AUGMENTS) * len(RATES))
+    assert seeds * len(AUGMENTS) * len(RATES) == cells, "give a multiple of 40 cells"
     return [
-        "-m", f"augment={','.join(AUGMENTS)}", f"recipe.lr={','.join(map(str, rates))}",
+        "-m", f"augment={','.join(AUGMENTS)}", f"recipe.lr={','.join(map(str, RATES))}",
         f"seed={','.join(map(str, range(seeds)))}", "study.name=large", "wandb.mode=disabled",
     ]  # fmt: skip
 
@@ -52,18 +59,24 @@ def timed(words: list[str], folder: Path, expected: str) -> tuple[float, float]:
     return seconds.clock, seconds.processor
 
 
-def finish(folder: Path, plan: list[dict]) -> None:
-    """Give every planned cell the record that a run leaves, copied from one that was trained."""
-    trained = next(p.parent for p in folder.glob("runs/c*/result.json"))
-    names = ("config.yaml", "provenance.json", "result.json")
-    contents = {name: Record(trained).read(name) or {} for name in names}
-    rows = (trained / "metrics.jsonl").read_text(encoding="utf-8")
-    for cell in plan:
-        record = Record(folder / "runs" / cell["id"])
-        if record.state() != "finished":
-            for name in names:
-                record.write(name, contents[name] | ({"id": cell["id"]} if "id" in contents[name] else {}))
-            (record.folder / "metrics.jsonl").write_text(rows, encoding="utf-8")
+def finish(folder: Path, planned: Sequence[str]) -> None:
+    """Give every planned cell the record that a run leaves: its own configuration, and what one trained cell left."""
+    trained = next(Record(p.parent) for p in folder.glob("runs/c*/result.json"))
+    config, origin, result = (trained.read(name) or {} for name in ("config.yaml", "provenance.json", "result.json"))
+    for augment, rate, seed in itertools.product(AUGMENTS, RATES, range(len(planned) // len(AUGMENTS) // len(RATES))):
+        recipe = dataclasses.replace(choice("recipe", "quick"), lr=rate)
+        model, data, start = choice("model", "vit_micro"), choice("dataset", "digits"), choice("pretrain", "scratch")
+        cell = settle(CellConfig(model, data, choice("augment", augment), start, recipe, seed))
+        record = Record(folder / "runs" / identity(cell))
+        assert record.id in planned, f"{augment}, {rate}, {seed} was not planned"
+        if record.state() == "finished":
+            continue
+        about = {"id": record.id, "name": f"{augment}/lr={rate}/s{seed}", "experiment": experiment(cell)}
+        record.write("config.yaml", config | about | {"labels": config["labels"] | {"augment": augment}})
+        record.write("provenance.json", origin | {"id": record.id})
+        for name in ("metrics.jsonl", "predictions.npz"):
+            shutil.copy(trained.folder / name, record.folder / name)
+        record.finish({key: value for key, value in result.items() if key not in ("id", "files", "schema_version")})
 
 
 def main() -> None:
@@ -82,7 +95,7 @@ def main() -> None:
             [sys.executable, str(ROOT / "run.py"), *words, "study.dry_run=true"],
             cwd=folder, capture_output=True, text=True, check=True, encoding="utf-8"
         )  # fmt: skip
-        plan = [{"id": line.split()[0]} for line in dry.stdout.splitlines() if line.startswith("  c")]
+        plan = [line.split()[0] for line in dry.stdout.splitlines() if line.startswith("  c")]
         assert len(plan) == arguments.cells, f"the plan names {len(plan)} cells"
         finish(folder, plan)
         least.append(min(timed(words, folder, "nothing to train") for _ in range(arguments.rounds)))

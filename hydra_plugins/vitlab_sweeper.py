@@ -23,7 +23,7 @@ from vitlab.cli.keys import context_of, keys_of, typed_keys
 from vitlab.cli.summary import program
 from vitlab.cli.typos import mistakes_in_words
 from vitlab.cli.values import readable, typed
-from vitlab.config import GROUPS, CellConfig, Config, ConfigError, parse
+from vitlab.config import GROUPS, CellConfig, Config, ConfigError, parse, with_seed
 from vitlab.core.errors import UserError, as_user_error
 from vitlab.study.plan import Request
 
@@ -192,10 +192,23 @@ class _Composer:
         self._trees: dict[tuple[str, ...], tuple[DictConfig, dict[str, str], dict[str, Any] | None]] = {}
         self._parsed: dict[str, Override] = {}
         self._groups: dict[str, bool] = {}
+        self._seeded: dict[tuple[str, ...], Config] = {}
+        """What was typed for a cell, but for its seed → the configuration of the first one of them."""
 
     def compose(self, overrides: list[str]) -> Config:
-        """What Hydra's full composition of `overrides` means, parsed."""
+        """What Hydra's full composition of `overrides` means, parsed once for cells that differ in the seed alone."""
         parsed = [self._parse(text) for text in overrides]
+        seeds = [o for o in parsed if o.key_or_group == "seed" and self._may_set(o)]
+        alike = tuple("seed" if any(o is s for s in seeds) else o.input_line or "" for o in parsed)
+        if seeds and alike in self._seeded:
+            return with_seed(self._seeded[alike], seeds[-1].value())
+        config, shares = self._compose(parsed)
+        if seeds and shares:
+            self._seeded[alike] = config
+        return config
+
+    def _compose(self, parsed: list[Override]) -> tuple[Config, bool]:
+        """The configuration, and whether it holds for every seed but for the seed itself."""
         plain = [o for o in parsed if self._may_set(o)]
         tree, labels, values = self._tree(self._rest(parsed, plain))
         known = [o for o in plain if _has(tree, o.key_or_group)]
@@ -208,11 +221,12 @@ class _Composer:
             tree = tree.copy()
             for override in plain:
                 OmegaConf.update(tree, override.key_or_group, override.value(), merge=True)
-            values = OmegaConf.to_container(tree, resolve=True)  # pyright: ignore
+            values, shares = OmegaConf.to_container(tree, resolve=True), False  # pyright: ignore
         else:
             for override in plain:
                 values = _with(values, override.key_or_group.split("."), override.value())
-        return parse(values, labels, typed_keys(parsed))  # pyright: ignore[reportArgumentType]
+            shares = any(o.key_or_group == "seed" for o in plain) and "'paired'" not in repr(values)
+        return parse(values, labels, typed_keys(parsed)), shares  # pyright: ignore[reportArgumentType]
 
     def _parse(self, text: str) -> Override:
         if text not in self._parsed:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vitlab.config import choice
+from vitlab.config import choice, experiment
 from vitlab.study import identity as module
 from vitlab.study.identity import differences, identity, older_identity
 
@@ -43,7 +43,7 @@ def test_the_pretraining_is_part_of_the_identity(compose_config):
     changed = dataclasses.replace(cell.pretrain, seed=1)
     assert identity(dataclasses.replace(cell, pretrain=changed)) != identity(cell)
     assert identity(cell.pretraining) != identity(cell)
-    assert json.dumps(module.experiment(cell.pretraining)) == json.dumps(module.experiment(cell.pretraining))
+    assert json.dumps(experiment(cell.pretraining)) == json.dumps(experiment(cell.pretraining))
 
 
 def test_differences_name_keys():

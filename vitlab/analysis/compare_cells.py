@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,9 +34,11 @@ def leave_out_other_images(frame: pd.DataFrame, keep: bool) -> tuple[pd.DataFram
     """
     lines: list[str] = []
     refused: dict[int, str] = {}
+    column = figure().column
+    evaluated = (frame["state"] == "finished") & (frame[column].notna() if column in frame else False)
     for dataset in dict.fromkeys(frame[COLUMN]):
         on = f" on {dataset}" if frame[COLUMN].nunique() > 1 else ""
-        done = [i for i in frame.index if frame.at[i, COLUMN] == dataset and _is_evaluated(frame, i)]
+        done = list(frame.index[evaluated & (frame[COLUMN] == dataset)])
         groups = _groups(frame, done, "eval")
         if len(groups) > 1 and keep:
             lines.append(
@@ -65,37 +68,33 @@ def leave_out_other_images(frame: pd.DataFrame, keep: bool) -> tuple[pd.DataFram
 
 def saw_the_same(frame: pd.DataFrame, first: int, second: int) -> bool:
     """Whether the records of two cells name the same evaluation images; False where one of them names none."""
-    one, two = (_fingerprint(frame, i, "eval") for i in (first, second))
+    one, two = (_fingerprint(frame.at[i, "data"] if "data" in frame else None, "eval") for i in (first, second))
     return one is not None and two is not None and one.agrees(two)
-
-
-def _is_evaluated(frame: pd.DataFrame, i: int) -> bool:
-    column = figure().column
-    value = frame.at[i, column] if column in frame else None
-    return frame.at[i, "state"] == "finished" and value is not None and value == value
 
 
 def _groups(frame: pd.DataFrame, rows: Sequence[int], split: str) -> list[list[int]]:
     """The rows by the images that they name, in their order; rows that name none are in no group."""
     groups: list[tuple[Fingerprint, list[int]]] = []
-    for i in rows:
-        found = _fingerprint(frame, i, split)
+    texts = frame["data"].loc[list(rows)] if "data" in frame else [None] * len(rows)
+    for i, text in zip(rows, texts, strict=True):
+        found = _fingerprint(text, split)
         if found is None:
             continue
         at = next((n for n, (known, _) in enumerate(groups) if known.agrees(found)), None)
         if at is None:
             groups.append((found, [i]))
         else:
-            groups[at] = groups[at][0].joined(found), [*groups[at][1], i]
+            groups[at][1].append(i)
+            groups[at] = groups[at][0].joined(found), groups[at][1]
     old = {known.images < 0 for known, _ in groups}
     return [g for known, g in groups if len(old) == 1 or known.images >= 0]
 
 
-def _fingerprint(frame: pd.DataFrame, i: int, split: str) -> Fingerprint | None:
+@functools.lru_cache(maxsize=256)
+def _fingerprint(text: Any, split: str) -> Fingerprint | None:
     """The fingerprint of a split in a cell's record. Older records hold one text for both, which only their own kind
     equals: those have a negative number of images.
     """
-    text = frame.at[i, "data"] if "data" in frame else None
     data = json.loads(text) if isinstance(text, str) else None
     if isinstance(data, str):
         train, _, held_out = data.partition("-")

@@ -143,8 +143,9 @@ def _found(frame: pd.DataFrame, spec: TableSpec) -> list[Condition]:
     if spec.factor:
         columns = [c for c in columns if c.startswith(f"{spec.factor}.")]
     found: dict[tuple[str, ...], list[int]] = {}
-    for i in frame.index:
-        found.setdefault(tuple(repr(frame.at[i, c]) for c in columns), []).append(i)
+    texts = [frame[c].map(repr) for c in columns]
+    for i, key in zip(frame.index, zip(*texts, strict=True) if texts else [()] * len(frame), strict=True):
+        found.setdefault(key, []).append(i)
     groups = list(dict.fromkeys(c.split(".")[0] for c in columns))
     conditions = []
     for members in found.values():

@@ -19,7 +19,7 @@ from vitlab.analysis.table_model import ClassEffect, Entry, Row
 from vitlab.core.comparisons import Group, Rule, compare
 from vitlab.core.errors import ConfigError
 from vitlab.core.wandb import unpack_hits
-from vitlab.study.contents import load_predictions
+from vitlab.study.contents import load_answers, load_predictions
 from vitlab.study.record import Record
 
 
@@ -38,8 +38,7 @@ def answers(frame: pd.DataFrame, i: int) -> tuple[np.ndarray, np.ndarray] | None
         return None
     if "predictions.npz" in str(frame.at[i, "faults"] if "faults" in frame else ""):
         return None
-    content = load_predictions(Record(Path(str(frame.at[i, "folder"]))))
-    return None if content is None else (content["label"], content["top5"][:, 0])
+    return load_answers(Record(Path(str(frame.at[i, "folder"]))))
 
 
 def class_names(frame: pd.DataFrame, i: int) -> tuple[str, ...] | None:

@@ -204,9 +204,10 @@ def build_entries(
 
 
 def _column(frame: pd.DataFrame, conditions: Sequence[Condition], dataset: str, shown: Figure) -> _Column:
-    members = [[i for i in c.members if frame.at[i, COLUMN] == dataset] for c in conditions]
-    done = [[i for i in m if figure_of(frame, i, shown.column) is not None] for m in members]
-    done = [sorted(d, key=lambda i: int(frame.at[i, "seed"])) for d in done]
+    datasets, seeds = frame[COLUMN].to_dict(), frame["seed"].to_dict()
+    members = [[i for i in c.members if datasets[i] == dataset] for c in conditions]
+    done = [[i for i, v in zip(m, figures_of(frame, m, shown.column), strict=True) if v is not None] for m in members]
+    done = [sorted(d, key=lambda i: int(seeds[i])) for d in done]
     groups = [_group(frame, d, shown) for d in done]
     first = [done.index(d) if d else k for k, d in enumerate(done)]
     has_predictions = shown == figure()  # predictions are those of the last model, right or wrong
@@ -218,9 +219,11 @@ def _column(frame: pd.DataFrame, conditions: Sequence[Condition], dataset: str, 
 
 
 def _group(frame: pd.DataFrame, cells: Sequence[int], shown: Figure) -> Group:
-    values = tuple(float(frame.at[i, shown.column]) for i in cells)
-    images = [v for i in cells if (v := figure_of(frame, i, "num_eval")) and shown.metric.counts]
-    return Group(values, tuple(int(frame.at[i, "seed"]) for i in cells), 100 / min(images) if images else 0.0)
+    values = tuple(v for v in figures_of(frame, cells, shown.column) if v is not None)
+    images = [v for v in figures_of(frame, cells, "num_eval") if v and shown.metric.counts]
+    return Group(
+        values, tuple(int(seed) for seed in frame["seed"].loc[list(cells)]), 100 / min(images) if images else 0.0
+    )
 
 
 def _entry(
@@ -236,11 +239,11 @@ def _entry(
     group, base = column.groups[k], None if versus is None else column.groups[versus[1]]
     values: dict[str, tuple[float, ...]] = {}
     for each in figures():
-        if known := [v for i in done if (v := figure_of(frame, i, each.column)) is not None]:
+        if known := [v for v in figures_of(frame, done, each.column) if v is not None]:
             values[each.column] = tuple(known)
-    missing = tuple(in_words(frame, i) for i in rows if i not in done) or (("not run",) if not rows else ())
+    missing = tuple(in_words(frame, i) for i in rows if i not in set(done)) or (("not run",) if not rows else ())
     parameters = figure_of(frame, done[0], "num_parameters") if done else None
-    hours = [v for i in done if (v := figure_of(frame, i, "device_hours")) is not None]
+    hours = [v for v in figures_of(frame, done, "device_hours") if v is not None]
     alone = Comparison(group.n, group.mean, group.sd, None, None, None, None)
     checkpoint = own in compared and versus is not None
     return Entry(
@@ -251,13 +254,13 @@ def _entry(
         best=best[own],
         checkpoint=_checkpoints(frame, column.done[versus[1]], done) if checkpoint and versus else None,
         missing=missing,
-        ids=tuple(str(frame.at[i, "id"]) for i in done),
+        ids=tuple(map(str, frame["id"].loc[done])),
         parameters=None if parameters is None else int(parameters),
         device_hours=float(np.sum(hours)) if hours else None,
-        images=min((int(v) for i in done if (v := figure_of(frame, i, "num_eval"))), default=None),
+        images=min((int(v) for v in figures_of(frame, done, "num_eval") if v), default=None),
         versus=versus[0] if versus is not None and versus[1] != k else None,
         centre=base.mean if base is not None and base.n else None,
-        settings={c: tuple(sorted({plain_number(frame.at[i, c]) for i in done}, key=repr))
+        settings={c: tuple(sorted({plain_number(v) for v in frame[c].loc[done]}, key=repr))
                   for c in SETTINGS if c in frame},
     )  # fmt: skip
 
@@ -274,6 +277,13 @@ def figure_of(frame: pd.DataFrame, i: int, column: str) -> float | None:
         return None
     value = frame.at[i, column]
     return None if value is None or value != value else float(value)
+
+
+def figures_of(frame: pd.DataFrame, rows: Sequence[int], column: str) -> list[float | None]:
+    """`figure_of` of several rows: thousands are taken at once."""
+    if column not in frame:
+        return [None] * len(rows)
+    return [None if v is None or v != v else float(v) for v in frame[column].loc[list(rows)]]
 
 
 def in_words(frame: pd.DataFrame, i: int) -> str:

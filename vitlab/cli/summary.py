@@ -34,7 +34,7 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
     """Print the outcome of every cell and the likely next command; returns the exit code."""
     bad, damaged, shown = 0, [], set()
     for cell in plan.cells:
-        found = read_contents(plan.record(cell), thorough=False)
+        found = read_contents(plan.record(cell), thorough=False) if plan.todo else plan.found(cell)
         outcome = found.state if found.state in ("finished", "damaged") else outcomes.get(cell.id, found.state)
         about = f"{_figure(found)}{_changed(found)}" if outcome == "finished" else ""
         print(f"{MARKS.get(outcome, '·')} {cell.name}  {cell.id}  {outcome}{about}")

@@ -2,7 +2,7 @@
 
 from vitlab.config.check import check_cell, check_run, parse_policies
 from vitlab.config.choices import choice, options
-from vitlab.config.parse import build, named_after_folder, parse, register_schemas
+from vitlab.config.parse import build, named_after_folder, parse, register_schemas, with_seed
 from vitlab.config.paths import find_checkpoint
 from vitlab.config.run_schema import Config, StudyConfig, WandbConfig
 from vitlab.config.schema import (
@@ -52,4 +52,5 @@ __all__ = [
     "plain",
     "register_schemas",
     "suggest",
+    "with_seed",
 ]

@@ -7,6 +7,7 @@ spellings of one experiment are one cell; one that a user typed and that acts in
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -32,11 +33,11 @@ class Rule:
     """Completes "acts only …"."""
     acts: Callable[[Any, CellConfig | None], bool]
 
-    @property
+    @functools.cached_property
     def group(self) -> str:
         return self.key.partition(".")[0]
 
-    @property
+    @functools.cached_property
     def field(self) -> str:
         return self.key.partition(".")[2]
 
@@ -137,13 +138,18 @@ def _same_head(cell: CellConfig) -> bool:
     return None in (old, cell.dataset.num_classes) or old == cell.dataset.num_classes
 
 
+@functools.cache
+def _rules_of(group: str) -> tuple[Rule, ...]:
+    return tuple(rule for rule in RULES if rule.group == group)
+
+
 def settle_group(group: str, part: Any, cell: CellConfig | None = None) -> Any:
     """One group of a cell with its idle fields at their neutral values; `cell` None: an option by itself."""
     for (of, name), same in _SYNONYMS.items():
         if of == group and getattr(part, name) in same:
             part = dataclasses.replace(part, **{name: same[getattr(part, name)]})
-    for rule in RULES:
-        if rule.group == group and not rule.acts(part, cell):
+    for rule in _rules_of(group):
+        if not rule.acts(part, cell):
             neutral = neutral_value(type(part), rule.field)
             if getattr(part, rule.field) != neutral:
                 part = dataclasses.replace(part, **{rule.field: neutral})

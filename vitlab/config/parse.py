@@ -77,6 +77,16 @@ def parse(composed: Mapping[str, Any], labels: Mapping[str, str] | None = None, 
     return config
 
 
+def with_seed(config: Config, seed: Any) -> Config:
+    """What `parse` makes of the values of `config`, none of which is `paired`, with another seed.
+
+    Raises `ConfigError` for a seed that is none.
+    """
+    (entry,) = (f for f in dataclasses.fields(CellConfig) if f.name == "seed")
+    seed = _field(entry, _hints(CellConfig)["seed"], seed, "seed")
+    return dataclasses.replace(config, cell=dataclasses.replace(config.cell, seed=seed))
+
+
 def _with_seeds(cell: CellConfig) -> CellConfig:
     """`paired` as the cell's seed, so that a cell has one name however its seeds were given."""
     data, start = cell.dataset, cell.pretrain
@@ -115,6 +125,19 @@ def build(cls: type, values: Any, where: str, given: Mapping[str, Any] | None = 
             continue
         given[name] = _field(entry, hints[name], values[name], prefix + name)
     return cls(**given)
+
+
+def _built(cls: type, values: Any, where: str) -> Any:
+    """`build`, once for equal values: most groups are the same in many cells of a sweep."""
+    known = (cls, where, repr(values))  # plain values: their texts differ where they, or their types, do
+    if known not in _BUILT:
+        if len(_BUILT) >= 4096:
+            _BUILT.clear()
+        _BUILT[known] = build(cls, values, where)
+    return _BUILT[known]
+
+
+_BUILT: dict[tuple[type, str, str], Any] = {}
 
 
 def _field(entry: dataclasses.Field[Any], hint: Any, value: Any, key: str) -> Any:
@@ -176,7 +199,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             raise ConfigError(key, f"got {value!r}, expected keys and values")
         return {_convert(arguments[0], k, key): _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, key)
+        return _built(typing.cast(type, hint), value, key)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is str and isinstance(value, int) and not isinstance(value, bool):

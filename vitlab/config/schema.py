@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,6 +24,7 @@ def number(default: Any = dataclasses.MISSING, *, low: float | None = None, high
     return field(default=default, metadata={"low": low, "high": high})
 
 
+@functools.cache
 def neutral_value(cls: type, name: str) -> Any:
     """The value of a field that changes nothing: its `neutral`, where that is not its default."""
     (found,) = (f for f in dataclasses.fields(cls) if f.name == name)
@@ -290,8 +292,23 @@ def plain(value: Any) -> Any:
 
 def experiment(value: Any) -> Any:
     """`plain`, without the fields that cannot change a result: what an identity is the hash of."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kept = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
-        kept = [f for f in kept if "neutral" not in f.metadata or getattr(value, f.name) != f.metadata["neutral"]]
-        return {f.name: experiment(getattr(value, f.name)) for f in kept}
-    return plain(value)
+    return copied(shared_experiment(value))
+
+
+@functools.lru_cache(maxsize=8192)
+def shared_experiment(value: Any) -> Any:
+    """`experiment` of a config, for those who change nothing in it: cells with a group in common share its part."""
+    kept = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
+    kept = [f for f in kept if "neutral" not in f.metadata or getattr(value, f.name) != f.metadata["neutral"]]
+    values = {f.name: getattr(value, f.name) for f in kept}
+    return {
+        name: shared_experiment(inner) if dataclasses.is_dataclass(inner) else plain(inner)
+        for name, inner in values.items()
+    }
+
+
+def copied(tree: Any) -> Any:
+    """A copy of plain dicts and lists, which shares none of them."""
+    if type(tree) is dict:
+        return {key: copied(value) if type(value) in (dict, list) else value for key, value in tree.items()}
+    return [copied(value) for value in tree] if type(tree) is list else tree

@@ -47,6 +47,8 @@ def read_contents(record: Record, *, thorough: bool = True) -> Contents:
         fault = DamagedError(record.folder, "is a file, not a cell's folder", "move it away")
         return Contents("damaged", None, None, None, None, (fault,))
     state, reading = record.state(), _Reading(record)
+    if state == "missing" and not record.folder.exists():
+        return Contents("missing", None, None, None, None, ())
     return reading.finished(thorough) if state == "finished" else reading.unfinished(state)
 
 
@@ -63,12 +65,15 @@ class _Reading:
         result = self.take("result.json", lambda: record.read("result.json"), serious=True)
         digests = (result or {}).get("files") or {}
         if thorough or "config.yaml" not in digests:
-            config = self.take("config.yaml", lambda: _require(record, "config.yaml"), serious=True)
+            same = _has_digest(record, "config.yaml", digests)
+            config = self.take("config.yaml", lambda: _require(record, "config.yaml", verified=same), serious=True)
+            if "config.yaml" in digests and not same:
+                self.take("config.yaml", lambda: _require_digest(record, "config.yaml", digests), serious=True)
         else:
             config = self.take("config.yaml", lambda: _require_digest(record, "config.yaml", digests), serious=True)
         provenance = self.take("provenance.json", lambda: _provenance(record, required=bool(digests)))
-        for name in digests if thorough else ():
-            self.take(name, lambda name=name: _require_digest(record, name, digests), serious=name == "config.yaml")
+        for name in set(digests) - {"config.yaml"} if thorough else ():
+            self.take(name, lambda name=name: _require_digest(record, name, digests))
         if result and not digests:
             rows = self.take("metrics.jsonl", record.rows)
             if config is not None:
@@ -109,11 +114,18 @@ def _provenance(record: Record, *, required: bool = False) -> dict[str, Any] | N
     return content
 
 
-def _require(record: Record, name: str) -> dict[str, Any]:
-    content = record.read(name)
+def _require(record: Record, name: str, *, verified: bool = False) -> dict[str, Any]:
+    content = record.read(name, verified=verified)
     if content is None:
         raise DamagedError(record.folder / name, "is gone", record.remedy)
     return content
+
+
+def _has_digest(record: Record, name: str, digests: Mapping[str, Any]) -> bool:
+    try:
+        return name in digests and file_digest(record.folder / name) == digests[name]
+    except OSError:
+        return False
 
 
 def _require_digest(record: Record, name: str, digests: Mapping[str, Any]) -> None:
@@ -181,6 +193,19 @@ def _require_predictions(record: Record, result: Mapping[str, Any]) -> None:
     if not math.isclose(top1, result["last"]["top1"], rel_tol=1e-9, abs_tol=1e-9):
         problem = f"damaged (they give top-1 {top1:.2f}, result.json has {result['last']['top1']:.2f})"
         raise DamagedError(record.folder / "predictions.npz", problem, record.remedy)
+
+
+def load_answers(record: Record) -> tuple[np.ndarray, np.ndarray] | None:
+    """The class and the predicted class (N,) of each evaluation image, of a record that `read_contents` finds no fault
+    with; None where none are stored. Raises DamagedError for a file that holds anything else."""
+    path = record.folder / "predictions.npz"
+    if not path.exists():
+        return None
+    arrays = load_arrays(path, ("label", "top5"), record.remedy, verified=True)
+    label, ranking = arrays["label"], arrays["top5"]
+    if not (label.ndim == 1 and ranking.ndim == 2 and ranking.shape[0] == len(label) and ranking.size):
+        raise DamagedError(path, "damaged (its arrays do not belong together)", record.remedy)
+    return label, ranking[:, 0]
 
 
 def load_predictions(record: Record) -> dict[str, np.ndarray] | None:

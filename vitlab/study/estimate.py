@@ -177,8 +177,9 @@ def _bytes(number: int) -> str:
 
 def _detectable(plan: Plan) -> list[str]:
     """The smallest difference to a baseline that the planned seeds find four times in five, for each data set."""
-    cells = [c.config.cell for c in plan.cells if c.config.study.part == "cell"]
-    seeds = Counter(_conditions(cells))
+    planned = [c for c in plan.cells if c.config.study.part == "cell"]
+    conditions = _conditions([c.config.cell for c in planned])
+    seeds = Counter(conditions)
     columns: dict[tuple, list[CellConfig]] = {}  # a baseline is compared with cells of its own model and data set
     for cell in seeds:
         columns.setdefault((cell.model, cell.dataset), []).append(cell)
@@ -190,7 +191,7 @@ def _detectable(plan: Plan) -> list[str]:
         return ["one seed each: no difference between cells can be told from noise; add seed=0,1,2,3,4"]
     from vitlab.core.comparisons import assumed_scatter  # scipy: only where something is to be told
 
-    measured = _scatter(plan)
+    measured = _scatter(plan, planned, conditions)
     k = sum(len(column) - 1 for column in compared)
     sizes = [len(column) - 1 for column in compared]
     least, better = (_least(sizes, m) for m in (n, max(n, RECOMMENDED_SEEDS)))
@@ -217,18 +218,26 @@ def _conditions(cells: Sequence[CellConfig]) -> list[CellConfig]:
         return dataclasses.replace(cell, dataset=data, pretrain=dataclasses.replace(cell.pretrain, seed=0), seed=0)
 
     alike: dict[CellConfig, list[CellConfig]] = {}
-    for cell in cells:
-        alike.setdefault(without(cell), []).append(cell)
+    keys = [without(cell) for cell in cells]
+    for cell, key in zip(cells, keys, strict=True):
+        alike.setdefault(key, []).append(cell)
+    seeds = {key: _follow(group) for key, group in alike.items()}
     found = []
-    for cell in cells:
-        group = alike[without(cell)]
+    for cell, key in zip(cells, keys, strict=True):
+        starts_follow, images_follow = seeds[key]
         start, data = cell.pretrain, cell.dataset
-        if all(c.pretrain.seed == c.seed for c in group):
+        if starts_follow:
             start = dataclasses.replace(start, seed=0)
-        if all(c.dataset.subset_seed == c.seed for c in group):
+        if images_follow:
             data = dataclasses.replace(data, subset_seed=0)
         found.append(dataclasses.replace(cell, pretrain=start, dataset=data, seed=0))
     return found
+
+
+def _follow(alike: Sequence[CellConfig]) -> tuple[bool, bool]:
+    """Whether the seeds of the pre-trainings, and of the choice of images, are those of the cells."""
+    starts = all(cell.pretrain.seed == cell.seed for cell in alike)
+    return starts, all(cell.dataset.subset_seed == cell.seed for cell in alike)
 
 
 def _least(sizes: Sequence[int], seeds: int) -> float:
@@ -242,12 +251,11 @@ def _least(sizes: Sequence[int], seeds: int) -> float:
     return max(v for v in least_differences(groups, pairs) if v is not None)
 
 
-def _scatter(plan: Plan) -> float | None:
+def _scatter(plan: Plan, cells: Sequence[PlannedCell], conditions: Sequence[CellConfig]) -> float | None:
     """The pooled standard deviation of top-1 between seeds of equal cells, or None without two such."""
     groups: dict[CellConfig, list[float]] = {}
-    cells = [cell for cell in plan.cells if cell.config.study.part == "cell"]
-    for cell, condition in zip(cells, _conditions([c.config.cell for c in cells]), strict=True):
-        result = plan.record(cell).read("result.json")
+    for cell, condition in zip(cells, conditions, strict=True):
+        result = plan.found(cell).result
         if result and result["last"]:
             groups.setdefault(condition, []).append(result["last"][PRIMARY])
     several = [values for values in groups.values() if len(values) > 1]

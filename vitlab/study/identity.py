@@ -11,8 +11,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from vitlab.config import CellConfig, experiment, plain
-from vitlab.config.schema import neutral_value
+from vitlab.config import CellConfig, plain
+from vitlab.config.schema import neutral_value, shared_experiment
 from vitlab.core.plugins import DATASETS, POLICIES, source_digest
 
 SEMANTICS = 3
@@ -32,19 +32,21 @@ def identity(cell: CellConfig) -> str:
     It starts with a letter because Hydra reads bare digits as a number. The pre-training is part of the
     configuration, and so of the identity; so are the files of the plugins that the cell uses.
     """
-    return recorded_identity(experiment(cell), SEMANTICS, plugins_of(cell))
+    return _hash(SEMANTICS, _deviations(cell), plugins_of(cell))
 
 
 def older_identity(cell: CellConfig) -> str:
     """The name that the rule before this one gave to the same numbers."""
-    return recorded_identity(experiment(cell), _WHOLE)
+    return _hash(_WHOLE, shared_experiment(cell))
 
 
 def recorded_identity(experiment: Mapping[str, Any], semantics: int, plugins: Mapping[str, str] | None = None) -> str:
     """The identity of a plain experiment (see `config.experiment`), such as a record's `config.yaml` holds."""
+    return _hash(semantics, deviations(experiment, CellConfig) if semantics > _WHOLE else experiment, plugins)
+
+
+def _hash(semantics: int, experiment: Mapping[str, Any], plugins: Mapping[str, str] | None = None) -> str:
     content: dict[str, Any] = {"semantics": semantics, "experiment": experiment}
-    if semantics > _WHOLE:
-        content["experiment"] = deviations(experiment, CellConfig)
     if plugins:
         content["plugins"] = dict(plugins)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -62,6 +64,20 @@ def deviations(values: Mapping[str, Any], cls: type) -> dict[str, Any]:
     for key, value in values.items():
         if isinstance(value, Mapping) and key in inner:
             found[key] = deviations(value, inner[key])
+        elif key not in neutral or _number(value) != neutral[key]:
+            found[key] = _number(value)
+    return found
+
+
+@functools.lru_cache(maxsize=8192)
+def _deviations(config: Any) -> dict[str, Any]:
+    """`deviations` of a config's experiment; cells that have a group in common share its part."""
+    neutral, _ = _schema(type(config))
+    found = {}
+    for key, value in shared_experiment(config).items():
+        own = getattr(config, key)
+        if dataclasses.is_dataclass(own):
+            found[key] = _deviations(own)
         elif key not in neutral or _number(value) != neutral[key]:
             found[key] = _number(value)
     return found

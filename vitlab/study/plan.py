@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from vitlab.core.files import clean_name
 from vitlab.core.integrity import DamagedError, NewerError
 from vitlab.data.order import num_steps
 from vitlab.study.capacity import Capacity, capacity
-from vitlab.study.contents import read_contents
+from vitlab.study.contents import Contents, read_contents
 from vitlab.study.identity import identity
 from vitlab.study.mixture import Compose, attempts, drifted, mixtures
 from vitlab.study.provenance import device_kind, settings
@@ -75,8 +75,10 @@ class Plan:
     """The snapshot of today's code; None where cells run the code of the user's folder."""
     known: tuple[Entry, ...] = ()
     """What the list of the study holds already, of which the cells that are not planned stay."""
+    contents: Mapping[str, Contents] = field(default_factory=dict, repr=False, compare=False)
+    """Identity → what the cell's record held when the plan was made."""
 
-    @property
+    @functools.cached_property
     def todo(self) -> tuple[PlannedCell, ...]:
         """The cells to train, pre-training first."""
         return tuple(sorted((c for c in self.cells if c.selected), key=lambda c: c.stage))
@@ -116,6 +118,10 @@ class Plan:
     def code_of(self, cell: PlannedCell) -> Path | None:
         """The snapshot that a cell is trained on; None for the code of the user's folder."""
         return self.code and (self.code.with_name(cell.code) if cell.code else self.code)
+
+    def found(self, cell: PlannedCell) -> Contents:
+        """What a cell's record held when the plan was made."""
+        return self.contents.get(cell.id) or read_contents(self.record(cell), thorough=False)
 
     def record(self, cell: PlannedCell) -> Record:
         return self.record_of(cell.id)
@@ -158,6 +164,7 @@ def build_plan(
     named = older if older_names and first.study.rerun is None else identity
     starts = _name_pretrainings(requests, named)
     merged: dict[str, PlannedCell] = {}
+    contents: dict[str, Contents] = {}
     for request, name in zip(requests, names, strict=True):
         before = request.config.cell.pretraining
         needs = None
@@ -167,7 +174,7 @@ def build_plan(
                 study_of_part = dataclasses.replace(request.config.study, part="pretraining")
                 config = dataclasses.replace(request.config, study=study_of_part)
                 overrides = (*request.overrides, "study.part=pretraining")
-                found = read_contents(Record(output_dir / needs), thorough=False)
+                contents[needs] = found = read_contents(Record(output_dir / needs), thorough=False)
                 merged[needs] = PlannedCell(needs, starts[needs], config, overrides, found.state, faults=found.faults)
         key = named(request.config.cell)
         if key in merged:
@@ -175,7 +182,7 @@ def build_plan(
             if name != cell.name:
                 merged[key] = dataclasses.replace(cell, aliases=(*cell.aliases, name))
             continue
-        found = read_contents(Record(output_dir / key), thorough=False)
+        contents[key] = found = read_contents(Record(output_dir / key), thorough=False)
         merged[key] = PlannedCell(key, name, request.config, request.overrides, found.state, needs, faults=found.faults)
     cells = _select(list(merged.values()), first)
     if frozen:
@@ -191,10 +198,10 @@ def build_plan(
         *_idle(requests, names),
         *drifted(cells, known, output_dir, compose),
         *_added(study, [_entry(cell) for cell in cells], kept),
-        *_mixture(cells, output_dir, trains_here),
+        *_mixture(cells, contents, output_dir, trains_here),
         *describe_continued(cells, output_dir, first.plugins),
     ]
-    return Plan(study, output_dir, tuple(cells), tuple(notes), trains_here, known=tuple(kept))
+    return Plan(study, output_dir, tuple(cells), tuple(notes), trains_here, known=tuple(kept), contents=contents)
 
 
 def _select(cells: list[PlannedCell], config: Config) -> list[PlannedCell]:
@@ -283,8 +290,13 @@ def study_content(plan: Plan, config: Config) -> dict[str, Any]:
 
 
 def _entry(cell: PlannedCell) -> dict[str, Any]:
-    part = cell.config.study.part
-    entry = {"id": cell.id, "name": cell.name, "part": part, "needs": cell.needs, "aliases": list(cell.aliases)}
+    entry = {
+        "id": cell.id,
+        "name": cell.name,
+        "part": cell.config.study.part,
+        "needs": cell.needs,
+        "aliases": list(cell.aliases),
+    }
     entry |= {"labels": dict(cell.config.labels), "overrides": list(cell.overrides)}
     return entry | {"experiment": experiment(cell.config.cell)}
 
@@ -323,11 +335,11 @@ def _added(study: str, planned: Sequence[Entry], known: Sequence[Entry]) -> list
     ]
 
 
-def _mixture(cells: Sequence[PlannedCell], output_dir: Path, trains_here: bool) -> list[str]:
+def _mixture(cells: Sequence[PlannedCell], found: Mapping[str, Contents], folder: Path, trains_here: bool) -> list[str]:
     """Whether finished and coming cells would mix code, packages, kinds of device, threads or compilation."""
     coming = [cell.config for cell in cells if cell.selected]
     kept = [cell for cell in cells if not cell.again and cell.state in ("finished", "interrupted")]
-    known = [a for cell in kept for a in attempts(Record(output_dir / cell.id).read_intact("provenance.json"))]
+    known = [a for cell in kept for a in attempts(found[cell.id].provenance)]
     if not coming or not known:
         return []
     device = device_kind(coming[0].device) if trains_here else None
@@ -335,7 +347,7 @@ def _mixture(cells: Sequence[PlannedCell], output_dir: Path, trains_here: bool) 
     first = coming[0]
     here = [settings(device, first.devices, first.threads, compiled, first.plugins) for compiled in compiles]
     codes = {cell.code for cell in cells if cell.selected}
-    older = {code: version_of(output_dir / FOLDER / code) if code else {} for code in codes}
+    older = {code: version_of(folder / FOLDER / code) if code else {} for code in codes}
     mixed = mixtures([*known, *(now | older[code] for now in here for code in codes)])
     if not mixed:
         return []

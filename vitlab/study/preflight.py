@@ -85,7 +85,7 @@ def _outdated(plan: Plan) -> list[str]:
     found: dict[str, list[PlannedCell]] = {}
     for cell in plan.cells:
         if cell.needs and not cell.again and cell.state in ("finished", "running", "interrupted"):
-            start = (plan.record(cell).read_intact("provenance.json") or {}).get("start") or {}
+            start = (plan.found(cell).provenance or {}).get("start") or {}
             now = (plan.record_of(cell.needs).read_intact("result.json") or {}).get("finished_at")
             if cell.needs in again or (now and start.get("finished_at") not in (None, now)):
                 found.setdefault(cell.needs, []).append(cell)
@@ -107,7 +107,7 @@ def _check(plan: Plan, cells: Sequence[PlannedCell]) -> list[str]:
     """Compare the records of cells of one data set; returns notes."""
     dataset, folder = cell_of(cells[0].config).dataset, plan.output_dir
     begun = [c for c in cells if not c.again and (c.selected or c.state in ("finished", "running"))]
-    origins = {c.id: plan.record(c).read_intact("provenance.json") for c in begun if c.state != "missing"}
+    origins = {c.id: plan.found(c).provenance for c in begun if c.state != "missing"}
     compared = [c for c in begun if (origins.get(c.id) or {}).get("data")]
     named = {} if any(c.again for c in cells) else known_data(folder, dataset)
     if not compared and not named:
@@ -310,7 +310,7 @@ def _with_class_list(config: Config, resolve: Resolve = resolve_class_list) -> C
         except ConfigError as error:
             raise error.under("pretrain") from None
     _check_claims(config, dataset, start.dataset)
-    if dataset is cell.dataset and start.dataset is cell.pretrain.dataset:
+    if dataset == cell.dataset and start.dataset == cell.pretrain.dataset:
         return config
     cell = dataclasses.replace(cell, dataset=dataset, pretrain=start)
     check_cell(cell)

@@ -139,13 +139,13 @@ class Record:
         content = {"id": self.id, "type": kind, "message": message, "traceback": shown, "at": at}
         self.write("failure.json", content)
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON or YAML file of the folder, or None.
+    def read(self, name: str, *, verified: bool = False) -> dict[str, Any] | None:
+        """A JSON or YAML file of the folder, or None; `verified`: its bytes are known to be those that were written.
 
         Raises DamagedError for a file that is damaged or belongs to another record, NewerError for a newer schema.
         """
         path = self.folder / name
-        content = read_mapping(path, self.remedy, SCHEMA_VERSION)
+        content = read_mapping(path, self.remedy, SCHEMA_VERSION, verified=verified)
         if content is None:
             return None
         _check_owner(path, content, self.remedy)
@@ -271,9 +271,11 @@ def failure_line(failure: Mapping[str, Any]) -> str:
 
 def name_of_record(cell: CellConfig, output_dir: Path) -> str:
     """The cell's identity; or its name under the rule before, where only that has a finished record."""
-    now, before = identity(cell), older_identity(cell)
-    older = not (output_dir / now).exists() and (output_dir / before / "result.json").exists()
-    return before if older else now
+    now = identity(cell)
+    if (output_dir / now).exists():
+        return now
+    before = older_identity(cell)
+    return before if (output_dir / before / "result.json").exists() else now
 
 
 def records(output_dir: Path) -> list[Record]:

@@ -7,14 +7,17 @@ plan stay there, unless `study.replace` takes them out. No record is ever remove
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitlab.config import GROUPS
 from vitlab.core.errors import UserError
-from vitlab.core.integrity import DamagedError, Shape, misfit, read_mapping, texts
-from vitlab.study.record import SCHEMA_VERSION, Record
+from vitlab.core.files import make_folder, write_text
+from vitlab.core.integrity import DamagedError, Shape, misfit, read_mapping, sealed, texts
+from vitlab.study.record import SCHEMA_VERSION
 
 FOLDER = "studies"
 TYPE_AGAIN = "restore the file, or type the study's command again: it writes the list and trains nothing twice"
@@ -29,13 +32,20 @@ Entry = Mapping[str, Any]
 
 
 def write_study(output_dir: Path, name: str, content: dict[str, Any]) -> Path:
-    """Write the list of a study's cells to `output_dir/studies/<name>.json`, atomically."""
-    Record(output_dir / FOLDER).write(f"{name}.json", {"schema_version": SCHEMA_VERSION, "name": name} | content)
-    return output_dir / FOLDER / f"{name}.json"
+    """Write the list of a study's cells to `output_dir/studies/<name>.json`, atomically, a line for each cell."""
+    whole = sealed({"schema_version": SCHEMA_VERSION, "name": name} | content)
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in whole.items() if key != "cells"]
+    cells = ",\n  ".join(json.dumps(cell) for cell in whole["cells"])
+    path = make_folder(output_dir / FOLDER) / f"{name}.json"
+    write_text(path, "{\n" + ",\n".join([*lines, f' "cells": [\n  {cells}\n ]']) + "\n}\n")
+    return path
 
 
 def read_study(output_dir: Path, name: str | None = None) -> dict[str, Any] | None:
-    """The study of that name, or the last one; None where there is none. Raises DamagedError or NewerError."""
+    """The study of that name, or the last one; None where there is none. Raises DamagedError or NewerError.
+
+    A list that was just read is the same object: nobody may change it.
+    """
     folder = output_dir / FOLDER
     if name is None:
         files = sorted(folder.glob("*.json"), key=lambda f: f.stat().st_mtime_ns) if folder.is_dir() else []
@@ -43,6 +53,19 @@ def read_study(output_dir: Path, name: str | None = None) -> dict[str, Any] | No
             return None
         name = files[-1].stem
     path = folder / f"{name}.json"
+    try:
+        about = path.stat()
+    except OSError:  # nothing there, or what the reader says of it
+        return _read(path, name)
+    return _read_once(path, name, (about.st_ino, about.st_mtime_ns, about.st_size))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(path: Path, name: str, _version: tuple[int, int, int]) -> dict[str, Any] | None:
+    return _read(path, name)
+
+
+def _read(path: Path, name: str) -> dict[str, Any] | None:
     content = read_mapping(path, TYPE_AGAIN, SCHEMA_VERSION)
     if content is None:
         return None
