@@ -58,9 +58,8 @@ def logged(tmp_path, mode="auto", name="c0123456789a"):
     """A run with one row, from its beginning to its end; returns its record."""
     folder = tmp_path / "runs" / name
     folder.mkdir(parents=True)
-    with CellRun(
-        WandbConfig(mode=mode), identity=name, name="none/s0", study="s", folder=folder, config={"a": 1}
-    ) as run:
+    config = {"a": 1, "vitlab": {"study": "s"}}
+    with CellRun(WandbConfig(mode=mode), identity=name, name="none/s0", study="s", folder=folder, config=config) as run:
         run.log({"epoch": 1, "step": 3, "eval/top1": 50.0})
         run.finish({"last/top1": 50.0})
     return Record(folder)
@@ -131,7 +130,12 @@ def test_a_cell_of_two_studies_has_both_names_as_tags(server, tmp_path, capsys):
     before = len(server.queries)
     tag_runs([record], "other")
     assert len(server.queries) == before, "it has the tag"
+    write_study(folder, "third", {"cells": [entry | {"id": "c1"}, entry]})
     tag_runs([record], "third")
+    config = server.runs[record.id]["config"]
+    assert (
+        config["vitlab"]["value"] == {"study": "s", "studies": {"other": 0, "third": 1}} and config["a"]["value"] == 1
+    )
     assert server.runs[record.id]["tags"] == ["s", "other", "third"] and capsys.readouterr().out == ""
     assert record.read("wandb.json")["studies"] == ["s", "other", "third"]
     server.__exit__()

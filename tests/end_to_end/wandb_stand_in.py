@@ -18,6 +18,18 @@ from graphql import parse
 WHEN = "2026-01-01T00:00:00Z"
 
 
+def _fits(run: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a run fits a filter in MongoDB's language, as far as it is used here."""
+    for key, value in wanted.items():
+        if key in ("$or", "$and"):
+            fits = (any if key == "$or" else all)(_fits(run, each) for each in value)
+        else:
+            fits = value in run["tags"] if key == "tags" else run.get(key) == value
+        if not fits:
+            return False
+    return True
+
+
 class StandIn:
     """The server and its runs; use as a context manager. `url` is its address, `fail` the number of coming 500s,
     `knows_key` whether it accepts the key."""
@@ -70,7 +82,7 @@ class StandIn:
             return {"project": None}
         if "runs(" in query:
             wanted = json.loads(given.get("filters") or "{}")
-            found = [r for r in self.runs.values() if all(r.get(k) == v for k, v in wanted.items())]
+            found = [r for r in self.runs.values() if _fits(r, wanted)]
             at, count = int(given.get("cursor") or 0), given.get("perPage") or 50
             page = found[at : at + count]
             more = {"endCursor": str(at + len(page)), "hasNextPage": at + len(page) < len(found)}

@@ -10,6 +10,7 @@ from written_records import SPEC, write_all, write_cell
 from vitlab.analysis import collect_wandb
 from vitlab.analysis.formats.latex import to_latex
 from vitlab.analysis.formats.text import to_csv, to_json, to_markdown
+from vitlab.analysis.sources import wandb_runs
 from vitlab.analysis.sources.wandb_files import merge_runs, offline_runs
 from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import TableSpec
@@ -88,6 +89,28 @@ def test_attempts_at_one_cell_are_one_run():
     assert len(merge_runs([run_of("finished", 90.0), run_of("finished", 90.0)])) == 1
     (both,) = merge_runs([run_of("finished", 90.0), run_of("finished", 91.0)])
     assert both["state"] == "damaged" and "two finished runs of cell c1 disagree" in str(both["faults"][0])
+
+
+def test_a_cell_that_two_studies_share_is_in_both_tables(tmp_path, monkeypatch):
+    def run(identity, study, **places):
+        found = run_of("finished", 90.0, id=identity, study=study, place=places[study], studies=places)
+        found["config"]["vitlab"] |= {"devices": 1, "commit": "a", "dirty": False, "device_name": "CPU"}
+        return found | {"id": identity, "url": f"https://example.org/{identity}"}
+
+    runs = [run("c1", "s", s=0, t=1), run("c2", "s", s=1), run("c3", "t", t=0)]
+    asked = []
+    monkeypatch.setattr(wandb_runs, "_ask", lambda entity, project, wanted: asked.append(wanted) or runs)
+
+    def ids(study, **filters):
+        return list(collect_wandb("me", study=study, output_dir=tmp_path, refresh=True, filters=filters)["id"])
+
+    assert ids("s") == ["c1", "c2"] and ids("t") == ["c3", "c1"], "in the order of each study"
+    assert asked[0] == {"$or": [{"group": "s"}, {"tags": "s"}]}
+    with pytest.raises(ConfigError, match="no run of vitlab's of study 'paper'"):
+        ids("paper")  # a tag that a user has given is no study
+    assert ids("t", state="finished") == ["c3", "c1"] and asked[-1]["state"] == "finished"
+    ids("t", **{"$or": [{"tags": "a"}, {"tags": "b"}]})
+    assert asked[-1] == {"$and": [asked[1], {"$or": [{"tags": "a"}, {"tags": "b"}]}]}, "neither takes the other's place"
 
 
 def test_archived_attempts_do_not_count(tmp_path):

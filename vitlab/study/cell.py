@@ -30,7 +30,7 @@ from vitlab.study.progress import line_of
 from vitlab.study.provenance import code_patch, settings, whereabouts
 from vitlab.study.record import SCHEMA_VERSION, Record, experiment_digest, name_of_record
 from vitlab.study.snapshot import require_expected_code
-from vitlab.study.studies import place
+from vitlab.study.studies import places
 from vitlab.study.uploads import CellRun, summary_of
 
 if TYPE_CHECKING:
@@ -232,7 +232,8 @@ def _record_events(
     patch = code_patch()
     about = {"id": record.id, "name": name, "study": study, "labels": dict(config.labels)}
     about |= {"part": config.study.part, "table": config.study.table}
-    about["place"] = place(config.output_dir, study, record.id)
+    studies = places(record.folder.parent, record.id)
+    about |= {"place": studies.get(study), "studies": studies}
     about |= origin | {DIGEST: experiment_digest(experiment(cell))}
     shown = experiment(cell) | {"vitlab": about}
     run = CellRun(config.wandb, identity=record.id, name=name, study=study, folder=record.folder, config=shown)

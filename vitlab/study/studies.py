@@ -76,16 +76,6 @@ def _read(path: Path, name: str) -> dict[str, Any] | None:
     return content
 
 
-def place(output_dir: str | Path, study: str, identity: str) -> int | None:
-    """A cell's place in the order of its study, or None where the study does not list it, or cannot be read."""
-    try:
-        content = read_study(Path(output_dir), study)
-    except DamagedError:
-        return None
-    ids = [entry["id"] for entry in content["cells"]] if content else []
-    return ids.index(identity) if identity in ids else None
-
-
 def read_studies(output_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The name and the cells of every study whose list can be read."""
     for file in sorted((output_dir / FOLDER).glob("*.json")):
@@ -94,9 +84,14 @@ def read_studies(output_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]
                 yield file.stem, content["cells"]
 
 
-def studies_of(output_dir: Path, identity: str) -> list[str]:
-    """The names of the studies that list a cell."""
-    return [name for name, cells in read_studies(output_dir) if any(entry["id"] == identity for entry in cells)]
+def places(output_dir: Path, identity: str) -> dict[str, int]:
+    """A cell's place in the order of every study that lists it."""
+    found = {}
+    for name, cells in read_studies(output_dir):
+        ids = [entry["id"] for entry in cells]
+        if identity in ids:
+            found[name] = ids.index(identity)
+    return found
 
 
 def others(known: Iterable[Entry], planned: Sequence[Entry]) -> list[Entry]:

@@ -18,7 +18,7 @@ from vitlab.core.integrity import DIGEST, digest_of
 from vitlab.core.wandb import Choice, ask_server, asked_mode, base_url, has_key, start_run
 from vitlab.study.mixture import SETTINGS, attempts
 from vitlab.study.record import Record, experiment_digest, summary_figures
-from vitlab.study.studies import Entry, read_studies, studies_of
+from vitlab.study.studies import Entry, places, read_studies
 from vitlab.study.uploads import OUTCOME, SYNCED, summary_of
 
 
@@ -96,14 +96,16 @@ def _sync(record: Record, study: str, place: int, entry: Entry, entity: str | No
     known: Mapping[str, Any] = record.read_intact(SYNCED) or {}
     result, rows = record.read_intact("result.json"), record.rows()
     done = min(int(known.get("rows", 0)), len(rows))
-    if done == len(rows) and bool(known.get("finished")) == (result is not None):
+    known_places = places(record.folder.parent, record.id)
+    names = list(dict.fromkeys([study, *known_places]))
+    is_known = bool(known.get("finished")) == (result is not None) and set(names) <= set(known.get("studies", names))
+    if done == len(rows) and is_known:
         return "complete already" if result else "without anything new"
     try:
-        names = dict.fromkeys([study, *studies_of(record.folder.parent, record.id)])
         run = start_run(
             Choice("online", "key", url), project=outcome.get("project") or project,
-            entity=entity or outcome.get("entity"), id=record.id, name=config["name"], group=study, tags=list(names),
-            dir=str(record.folder), resume="allow", config=_config(config, origin, study, place, entry),
+            entity=entity or outcome.get("entity"), id=record.id, name=config["name"], group=study, tags=names,
+            dir=str(record.folder), resume="allow", config=_config(config, origin, study, place, entry, known_places),
         )  # fmt: skip
         for row in rows[done:]:
             run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
@@ -115,16 +117,17 @@ def _sync(record: Record, study: str, place: int, entry: Entry, entity: str | No
     except Exception as error:
         return f"error: {one_line(error)}"
     about = {"id": record.id, "rows": len(rows), "finished": result is not None, "page": page, "server": url}
-    record.write(SYNCED, about | {"studies": list(names)})
+    record.write(SYNCED, about | {"studies": names})
     return "complete now" if result else f"up to date ({study} goes on)"
 
 
 def _config(
-    config: Mapping[str, Any], origin: Mapping[str, Any], study: str, place: int, entry: Entry
+    config: Mapping[str, Any], origin: Mapping[str, Any], study: str, place: int, entry: Entry, studies: dict[str, int]
 ) -> dict[str, Any]:
     """The configuration of a cell's run, as the cell itself would give it."""
     experiment = config["experiment"]
     about = {"id": config["id"], "name": config["name"], "study": study, "labels": config["labels"]}
     about |= {"part": entry["part"], "place": place, "attempts": attempts(origin), "data": origin.get("data")}
+    about["studies"] = studies
     about |= {key: origin.get(key) for key in SETTINGS} | {DIGEST: experiment_digest(experiment)}
     return dict(experiment) | {"vitlab": about}

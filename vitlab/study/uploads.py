@@ -19,7 +19,7 @@ from vitlab.core.integrity import DIGEST, digest_of
 from vitlab.core.wandb import Choice, choose_mode, pack_curve, pack_hits, start_run
 from vitlab.study.contents import load_predictions
 from vitlab.study.record import Record, summary_figures
-from vitlab.study.studies import studies_of
+from vitlab.study.studies import places
 from vitlab.train.events import Interrupted
 
 SYNCED = "synced.json"
@@ -41,7 +41,7 @@ class CellRun:
         if choice.mode == "disabled":
             self._note(mode="disabled", why="asked", uploaded=False)
             return
-        studies = dict.fromkeys([study, *studies_of(folder.parent, identity)])
+        studies = dict.fromkeys([study, *places(folder.parent, identity)])
         about = dict(
             project=wandb.project, entity=wandb.entity, id=identity, name=name, group=study, config=config,
             tags=[*studies, *wandb.tags], dir=str(folder), resume="allow",
@@ -112,8 +112,8 @@ class CellRun:
 
 
 def tag_runs(records: Sequence[Record], study: str) -> None:
-    """Give the uploaded runs of cells that this study shares with another one its name as a tag; what W&B refuses is
-    printed, and tried again by the next command."""
+    """Give the uploaded runs of cells that this study shares with another one its name as a tag, and their place in it;
+    what W&B refuses is printed, and tried again by the next command."""
     for record in records:
         outcome = _outcome(record) or {}
         if not (outcome.get("uploaded") and outcome.get("page")) or study in outcome.get("studies", (study,)):
@@ -123,6 +123,8 @@ def tag_runs(records: Sequence[Record], study: str) -> None:
 
             run = wandb.Api(timeout=30).run("/".join(urlsplit(outcome["page"]).path.split("/")[1:]))
             run.tags = list(dict.fromkeys([*run.tags, study]))  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(about := run.config.get("vitlab"), Mapping):
+                run.config["vitlab"] = {**about, "studies": places(record.folder.parent, record.id)}
             run.update()
             record.write(OUTCOME, outcome | {"studies": [*outcome["studies"], study]})
         except Exception as error:

@@ -67,7 +67,7 @@ def collect_wandb(
     else:
         runs = merge_runs(_from_server(entity, project, study, folder, refresh, filters or {}))
         where = f"in {entity}/{project}"
-    rows = [(_place(run), _row(run)) for run in runs if _is_asked_for(run, study)]
+    rows = [(_place(run, study), _row(run)) for run in runs if _is_asked_for(run, study)]
     if not rows:
         raise ConfigError("source", f"no run of vitlab's{f' of study {study!r}' if study else ''} {where}")
     return frame(row for _, row in sorted(rows, key=lambda found: found[0]))
@@ -80,17 +80,25 @@ def _about(run: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_asked_for(run: Mapping[str, Any], study: str | None) -> bool:
-    """Whether a run is a cell's, of the study. Damaged ones without a study's name might be."""
+    """Whether a run is a cell's, of the study, or one that it shares. Damaged ones without a study's name might be."""
     about = _about(run)
     if not about:
         return bool(run.get("faults"))
-    return about.get("part", "cell") == "cell" and (study is None or about.get("study", study) == study)
+    return about.get("part", "cell") == "cell" and (
+        study is None or about.get("study", study) == study or study in _places(about)
+    )
 
 
-def _place(run: Mapping[str, Any]) -> tuple[bool, int, str, str]:
+def _places(about: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Study → a cell's place in it, of every study that listed the cell when the run was last written."""
+    known = about.get("studies")
+    return known if isinstance(known, Mapping) else {}
+
+
+def _place(run: Mapping[str, Any], study: str | None) -> tuple[bool, int, str, str]:
     """In the order of the study, as far as it is known."""
     about = _about(run)
-    place = about.get("place")
+    place = _places(about).get(str(study), about.get("place") if about.get("study") == study or study is None else None)
     return not isinstance(place, int), place if isinstance(place, int) else 0, str(about.get("name")), str(run["id"])
 
 
@@ -186,7 +194,10 @@ def _from_server(
         if known.get("asked", asked) != asked:
             raise DamagedError(cache, f"of another question ({known['asked']})", remedy)
         return known["runs"]
-    runs = _ask(entity, project, ({"group": study} if study else {}) | dict(filters))
+    # a study's name is a tag of cells that it shares with the study that they were trained in
+    of_study = {"$or": [{"group": study}, {"tags": study}]} if study else {}
+    wanted = {"$and": [of_study, dict(filters)]} if of_study and "$or" in filters else of_study | dict(filters)
+    runs = _ask(entity, project, wanted)
     if cache.is_dir():  # damage
         shutil.rmtree(cache)
     make_folder(cache.parent)
