@@ -39,6 +39,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(usable_cores(), MOST_WORKERS)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Serve commands to the tests of all workers, from the process that starts these."""
+    if not hasattr(config, "workerinput"):
+        from commands import served
+
+        serving = served()
+        serving.__enter__()
+        config.add_cleanup(lambda: serving.__exit__(None, None, None))
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Hand out test by test, but `WHOLE` by folder or file; xdist's own, if the command names one with --dist."""
     if config.getvalue("dist") != "load":
@@ -63,25 +73,24 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def compose_config():
-    """`compose_config("augment=mixup", "seed=3")` → the parsed `Config` of run.py with these overrides."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
+    """`compose_config("augment=mixup", "seed=3")` → the parsed `Config` of run.py with these overrides.
 
-    from vitlab.cli.keys import typed_keys
-    from vitlab.config import parse, register_schemas
+    As the sweeper composes (tests/unit/test_sweeper.py holds it to Hydra): once per combination of choices, 0.1 s each.
+    """
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+
+    from hydra_plugins.vitlab_sweeper import _Composer
+    from vitlab.config import register_schemas
 
     register_schemas()
-
-    def composed(*overrides: str):
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            tree = compose("config", overrides=list(overrides), return_hydra_config=True)
-            labels = dict(tree.hydra.runtime.choices)
-            values = OmegaConf.masked_copy(tree, [key for key in tree if key != "hydra"])
-            typed = typed_keys(OverridesParser.create().parse_overrides(list(overrides)))
-            return parse(OmegaConf.to_container(values, resolve=True), labels, typed)  # pyright: ignore
-
-    return composed
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", overrides=[], run_mode=RunMode.MULTIRUN)
+    composer = _Composer(loader, master, OverridesParser.create(config_loader=loader))
+    return lambda *overrides: composer.compose(list(overrides))
 
 
 @pytest.fixture()

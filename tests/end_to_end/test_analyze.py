@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+from commands import run
 from written_records import write_all
 
 from vitlab.config.choices import CONF
 
-ROOT = Path(__file__).parents[2]
-
 
 def analyze(folder, *words):
-    command = [sys.executable, "analyze.py", f"output_dir={folder}", f"tables_dir={folder}/tables", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, encoding="utf-8")
+    return run("analyze.py", f"output_dir={folder}", f"tables_dir={folder}/tables", *words, cwd=folder)
 
 
 def test_no_key_is_taken_for_a_group():

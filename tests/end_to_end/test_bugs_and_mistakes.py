@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import commands
 import pytest
 from written_records import write_all
 
-ROOT = Path(__file__).parents[2]
 SHORT = ["recipe.epochs=1", "recipe.warmup_epochs=0", "dataset.train_per_class=16", "wandb.mode=disabled"]
 BREAKING = '''
 import importlib.abc, importlib.util, os, sys
@@ -49,11 +45,7 @@ if module:
 def run(program, *words, cwd, broken=""):
     """The finished command; `broken` is MODULE:FUNCTION, made to raise a ValueError."""
     (cwd / "sitecustomize.py").write_text(BREAKING, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(cwd), "BREAK": broken}
-    command = [sys.executable, str(ROOT / program), *words]
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, encoding="utf-8"
-    )
+    return commands.run(program, *words, cwd=cwd, PYTHONPATH=str(cwd), BREAK=broken)
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 from safetensors.torch import save_file
 
 from vitlab.cli.evaluate_task import run_evaluate
 from vitlab.core.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 STATISTICS = ["dataset.mean=[0.485,0.456,0.406]", "dataset.std=[0.229,0.224,0.225]", "dataset.eval_crop=0.875"]
 TINY = ["recipe.warmup_epochs=0", "wandb.mode=disabled", *STATISTICS]
 
@@ -35,13 +32,6 @@ def evaluate(cell, compose_config, monkeypatch):
     """Run `task=evaluate` in this process, in the cell's folder; returns what the command prints."""
     monkeypatch.chdir(cell.parents[1])
     return lambda *words: "\n".join(run_evaluate(compose_config("task=evaluate", "device=cpu", *words)))
-
-
-def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *words], cwd=cwd, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, encoding="utf-8"
-    )  # fmt: skip
 
 
 def figures(folder: Path, name: str) -> dict[str, float]:
@@ -123,12 +113,12 @@ def test_every_format_can_be_fine_tuned(cell, train_here, monkeypatch, capsys):
 
 def test_the_command_gives_the_same_digits_on_any_number_of_devices(cell):
     folder = cell.parents[1]
-    done = run("task=evaluate", f"checkpoint={cell.name}", "devices=2", "output_dir=runs", cwd=folder)
+    done = run("run.py", "task=evaluate", f"checkpoint={cell.name}", "devices=2", "output_dir=runs", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((cell / "result.json").read_text(encoding="utf-8"))["last"]
     assert done.stdout.count("n 360") == 1
     assert figures(folder, f"{cell.name}_last_digits_raw") == {k: result[k] for k in ("top1", "top5", "loss")}
-    wrong = run("task=evaluate", "checkpoint=bare.pth", "model=vit_micro", "devices=2", cwd=folder)
+    wrong = run("run.py", "task=evaluate", "checkpoint=bare.pth", "model=vit_micro", "devices=2", cwd=folder)
     assert wrong.returncode == 1 and "name its data set" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
@@ -144,7 +134,7 @@ def other_digits(folder: Path) -> Path:
 
 
 def test_a_mistake_ends_in_one_message(tmp_path):
-    done = run("task=evaluate", cwd=tmp_path)
+    done = run("run.py", "task=evaluate", cwd=tmp_path)
     assert done.returncode == 1 and not done.stdout and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("vitlab: checkpoint: task=evaluate reads one")
 

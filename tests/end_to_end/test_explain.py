@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from commands import run
 from PIL import Image
 from planned import begin
 from written_records import make_cell
@@ -24,7 +22,6 @@ from vitlab.core.errors import UserError
 from vitlab.models.build import build_model
 from vitlab.study.identity import identity
 
-ROOT = Path(__file__).parents[2]
 CELLS = [make_cell("none", seed) for seed in (0, 1)]
 ONE, TWO = map(identity, CELLS)
 
@@ -274,9 +271,6 @@ def test_mistakes_are_told_in_one_line(words, told, explain, folder):
 
 def test_from_the_command_line(folder):
     words = ["task=explain", "wandb.mode=disabled", "explain=rollout", f"checkpoint={ONE}"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *words], cwd=folder, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, encoding="utf-8"
-    )  # fmt: skip
+    done = run("run.py", *words, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"wrote runs/explain/rollout_{ONE}_last.png" in done.stdout and not done.stderr

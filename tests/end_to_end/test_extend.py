@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run
 from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).parents[2]
@@ -38,8 +37,7 @@ def place(tmp_path_factory):
 
 
 def typed(place, script, *words):
-    command = [sys.executable, str(ROOT / script), *words]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300, encoding="utf-8")
+    done = run(script, *words, cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from commands import run
 from PIL import Image
 
 from vitlab.cli.flags import FLAGS, hints_for_flags
@@ -171,13 +169,9 @@ def test_a_flag(carry_out, overrides):
 def test_a_sweep(place, command, tmp_path):
     words = [word.replace("=/data/", f"={place}/") for word in command.split()[2:]]
     small = [*TOY, *TREE, "recipe.batch_size=32", "model.depth=1", "recipe.precision=fp32"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     typed = {word.partition("=")[0]: word for word in [*words, *small]}  # a key that is typed twice is refused
     for script, arguments in (("run.py", [*typed.values()]), ("analyze.py", [])):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-            env=environment, encoding="utf-8"
-        )  # fmt: skip
+        done = run(script, *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "erase" in done.stdout
 
@@ -193,12 +187,6 @@ def test_the_books_own_command_is_answered(tmp_path):
     """Typed as it stands in the book, it trains nothing and says what to type."""
     typed = "--batch-size 512 --data-path /path/ --data-set ImageNet --output_dir out --model vit_tiny_16_224 --no-aug"
     for words, expected in ((typed, "recipe.batch_size=N"), ("-m dataset=ImageNet", "dataset=imagenet1k")):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), *words.split()],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-        )
+        done = run("run.py", *words.split(), cwd=tmp_path)
         assert done.returncode == 1 and expected in done.stderr and "docs/from_the_book.md" in done.stderr
         assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
 SMALL = [
     "dataset=folder", "model.image_size=16", "model.patch_size=4", "recipe.epochs=1", "recipe.warmup_epochs=0",
     "recipe.batch_size=8", "wandb.mode=disabled", "device=cpu",
@@ -22,10 +19,7 @@ SMALL = [
 
 def run(*words: str, cwd: Path, script: str = "run.py") -> tuple[int, str]:
     """The exit code and the screen."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *words], cwd=cwd, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "VITLAB_CACHE": str(cwd / "cache")}, encoding="utf-8",
-    )  # fmt: skip
+    done = commands.run(script, *words, cwd=cwd, VITLAB_CACHE=str(cwd / "cache"))
     return done.returncode, done.stdout + done.stderr
 
 

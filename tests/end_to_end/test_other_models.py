@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 
 from vitlab.config import ConfigError
 from vitlab.study.plan import Request
 from vitlab.study.preflight import prove
 
-ROOT = Path(__file__).parents[2]
 SHORT = (
     "model.image_size=32", "recipe.epochs=2", "recipe.warmup_epochs=1", "recipe.batch_size=8", "recipe.drop_path=0.2",
     "dataset.train_per_class=2", "dataset.val_fraction=0.02", "augment=mixup", "augment.mix_group=4",
@@ -44,10 +41,7 @@ def test_workers_and_processes_change_nothing(name, tmp_path, train_here):
     for workers in (1, 2):
         other, same = losses(tmp_path / f"w{workers}")
         assert other == first and all(torch.equal(v, same[k]) for k, v in weights.items())
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *words, "devices=2", f"output_dir={tmp_path}/two"], cwd=tmp_path,
-        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}, encoding="utf-8",
-    )  # fmt: skip
+    done = run("run.py", *words, "devices=2", f"output_dir={tmp_path}/two", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     two, same = losses(tmp_path / "two")
     assert two == pytest.approx(first, rel=2e-3)

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from test_study import run
+from commands import run
 
 from vitlab.analysis.scatter import independent_deviation
 from vitlab.analysis.statistics import compare_checkpoints
@@ -19,9 +19,9 @@ SHORT = ["recipe.epochs=6", "recipe.warmup_epochs=1", "recipe.eval_every=6", "wa
 @pytest.mark.slow()
 def test_seed_noise_is_found_and_mcnemar_is_not_asked_about_conditions(tmp_path):
     seeds = "seed=" + ",".join(map(str, range(6)))
-    done = run("-m", "augment=none,erase", seeds, *SHORT, "study.name=noise", cwd=tmp_path, seconds=1500)
+    done = run("run.py", "-m", "augment=none,erase", seeds, *SHORT, "study.name=noise", cwd=tmp_path, seconds=1500)
     assert done.returncode == 0, done.stdout + done.stderr
-    table = run("study=noise", "columns+=[scatter]", script="analyze.py", cwd=tmp_path)
+    table = run("analyze.py", "study=noise", "columns+=[scatter]", cwd=tmp_path)
     assert table.returncode == 0, table.stderr
 
     found = re.search(r"seed noise (\d+\.\d)× \(95 % (\d+\.\d) to (\d+\.\d)\) that of converged training", table.stdout)
@@ -44,8 +44,8 @@ def test_seed_noise_is_found_and_mcnemar_is_not_asked_about_conditions(tmp_path)
     print(f"McNemar calls {called} of {len(pairs)} pairs of one condition different; seed noise {ratio}×")
     assert len(pairs) == 30 and called > 6, "as a test of conditions it would err four times as often as it says"
 
-    one = run("-m", "augment=none,erase", "seed=0", *SHORT, "study.name=one", cwd=tmp_path)
+    one = run("run.py", "-m", "augment=none,erase", "seed=0", *SHORT, "study.name=one", cwd=tmp_path)
     assert "nothing to train" in one.stdout
-    alone = run("study=one", script="analyze.py", cwd=tmp_path).stdout
+    alone = run("analyze.py", "study=one", cwd=tmp_path).stdout
     findings, below = alone.split("These two checkpoints, not their conditions:")
     assert "McNemar" not in findings and "no conclusion about the condition" in findings and "exact McNemar" in below

@@ -11,24 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import run, start
 
 from vitlab.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TINY = ["recipe.epochs=2", "recipe.warmup_epochs=0", "dataset.train_per_class=32", "wandb.mode=disabled"]
-
-
-def command(*words: str, script: str = "run.py") -> list[str]:
-    return [sys.executable, str(ROOT / script), *words]
-
-
-def run(
-    *words: str, cwd: Path, script: str = "run.py", seconds: float = 300, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words, script=script), cwd=cwd, capture_output=True, text=True, timeout=seconds,
-        env=os.environ | environment, encoding="utf-8"
-    )  # fmt: skip
 
 
 def figures(folder: Path) -> dict:
@@ -52,7 +40,7 @@ def swept(tmp_path_factory):
     """A sweep of three conditions by its command, and the folder it ran in."""
     folder = tmp_path_factory.mktemp("sweep")
     tiny = [w for w in TINY if not w.startswith("wandb")]
-    done = run("-m", "augment=none,autoaug,mixup", *tiny, cwd=folder)
+    done = run("run.py", "-m", "augment=none,autoaug,mixup", *tiny, cwd=folder, cold=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done
 
@@ -76,14 +64,14 @@ def test_a_finished_sweep_trains_nothing(swept):
     folder, _ = swept
     before = {p: p.stat().st_mtime_ns for p in folder.glob("runs/c*/*") if p.name != "lock"}
     tiny = [w for w in TINY if not w.startswith("wandb")]
-    done = run("-m", "augment=none,autoaug,mixup", *tiny, cwd=folder)
+    done = run("run.py", "-m", "augment=none,autoaug,mixup", *tiny, cwd=folder)
     assert done.returncode == 0 and "nothing to train" in done.stdout
     assert before == {p: p.stat().st_mtime_ns for p in folder.glob("runs/c*/*") if p.name != "lock"}
 
 
 def test_analyze_prints_and_writes_the_table(swept):
     folder, _ = swept
-    done = run(script="analyze.py", cwd=folder)
+    done = run("analyze.py", cwd=folder, cold=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     rows = [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:]
@@ -92,7 +80,7 @@ def test_analyze_prints_and_writes_the_table(swept):
     for ending in ("md", "tex", "csv", "html", "json"):
         assert (folder / f"tables/digits_augment.{ending}").stat().st_size > 300
     first = {p: p.read_bytes() for p in (folder / "tables").iterdir()}
-    run(script="analyze.py", cwd=folder)
+    run("analyze.py", cwd=folder)
     assert {p: p.read_bytes() for p in (folder / "tables").iterdir()} == first, "byte-identical when nothing changed"
 
 
@@ -131,14 +119,7 @@ def undisturbed(tmp_path_factory, train_here):
 )
 def test_an_interrupted_cell_continues_to_the_same_numbers(tmp_path, number, undisturbed, train_here):
     """Signalled in the middle of an epoch and started again, after Ctrl-C with the same command: the same bits."""
-    process = subprocess.Popen(
-        command(*FOUR_EPOCHS, "output_dir=broken"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        encoding="utf-8",
-    )
+    process = start("run.py", *FOUR_EPOCHS, "output_dir=broken", cwd=tmp_path, own_session=True)
     broken = tmp_path / "broken"
     deadline = time.monotonic() + 120
     while not list(broken.glob("c*/metrics.jsonl")) and time.monotonic() < deadline:
@@ -152,7 +133,7 @@ def test_an_interrupted_cell_continues_to_the_same_numbers(tmp_path, number, und
         assert process.returncode == 130, output
         assert "To continue" in output
     if number == signal.SIGINT:
-        again = run(*FOUR_EPOCHS, "output_dir=broken", cwd=tmp_path)
+        again = run("run.py", *FOUR_EPOCHS, "output_dir=broken", cwd=tmp_path)
         assert again.returncode == 0, again.stdout + again.stderr
     else:
         train_here(*FOUR_EPOCHS, f"output_dir={broken}")
@@ -162,7 +143,7 @@ def test_an_interrupted_cell_continues_to_the_same_numbers(tmp_path, number, und
 def test_two_processes_give_the_losses_of_one(tmp_path, train_here):
     words = ["augment=mixup", "augment.mix_group=16", "recipe.drop_path=0.1", "recipe.repeated_augmentation=3", *TINY]
     train_here(*words, f"output_dir={tmp_path}/one")
-    two = run(*words, "output_dir=two", "devices=2", cwd=tmp_path)
+    two = run("run.py", *words, "output_dir=two", "devices=2", cwd=tmp_path)
     assert two.returncode == 0, two.stdout + two.stderr
     a, b = (figures(only_cell(tmp_path / name)) for name in ("one", "two"))
     assert only_cell(tmp_path / "one").name == only_cell(tmp_path / "two").name
@@ -195,7 +176,7 @@ def test_torchrun_trains_one_cell_and_refuses_a_sweep(tmp_path, train_here, monk
     ids=["choice", "key", "sweep", "data"],
 )
 def test_a_mistake_ends_in_one_message_and_trains_nothing(tmp_path, words, message):
-    done = run(*words, cwd=tmp_path)
+    done = run("run.py", *words, cwd=tmp_path)
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stdout + done.stderr
     assert done.stderr.startswith("vitlab: ") and len(done.stderr.splitlines()) == 1

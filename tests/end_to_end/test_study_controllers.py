@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import commands
 import pytest
 
 from vitlab.study.cell import run_cell
 from vitlab.study.record import Record
 from vitlab.train.events import EpochEnded
 
-ROOT = Path(__file__).parents[2]
 SHORT = ["recipe.epochs=2", "recipe.warmup_epochs=0", "dataset.train_per_class=32", "wandb.mode=disabled"]
 FED = [
     "pretrain=fractaldb_small", "pretrain.recipe.epochs=3", "pretrain.recipe.warmup_epochs=0",
@@ -24,18 +21,8 @@ FED = [
 ]  # fmt: skip
 
 
-def start(*words, cwd, **options):
-    command = [sys.executable, str(ROOT / "run.py"), *words]
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        **options,
-        encoding="utf-8",
-    )
+def start(*words, cwd):
+    return commands.start("run.py", *words, cwd=cwd, merged=True, own_session=True)
 
 
 def finish(process):

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from test_study import run
+from commands import run
 
 from vitlab.core.welch import critical_value
 
@@ -17,7 +17,7 @@ GRID = ["-m", "augment=none,erase", "model.depth=1,2", "seed=0,1,2", *TINY]
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("factors")
-    done = run(*GRID, cwd=folder)
+    done = run("run.py", *GRID, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -45,7 +45,7 @@ def interval(first, second, count):
 
 
 def test_blocks_are_as_computed_by_hand(swept):
-    done = run("margin=50", script="analyze.py", cwd=swept)
+    done = run("analyze.py", "margin=50", cwd=swept)
     assert done.returncode == 0, done.stderr
     values = recorded(swept)
     table = json.loads(next((swept / "tables").glob("*.json")).read_text(encoding="utf-8"))
@@ -60,12 +60,12 @@ def test_blocks_are_as_computed_by_hand(swept):
 
 
 def test_one_baseline_and_asserted_scatter_as_typed(swept):
-    done = run("baseline=one", script="analyze.py", cwd=swept)
+    done = run("analyze.py", "baseline=one", cwd=swept)
     assert done.returncode == 0 and "Δ to none / vit_micro(depth=1) with 95 %" in done.stdout, done.stderr
-    pooled = run("statistics=pooled", "baseline=block", script="analyze.py", cwd=swept)
+    pooled = run("analyze.py", "statistics=pooled", "baseline=block", cwd=swept)
     assert pooled.returncode == 0 and "asserted by statistics=pooled" in pooled.stdout, pooled.stderr
-    wrong = run("margin=-1", script="analyze.py", cwd=swept)
+    wrong = run("analyze.py", "margin=-1", cwd=swept)
     assert wrong.returncode == 1 and "margin: got -1, allowed: more than 0" in wrong.stderr
     assert "Traceback" not in wrong.stderr
-    typo = run("statistics=poled", script="analyze.py", cwd=swept)
+    typo = run("analyze.py", "statistics=poled", cwd=swept)
     assert typo.returncode == 1 and "give statistics=pooled" in typo.stderr

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import wandb
+from commands import run
 from wandb_stand_in import StandIn
 from written_records import write_all
 
 from vitlab.analysis import collect_wandb
 from vitlab.config import ConfigError
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture()
@@ -39,10 +37,7 @@ def sync(folder):
 
 def analyze(tables, *words):
     """The tables that analyze.py writes, as a user types it: ending → text."""
-    command = [sys.executable, "analyze.py", "study=s", f"tables_dir={tables}", *words]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ, encoding="utf-8"
-    )
+    done = run("analyze.py", "study=s", f"tables_dir={tables}", *words, cwd=tables.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     return {
         ending: (tables / f"s.{ending}").read_text(encoding="utf-8") for ending in ("md", "tex", "csv", "json", "html")

@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import commands
 import pytest
 import wandb
 from wandb_stand_in import StandIn
@@ -19,7 +19,6 @@ from vitlab.study.record import Record
 from vitlab.study.studies import write_study
 from vitlab.study.uploads import CellRun, describe_uploads, tag_runs
 
-ROOT = Path(__file__).parents[2]
 KEY = "0123456789" * 4
 
 
@@ -198,9 +197,7 @@ def test_the_command_says_it_and_refuses_before_training(tmp_path):
     short = ["recipe.epochs=1", "recipe.warmup_epochs=0", "dataset.train_per_class=20", "workers=0"]
 
     def run(*words, **environment):
-        command = [sys.executable, str(ROOT / "run.py"), *short, *words]
-        env = os.environ | environment
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=240, env=env)
+        return commands.run("run.py", *short, *words, cwd=tmp_path, **environment)
 
     refused = run("wandb.mode=online")
     assert refused.returncode == 1 and refused.stderr.startswith("vitlab: wandb.mode: online needs a key")

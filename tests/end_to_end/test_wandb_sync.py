@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import wandb
+from commands import start
 from wandb_stand_in import StandIn
 
 from vitlab.config import ConfigError, WandbConfig
@@ -19,7 +18,6 @@ from vitlab.study.record import Record
 from vitlab.study.sync import sync, sync_unasked
 from vitlab.study.uploads import describe_uploads
 
-ROOT = Path(__file__).parents[2]
 KEY = "0123456789" * 4
 
 
@@ -138,8 +136,8 @@ def test_a_command_that_watches_uploads_what_could_not_reach_the_server(runs, se
 
 @pytest.mark.slow
 def test_two_commands_at_once_upload_each_cell_once(runs, server):
-    command = [sys.executable, str(ROOT / "analyze.py"), "sync=true", "entity=me", f"output_dir={runs}"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") for _ in range(2)]
+    words = ("analyze.py", "sync=true", "entity=me", f"output_dir={runs}")
+    both = [start(*words, cwd=runs.parent, merged=True) for _ in range(2)]
     said = "".join(process.communicate(timeout=300)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0] and "complete now" in said, said
     assert all(epochs(server, record) == [1, 2, 3] for record in cells(runs))
