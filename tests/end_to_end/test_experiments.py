@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitlab.config import choice, parse, register_schemas
+from vitlab.config import choice
 from vitlab.study.identity import identity
 from vitlab.study.plan import Request, build_plan
 from vitlab.train.events import EpochEnded
@@ -27,26 +27,15 @@ def sweep(name):
     return {key: str(value).split(",") for key, value in params.items()}
 
 
-def compose_cell(name, *overrides):
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        tree = compose("config", overrides=[f"experiment={name}", *overrides])
-    labels = dict(override.split("=") for override in overrides)
-    return parse(OmegaConf.to_container(tree, resolve=True), labels)  # pyright: ignore[reportArgumentType]
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_whole_grid_is_planned(name, tmp_path):
+def test_the_whole_grid_is_planned(name, tmp_path, compose_config):
     """Every cell of the grid composes, parses and gets an identity; no data are there."""
     requests = []
     grid = [[]]
     for key, values in sweep(name).items():
         grid = [[*g, f"{key}={v}"] for g in grid for v in values]
     for overrides in grid[:14]:
-        config = compose_cell(name, *overrides, f"output_dir={tmp_path}")
+        config = compose_config(f"experiment={name}", *overrides, f"output_dir={tmp_path}")
         requests.append(Request(tuple(overrides), config))
     plan = build_plan(requests, name)
     assert len(plan.cells) >= 6 and len({c.id for c in plan.cells}) == len(plan.cells)
@@ -82,9 +71,9 @@ def first_cells(name):
     [c for n in EXPERIMENTS for c in first_cells(n)],
     ids=lambda v: v if isinstance(v, str) else v[0],
 )
-def test_every_condition_trains_two_steps(name, overrides, tree, tmp_path):
+def test_every_condition_trains_two_steps(name, overrides, tree, tmp_path, compose_config):
     """The experiment's own configuration with a two-block model, eight images per step and two steps."""
-    config = compose_cell(name, *overrides)
+    config = compose_config(f"experiment={name}", *overrides)
     cell = config.cell
     dataset = dataclasses.replace(cell.dataset, train_per_class=None)
     if dataset.kind == "folder":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ def swept(tmp_path_factory):
     """A sweep of three conditions by its command, and the folder it ran in."""
     folder = tmp_path_factory.mktemp("sweep")
     tiny = [w for w in TINY if not w.startswith("wandb")]
-    done = run("run.py", "-m", "augment=none,autoaug,mixup", *tiny, cwd=folder, cold=True)
+    done = run("run.py", "-m", "augment=none,autoaug,mixup", *tiny, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done
 
@@ -152,17 +153,33 @@ def test_two_processes_give_the_losses_of_one(tmp_path, train_here):
         assert row["eval/loss"] == pytest.approx(other["eval/loss"], rel=2e-3)
 
 
-def test_torchrun_trains_one_cell_and_refuses_a_sweep(tmp_path, train_here, monkeypatch):
+def test_ranks_train_one_cell_and_refuse_a_sweep(tmp_path, train_here, monkeypatch):
+    """Two commands with the variables that torchrun gives to its ranks."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    about = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    ranks = [start("run.py", *TINY, cwd=tmp_path, RANK=r, LOCAL_RANK=r, **about) for r in "01"]
+    (output, errors), (other, other_errors) = (rank.communicate(timeout=300) for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [0, 0], errors + other_errors
+    assert_one_cell(tmp_path, output + other)
+    for key, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match=r"torchrun trains one cell, and this command means 2.*devices=2"):
+        train_here("seed=0,1", *TINY, f"output_dir={tmp_path}/refused")
+
+
+@pytest.mark.slow()
+def test_torchrun_trains_one_cell(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     launch = [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(ROOT / "run.py")]
     done = subprocess.run([*launch, *TINY], cwd=tmp_path, capture_output=True, text=True, timeout=300, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    assert (only_cell(tmp_path / "runs") / "result.json").exists()
-    assert done.stdout.count("none/s0: epoch 2/2  loss") == 1 and "next: python analyze.py" in done.stdout
-    for key, value in (("RANK", "0"), ("WORLD_SIZE", "2")):  # as torchrun sets them
-        monkeypatch.setenv(key, value)
-    with pytest.raises(UserError, match=r"torchrun trains one cell, and this command means 2.*devices=2"):
-        train_here("seed=0,1", *TINY, f"output_dir={tmp_path}/refused")
+    assert_one_cell(tmp_path, done.stdout)
+
+
+def assert_one_cell(folder: Path, output: str) -> None:
+    assert (only_cell(folder / "runs") / "result.json").exists()
+    assert output.count("none/s0: epoch 2/2  loss") == 1 and "next: python analyze.py" in output
 
 
 @pytest.mark.parametrize(

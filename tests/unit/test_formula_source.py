@@ -64,7 +64,7 @@ def test_the_same_in_threads_and_processes(source):
     here = [picture(a) for a in asked]
     with ThreadPoolExecutor(4) as pool:
         np.testing.assert_array_equal(list(pool.map(picture, asked)), here)
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         np.testing.assert_array_equal(list(pool.map(picture, asked)), here)
 
 

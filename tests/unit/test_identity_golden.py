@@ -1,6 +1,7 @@
 """Names that last: the identities of every published cell and the neutral value of every field, written down."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import random
@@ -22,15 +23,15 @@ GOLDEN = json.loads((Path(__file__).parent / "identities.json").read_text(encodi
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 
+@functools.cache
 def cells_of(name, compose_config):
-    """Overrides → the cell, for every cell of an experiment's grid, with seeds 0 and 1."""
+    """(Overrides, the cell) for every cell of an experiment's grid, with seeds 0 and 1."""
     from omegaconf import OmegaConf
 
     params = OmegaConf.load(ROOT / "conf" / "experiment" / f"{name}.yaml").hydra.sweeper.params
     keys = {key: str(value).split(",") for key, value in params.items()} | {"seed": ["0", "1"]}
-    for values in itertools.product(*keys.values()):
-        words = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
-        yield " ".join(words), compose_config(f"experiment={name}", *words).cell
+    grid = [[f"{k}={v}" for k, v in zip(keys, values, strict=True)] for values in itertools.product(*keys.values())]
+    return [(" ".join(words), compose_config(f"experiment={name}", *words).cell) for words in grid]
 
 
 def named(name, compose_config):

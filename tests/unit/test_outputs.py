@@ -39,7 +39,8 @@ def files(folder):
 
 BIRDS = ["dataset=folder", "dataset.root=data/birds", "recipe.batch_size=4"]
 PACK = ["task=pack", *BIRDS, "workers=0"]
-FRACTAL = ["task=fractaldb", "dataset=fractaldb60", "dataset.fractal.categories=1", "recipe.batch_size=4"]
+FRACTAL = ["task=fractaldb", "dataset=fractaldb60", "dataset.fractal.categories=1", "dataset.fractal.instances=4",
+           "recipe.batch_size=4"]  # fmt: skip
 SHEET = ["task=preview", "preview.size=16", "preview.columns=2", "preview.pictures=0"]
 ROLLOUT = ["task=explain", "explain=rollout"]
 REFUSED = {
@@ -84,8 +85,7 @@ def test_a_wrong_place_is_refused_before_anything_is_written(here, compose_confi
 def test_earlier_output_of_our_own_is_accepted_again(here, compose_config):
     for _ in range(2):
         run_pack(compose_config(*PACK, "pack.path=pack"))
-        run_fractaldb(compose_config(*FRACTAL, "dataset.fractal.instances=4", "fractaldb.export=exported",
-                                     "fractaldb.preview=sheet.png"))  # fmt: skip
+        run_fractaldb(compose_config(*FRACTAL, "fractaldb.export=exported", "fractaldb.preview=sheet.png"))
         run_preview(compose_config(*SHEET, "preview.file=preview.jpg"))
         (here / "runs" / "c0123456789a").mkdir(parents=True, exist_ok=True)
         require_output_dir(compose_config("output_dir=runs"))

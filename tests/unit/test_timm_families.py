@@ -50,6 +50,7 @@ REFUSED = {
 }
 """Not trained → why."""
 QUICK = ("swin_tiny_patch4_window7_224", "convnext_atto", "resnet18")
+REPEATED = ("convnext_atto", "resnet18")
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 
 
@@ -71,7 +72,7 @@ def test_two_steps_and_an_evaluation(name):
     images, index = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8), np.arange(2)
     batch = Batch(images, torch.tensor([1, 3]), index, np.zeros_like(index), index)
     augment, ended = Augment(cell.augment, cell.dataset), []
-    for _ in range(2 if name in QUICK else 1):
+    for _ in range(2 if name in REPEATED else 1):
         torch.manual_seed(0)
         model = build_model(cell.model, 10, drop_path=cell.recipe.drop_path)
         trial = try_training(model, cell.model, 10)

@@ -14,12 +14,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from hydra_plugins.vitlab_sweeper import StudySweeper
+from hydra_plugins.vitlab_sweeper import StudySweeper, _Composer
 from vitlab.cli.command_line import command_line
 from vitlab.config import register_schemas
 from vitlab.study.preflight import resolved
 
 CONF = Path(__file__).parents[2] / "conf"
+COMPOSERS: dict[tuple[str, ...], _Composer] = {}
+"""Hydra's own overrides → what has composed the cells of commands with them, each combination of choices once."""
 
 
 @contextlib.contextmanager
@@ -37,6 +39,8 @@ def sweeper_of(loader: Any, master: Any, launcher: Any = None) -> Any:
     sweeper.params, sweeper.overrides = dict(master.hydra.sweeper.params or {}), None
     sweeper.config, sweeper.hydra_context = master, SimpleNamespace(config_loader=loader)  # pyright: ignore
     sweeper.launcher = launcher
+    if (own := tuple(master.hydra.overrides.hydra)) in COMPOSERS:
+        sweeper._composer = COMPOSERS[own]
     return sweeper
 
 
@@ -54,7 +58,11 @@ def on_screen(*words: str, root: str = "config", carry_out: Any = resolved) -> s
                 if root == "config":
                     sweeper = sweeper_of(loader, master)
                     sweeper.carry_out = lambda requests: carry_out(requests) and 0
-                    sweeper.sweep(list(OmegaConf.to_container(master.hydra.overrides.task)))  # pyright: ignore
+                    try:
+                        sweeper.sweep(list(OmegaConf.to_container(master.hydra.overrides.task)))  # pyright: ignore
+                    finally:
+                        if composer := getattr(sweeper, "_composer", None):
+                            COMPOSERS[tuple(master.hydra.overrides.hydra)] = composer
     except SystemExit as end:
         return None if end.code in (0, None) else str(end.code)
     finally:

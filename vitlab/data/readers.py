@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -69,6 +70,8 @@ class FileReader:
         self.bad: dict[int, str] = {}
         self._order = _Order()
         pinned = device.type == "cuda"
+        if workers:  # a cell's processes come from a fork server: without this each of them imports torch, for 2 s
+            multiprocessing.set_forkserver_preload([__name__])
         self._loader = DataLoader(
             ImageChunks(source, cropping), sampler=self._order, batch_size=None, num_workers=workers,
             persistent_workers=workers > 0, pin_memory=pinned, prefetch_factor=8 if workers else None,
