@@ -8,17 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run, start
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["recipe.epochs=1", "recipe.warmup_epochs=0", "recipe.batch_size=8", "wandb.mode=disabled", "workers=0"]
 
 
-def run(folder, *words, script="run.py", **environment):
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *words], cwd=folder, capture_output=True, encoding="utf-8", timeout=240,
-        env=os.environ | environment,
-    )  # fmt: skip
+IN_TURN = """
+import json, runpy, sys
+for sys.argv in map(json.loads, sys.argv[1:]):
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, end.code
+"""
+"""Runs several commands in one interpreter, since a start costs 8 s of processor time."""
 
 
 @pytest.mark.parametrize(
@@ -33,9 +38,7 @@ def test_only_the_first_line_is_read(tmp_path, words):
 
 
 def test_a_reader_that_goes_while_cells_train_lets_them_save(tmp_path):
-    command = [sys.executable, str(ROOT / "run.py"), "recipe.epochs=5000", "wandb.mode=disabled", "study.name=long"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
-    assert process.stdout and process.stderr
+    process = start("run.py", "recipe.epochs=5000", "wandb.mode=disabled", "study.name=long", cwd=tmp_path)
     for line in process.stdout:
         if "epoch 1/5000" in line:
             break
@@ -57,22 +60,29 @@ def test_everything_in_the_c_locale(tmp_path):
                 Image.fromarray(picture).save(tmp_path / "data" / split / name / f"写真{k}.png")
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0"}
     data = ["dataset=folder", "dataset.root=data", "dataset.name=hands"]
-    done = run(tmp_path, *data, *SHORT, "study.name=s", **plain)
+    done = run("run.py", *data, *SHORT, "study.name=s", cwd=tmp_path, cold=True, **plain)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✓ none/s0" in done.stdout and "data: hands: 2 classes, 16 + 4 images in data" in done.stdout
     (cell,) = (tmp_path / "runs").glob("c[0-9a-f]*")
     assert "none/s0: epoch 1/1  loss " in (cell / "log.txt").read_text(encoding="utf-8")
     fingerprint = json.loads((cell / "provenance.json").read_text(encoding="utf-8"))["data"]
 
-    again = run(tmp_path, *data, *SHORT, "study.name=s", "study.rerun=all", PYTHONUTF8="1")
+    again = run("run.py", *data, *SHORT, "study.name=s", "study.rerun=all", cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert json.loads((cell / "provenance.json").read_text(encoding="utf-8"))["data"] == fingerprint
 
-    done = run(tmp_path, "task=evaluate", f"checkpoint={cell.name}", "dataset.root=data", **plain)
+    of_it = [f"checkpoint={cell.name}", "dataset.root=data", "wandb.mode=disabled"]
+    turns = [
+        ["run.py", "task=evaluate", *of_it],
+        ["run.py", "task=explain", "explain=rollout", *of_it, "explain.images=[eval,'data/val/*/*.png']"],
+        ["analyze.py"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TURN, *(json.dumps([str(ROOT / script), *words]) for script, *words in turns)],
+        cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=240,
+        env=os.environ | plain | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    words = ["task=explain", "explain=rollout", f"checkpoint={cell.name}", "dataset.root=data", "wandb.mode=disabled"]
-    done = run(tmp_path, *words, "explain.images=[eval,'data/val/*/*.png']", **plain)
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = run(tmp_path, script="analyze.py", **plain)
-    assert done.returncode == 0 and "Δ (95 % CI)" in done.stdout and "✗" in done.stdout, done.stdout + done.stderr
+    assert "hands: top-1" in done.stdout and "wrote runs/explain/rollout" in done.stdout, done.stdout
+    assert "Δ (95 % CI)" in done.stdout and "✗" in done.stdout, done.stdout + done.stderr
     assert "✗" in (tmp_path / "tables" / "s.md").read_text(encoding="utf-8")

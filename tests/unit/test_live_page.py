@@ -281,7 +281,9 @@ def until(true, seconds=60):
 
 def test_a_command_that_trains_needs_nothing_that_tables_are_made_with():
     code = "import sys, vitlab.cli.train_task, vitlab.cli.status_task; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert not {"torch", "pandas", "matplotlib"} & set(done.stdout.split())
 
 
