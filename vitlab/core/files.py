@@ -9,11 +9,13 @@ import os
 import shutil
 import unicodedata
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vitlab.core.errors import FULL, ConfigError, UserError, reason
+from vitlab.core.fonts import fit_fonts
 
 if TYPE_CHECKING:  # these take their time, and most commands need none of them
     import numpy as np
@@ -144,11 +146,13 @@ def save_figure(figure: Figure, stem: Path, dpi: int = 150) -> list[Path]:
 
     Returns the two files. Raises DiskError.
     """
+    fit_fonts(figure)
     about = {"png": {"Software": None}, "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator"))}
     files = []
     for kind, metadata in about.items():
         files.append(stem.with_name(f"{stem.name}.{kind}"))
-        with written_whole(files[-1]) as stream:
+        with written_whole(files[-1]) as stream, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph \d+")  # of letters that no font has: `fit_fonts` has said so
             figure.savefig(stream, format=kind, dpi=dpi, metadata=metadata)
     return files
 
