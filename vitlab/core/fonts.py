@@ -1,4 +1,4 @@
-"""Fonts of figures: letters that matplotlib's own font lacks, as in Japanese names of classes, are drawn with others."""
+"""Fonts of figures: letters that matplotlib's own font lacks (Japanese names of classes) are drawn by others."""
 
 from __future__ import annotations
 
