@@ -13,6 +13,7 @@ from forms import add, draw_tree, image_net_org, kaggle, numbered
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.data.sources.folder import recognise
 from vitlab.data.sources.registry import build_source
+from vitlab.data.sources.survey import describe
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -87,3 +88,35 @@ def test_any_of_kaggles_folders_may_be_given(below, tree, tmp_path):
         file.unlink()
     shutil.copytree(tree / "val", root / "ILSVRC/Data/CLS-LOC/val", dirs_exist_ok=True)
     assert build(root / below)[1].fingerprint() == build(tree)[1].fingerprint(), "sorted into class folders"
+
+
+MAPPING = "n01440764 tench, Tinca tinca\nn02102040 English springer\nn03417042 garbage truck, dustcart\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (MAPPING, ""),
+        (MAPPING + "n02979186 cassette player\n", "lacks 1 of the 4 classes in L: n02979186 (cassette player)"),
+        (MAPPING + "".join(f"n0000000{i} x, y\n" for i in range(4)),
+         "lacks 4 of the 7 classes in L: n00000000 (x), n00000001 (x), n00000002 (x), …"),
+        ("\n" + MAPPING + "n00000001\n", "lacks 1 of the 4 classes in L: n00000001"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("sorted_by_class", [False, True])
+def test_classes_that_kaggles_list_has_and_the_folders_lack_are_named(lines, said, sorted_by_class, tree, tmp_path):
+    root = kaggle(tree, tmp_path / "there")
+    (root / "LOC_synset_mapping.txt").write_text(lines, encoding="utf-8")
+    if sorted_by_class:
+        shutil.rmtree(root / "ILSVRC/Data/CLS-LOC/val")
+        shutil.copytree(tree / "val", root / "ILSVRC/Data/CLS-LOC/val")
+    remark = recognise(imagenet(root)).remark
+    assert remark == (f"train/ {said}".replace(" L:", " LOC_synset_mapping.txt:") if said else "")
+    (line,) = describe(imagenet(root, num_classes=3, num_train=None, num_eval=None))
+    assert line.endswith(remark) and "3 classes" in line
+
+
+def test_a_list_of_kaggles_that_cannot_be_read(tree, tmp_path):
+    root = kaggle(tree, tmp_path / "there")
+    (root / "LOC_synset_mapping.txt").write_bytes(b"n01440764 t\xeanch")
+    assert recognise(imagenet(root)).remark.startswith("LOC_synset_mapping.txt cannot be read ('utf-8' codec")

@@ -75,6 +75,9 @@ def test_the_other_names_of_the_second_split(tree):
 
 
 def test_of_two_splits_one_is_evaluated_on_and_it_is_said(tree):
+    draw(tree / "test" / "gull", "t.png", first=40)
+    assert describe(birds(tree))[0].endswith(f"in {tree}: evaluated on val; on test with dataset.eval_split=test")
+    shutil.rmtree(tree / "test")
     (tree / "val").rename(tree / "valid")
     draw(tree / "test" / "gull", "t.png", first=40)
     assert greys(build_source(birds(tree), "eval")) == [20, 21]

@@ -23,7 +23,7 @@ from vitlab.data.sources.tar_members import Tar, regular_members, scan_tars
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12"
 _TRUTH, _META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 _VAL_FOLDER = "val"
-_SOLUTION = "LOC_val_solution.csv"
+_SOLUTION, _MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
 
 
 def recognise_archives(dataset: DatasetConfig, root: Path) -> Indexed | None:
@@ -116,7 +116,7 @@ class KaggleFolders(ClassFolders):
     """Kaggle's folders: train/ holds a folder per class; val/ is flat, and a CSV file labels it."""
 
     def __init__(self, root: Path, solution: Path | None) -> None:
-        super().__init__(root, root / TRAINED, root / _VAL_FOLDER if solution else None)
+        super().__init__(root, root / TRAINED, root / _VAL_FOLDER if solution else None, _without_folder(root))
         self.form, self.solution = "Kaggle's folders", solution
 
     def files(self, split: str, *, again: bool = False) -> SplitFiles:
@@ -155,16 +155,37 @@ def recognise_kaggle(dataset: DatasetConfig, root: Path) -> ClassFolders | None:
     if dataset.num_eval == 0 or dataset.val_fraction or not (base / _VAL_FOLDER).is_dir():
         return KaggleFolders(base, None)
     if subfolders(base / _VAL_FOLDER):  # sorted into classes by its owner
-        return ClassFolders(base, base / TRAINED, base / _VAL_FOLDER)
+        return ClassFolders(base, base / TRAINED, base / _VAL_FOLDER, _without_folder(base))
     choose_eval_split(dataset, [_VAL_FOLDER], str(base))  # the images in test/ have no labels
-    above = (base, *base.parents[:3])
-    solution = next((file for folder in above if (file := folder / _SOLUTION).is_file()), None)
+    solution = _beside(base, _SOLUTION)
     if solution is None:
         raise ConfigError(
             "dataset.root", f"no {_SOLUTION} in {str(base)!r} or above, which labels the images in val/; add it, or "
             "set images aside with dataset.val_fraction=0.1"
         )  # fmt: skip
     return KaggleFolders(base, solution)
+
+
+def _beside(base: Path, name: str) -> Path | None:
+    """Kaggle's file of that name in CLS-LOC, or up to three folders above; None where there is none."""
+    return next((file for folder in (base, *base.parents[:3]) if (file := folder / name).is_file()), None)
+
+
+def _without_folder(base: Path) -> str:
+    """What to say of classes that Kaggle's list names and train/ lacks: of an archive that is not wholly unpacked, or
+    of a part that was chosen. The classes themselves are called by their synsets, as everywhere else."""
+    if (file := _beside(base, _MAPPING)) is None:
+        return ""
+    try:
+        lines = [line.partition(" ") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{_MAPPING} cannot be read ({error})"
+    there = set(subfolders(base / TRAINED))
+    lacking = [synset + f" ({name.split(',')[0]})" * bool(name) for synset, _, name in lines if synset not in there]
+    if not lacking:
+        return ""
+    more = ", …" if len(lacking) > 3 else ""
+    return f"train/ lacks {len(lacking):,} of the {len(lines):,} classes in {_MAPPING}: {', '.join(lacking[:3])}{more}"
 
 
 def _solution(file: Path) -> dict[str, str]:

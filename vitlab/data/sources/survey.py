@@ -139,7 +139,8 @@ def describe(dataset: DatasetConfig) -> list[str]:
     some = f" (in {whole.looked_at_classes:,} of {whole.classes:,} class folders)" if partly else ""
     left = ", ".join(_named(extension, number) for extension, number in whole.left_out.items())
     layout = recognise(dataset, evaluating=True)
-    form = f": {'; '.join(filter(None, (layout.form, layout.remark)))}" if layout.form != "class folders" else ""
+    said = "; ".join(filter(None, ("" if layout.form == "class folders" else layout.form, layout.remark)))
+    form = f": {said}" if said else ""
     lines = [
         f"data: {dataset.name}: {splits[0].classes:,} {'class' if splits[0].classes == 1 else 'classes'}, {counts} "
         f"images in {dataset.root}{form}" + (f"; left out{some}: {left}" if left else "")
