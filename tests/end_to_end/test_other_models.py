@@ -87,3 +87,19 @@ def test_what_cannot_be_is_refused_before_anything_starts(words, said, compose_c
     with pytest.raises(ConfigError, match=said) as error:
         prove([("a", request.config)])
     assert "nothing was started" in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_four_kinds_of_models_in_one_table(train_here, tmp_path):
+    """The choices of conf/model in one sweep at 32 pixels: every cell finishes, and each model has its rows."""
+    models = ("vit_tiny_16_224", "swin_tiny", "convnext_tiny", "resnet50")
+    train_here(
+        f"model={','.join(models)}", "augment=none,randaug", "model.image_size=32", "recipe.epochs=1",
+        "recipe.warmup_epochs=0", "recipe.batch_size=8", "dataset.train_per_class=1", "dataset.val_fraction=0.02",
+        "wandb.mode=disabled", "device=cpu", f"output_dir={tmp_path}/runs",
+    )  # fmt: skip
+    done = run("analyze.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith(("| none", "| randaug"))]
+    assert rows == [f"{augment} / {model}(image_size=32)" for model in models for augment in ("none", "randaug")]
+    assert all(size in done.stdout for size in ("5.49 M", "27.5 M", "27.8 M", "23.5 M"))
