@@ -113,7 +113,7 @@ LISTED = {
     "for which lrp has no rule": "test_methods_that_messages_name_are_accepted",
     "label needs images whose class is known": "test_methods_that_messages_name_are_accepted",
     "does not name its {self.count} classes": "NUMBER",
-    "explain=rollout and explain=relevance work on it": "test_methods_that_messages_name_are_accepted",
+    "explain=features and explain=relevance work on it": "test_methods_that_messages_name_are_accepted",
     "explain.compare=true shows one class, got": "tells which option it is about",
     "goes down to the pixels": "tells which option it is about",
     "task=explain reads one or several": "tells which task it is about",
@@ -236,7 +236,7 @@ def test_the_data_sets_that_messages_name_are_accepted(words):
     "words",
     [
         "explain=relevance explain.method=attnlrp", "explain=relevance explain.method=generic", "explain=rollout",
-        "explain=relevance", "explain=faithfulness explain.target=predicted",
+        "explain=features", "explain=relevance", "explain=faithfulness explain.target=predicted",
     ],
     ids=str,
 )  # fmt: skip
