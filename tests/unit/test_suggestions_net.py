@@ -8,9 +8,10 @@ import pytest
 from typed_commands import on_screen
 
 from vitlab.cli.train_task import only_configuration
-from vitlab.config import build
+from vitlab.config import ModelConfig, build
 from vitlab.core.metrics import figure
 from vitlab.explain.options import parse_options
+from vitlab.models.formats import as_overrides
 from vitlab.study.preflight import resolved
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +118,7 @@ LISTED = {
     "explain.compare=true shows one class, got": "tells which option it is about",
     "goes down to the pixels": "tells which option it is about",
     "task=explain reads one or several": "tells which task it is about",
-    "give its model: model=NAME": "NAME",
+    "give its model: model.name=NAME": "NAME",
     "so it predicts nothing": "FILE",
     "export.format=timm writes any model": "test_the_formats_of_an_export_are_accepted",
     "export.format=transformers can": "test_the_formats_of_an_export_are_accepted",
@@ -131,8 +132,8 @@ LISTED = {
     "does not tell its model": "test_values_that_messages_name_are_accepted",
     "the checkpoint tells the sizes": "NAME",
     "does not tell how its pictures were normalised": "FOLDER",
-    "cannot be resized to the model's": "… stands for the model of the user's file",
-    "give the model that the checkpoint is of": "… stands for the model of the user's file",
+    "cannot be resized to the model's": "NAME",
+    "give the model that the checkpoint is of": "test_the_model_that_a_message_names_is_accepted",
     "by the same command and study.part=pretraining": "test_values_that_messages_name_are_accepted",
     "have changed since it was begun": "the identity of the user's cell",
     "means other images in": "test_values_that_messages_name_are_accepted",
@@ -236,13 +237,26 @@ def test_the_data_sets_that_messages_name_are_accepted(words):
     "words",
     [
         "explain=relevance explain.method=attnlrp", "explain=relevance explain.method=generic", "explain=rollout",
-        "explain=features", "explain=relevance", "explain=faithfulness explain.target=predicted",
+        "explain=relevance", "explain=features", "explain=features explain.method=attnlrp",
+        "explain=faithfulness explain.target=predicted",
     ],
     ids=str,
 )  # fmt: skip
 def test_methods_that_messages_name_are_accepted(words):
     typed = ["task=explain", *words.split()]
     assert on_screen(*typed, carry_out=accepted_by(typed)) is None
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig("vit_small_patch14_dinov2", image_size=518),
+        ModelConfig("vit_base_patch16_224", image_size=32, patch_size=8, embed_dim=128, depth=3, num_heads=2),
+    ],
+    ids=lambda model: model.name,
+)
+def test_the_model_that_a_message_names_is_accepted(model, compose_config):
+    assert compose_config(*as_overrides(model).split()).cell.model == model
 
 
 def test_the_suggestions_for_tables_are_accepted():

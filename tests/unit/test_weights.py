@@ -264,7 +264,8 @@ def test_another_resolution_is_said(tmp_path, book, compose_config):
 def test_a_wrong_start_is_refused_by_its_key(tmp_path, book):
     model = build_model(MICRO, 10)
     start = PretrainConfig("checkpoint", path=str(book), weights="ema")
-    with pytest.raises(ConfigError, match=r"pretrain\.path: .*cls_token is .*of, vit_tiny_patch16_224, with model=…"):
+    typed = r"give the model that the checkpoint is of: model\.name=vit_tiny_patch16_224 model\.image_size=224$"
+    with pytest.raises(ConfigError, match=rf"pretrain\.path: .*cls_token is .*{typed}"):
         load_start(model, start, book)
     bare = save(model.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(ConfigError, match=r"^pretrain\.weights: .*bare\.pth holds no moving average"):

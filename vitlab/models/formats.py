@@ -44,6 +44,13 @@ def model_of_name(name: str, state: Mapping[str, Tensor], image_size: int | None
     return ModelConfig(own, image_size=_image_size(state) or image_size or native_image_size(own))
 
 
+def as_overrides(model: ModelConfig) -> str:
+    """What to type for `model`: its name, image size, and the sizes that are not the architecture's own."""
+    sizes = {key: getattr(model, key) for key in ("patch_size", "embed_dim", "depth", "num_heads")}
+    given = {"name": model.name, "image_size": model.image_size} | {k: v for k, v in sizes.items() if v is not None}
+    return " ".join(f"model.{key}={value}" for key, value in given.items())
+
+
 def _image_size(state: Mapping[str, Tensor]) -> int | None:
     """Side of the square input in pixels, from the patches and the position embeddings."""
     patch, position = state.get("patch_embed.proj.weight"), state.get("pos_embed")

@@ -107,7 +107,7 @@ def restore(config: Config, name: str, *, statistics: str = "checkpoint") -> Res
     if report.dropped or lacking:
         wrong = f"lacks {lacking[0]}" if lacking else f"also holds {report.dropped[0]}"
         more = ", and more" if len(lacking or report.dropped) > 1 else ""
-        raise UserError(f"{weights.path}: is not of {model.name} (it {wrong}{more}); give its model: model=NAME")
+        raise UserError(f"{weights.path}: is not of {model.name} (it {wrong}{more}); give its model: model.name=NAME")
     return Restored(network.eval(), weights, model, dataset, classes, report.resized, doubt, assumed)
 
 

@@ -26,6 +26,7 @@ from vitlab.models.formats import (
     BOOK_DATASETS,
     BOOK_MODELS,
     arguments_of_card,
+    as_overrides,
     dataset_of_deit,
     dataset_of_google,
     dataset_of_timm,
@@ -262,10 +263,10 @@ def load_weights(model: nn.Module, weights: Weights, *, keep_head: bool = False)
             taken[key] = _resized_position(model, weights, tensor, target)
             resized.append(f"pos_embed {tuple(tensor.shape[1:])} → {tuple(target.shape[1:])}")
         else:
-            of = f", {weights.model.name}," if weights.model else ""
+            typed = as_overrides(weights.model) if weights.model else "model.name=NAME"
             raise UserError(
                 f"{weights.path}: {key} is {tuple(tensor.shape)} there and {tuple(target.shape)} in the model; "
-                f"give the model that the checkpoint is of{of} with model=…"
+                f"give the model that the checkpoint is of: {typed}"
             )
     body = [key for key in wanted if not key.startswith(heads)]
     total, found = (sum(wanted[k].numel() for k in keys) for keys in (body, [k for k in body if k in taken]))
@@ -341,6 +342,6 @@ def _resized_position(model: nn.Module, weights: Weights, tensor: Tensor, target
         raise UserError(
             f"{weights.path}: its pos_embed {tuple(tensor.shape)} cannot be resized to the model's "
             f"{tuple(target.shape)}: without {prefix} class tokens it is of {count} patches, which make no square, and "
-            "the file does not tell their grid; give the model that the checkpoint is of (model=…)"
+            "the file does not tell their grid; give the model that the checkpoint is of: model.name=NAME"
         )
     return resample_abs_pos_embed(tensor, list(new), list(old), prefix)
