@@ -55,7 +55,7 @@ ON = {
 OFF = {
     "dataset.crop_scale": {"dataset.train_crop": "resize"},
     "dataset.crop_ratio": {"dataset.train_crop": "pad", "dataset.pad": 2},
-    "dataset.subset_seed": {"dataset.train_per_class": None},
+    "dataset.subset_seed": {"dataset.train_per_class": None, "recipe.batch_size": 64},
     "augment.mixup": MIXING | {"augment.mixup": 0.0, "augment.mixup_prob": 0.0},
     "augment.cutmix": MIXING | {"augment.cutmix": 0.0, "augment.mixup_switch_prob": 0.0},
     "augment.mixup_switch_prob": MIXING | {"augment.mixup": 0.0},

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TYPE = """
 import multiprocessing.forkserver, os, runpy, sys
-import hydra.main, hydra._internal.hydra
+import hydra._internal.hydra, hydra.main, hydra_plugins.vitlab_sweeper, vitlab.cli.train_task, vitlab.study.launch_local
 for place, words in enumerate(sys.argv[2:]):
     if os.fork():
         os.wait()
