@@ -19,8 +19,8 @@ MOST_WORKERS = 8
 
 SLOW_SECONDS = 1200
 
-WHOLE = ("tests/slurm/", "tests/end_to_end/test_study.py", "tests/end_to_end/test_evaluate.py")
-"""Where tests share what takes seconds to make: these folders and files run in one worker, other tests in any."""
+WHOLE = ("tests/slurm/", "tests/unit/test_missing_data.py")
+"""Where tests share what takes seconds to make: these run in one worker, as each file of tests/end_to_end does."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,13 +50,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand out test by test, but `WHOLE` by folder or file; xdist's own, if the command names one with --dist."""
+    """Hand out test by test, but what shares by folder or file; xdist's own, if the command names one with --dist."""
     if config.getvalue("dist") != "load":
         return None
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith("tests/end_to_end/"):
+                return nodeid.partition("::")[0]
             return next((whole for whole in WHOLE if nodeid.startswith(whole)), nodeid)
 
     return Scheduler(config, log)
