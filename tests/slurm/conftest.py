@@ -114,7 +114,8 @@ class Cluster:
             "SchedulerParameters": "sched_interval=1,bf_interval=1,batch_sched_delay=0,requeue_delay=1",
             "SelectType": "select/cons_tres", "SelectTypeParameters": "CR_CPU",
             "PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE", "GresTypes": "gpu",
-            "SlurmdParameters": "config_overrides", "KillWait": 20, "InactiveLimit": 0,
+            "SlurmdParameters": "config_overrides", "KillWait": 20, "InactiveLimit": 0, "MaxArraySize": 11,
+            "AccountingStorageEnforce": "associations,limits",
         }  # fmt: skip
         nodes = "".join(
             f"NodeName=n{n} NodeHostname={host} NodeAddr=127.0.0.1 Port={self.ports[2 + n]} CPUs=4 RealMemory=4000 "

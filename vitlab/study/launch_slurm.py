@@ -7,33 +7,40 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vitlab.config import ConfigError, check_run
+from vitlab.core.errors import UserError
 from vitlab.core.files import locked, make_folder
 from vitlab.core.integrity import sealed
 from vitlab.study.attempts import FILE as ATTEMPTS
-from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.plan import Plan, PlannedCell, counted
 from vitlab.study.progress import View
 from vitlab.study.provenance import EXPECTED, MANIFEST, ROOT, code_fingerprint
 from vitlab.study.sharing import groups_of
 from vitlab.study.slurm_group import GroupJob, for_the_node
 from vitlab.study.slurm_job import NO_CODE, SAVED_AND_CONTINUE, CellJob
+from vitlab.study.slurm_limits import NO_SUCH_ARRAY, REFUSED, ask_limits
 from vitlab.study.slurm_options import SlurmOptions
-from vitlab.study.slurm_watch import queue, submitted_jobs, watch
+from vitlab.study.slurm_watch import Queued, queue, submitted_jobs, watch
 
-ARRAY_LENGTH = 1000
-"""Slurm's default MaxArraySize is 1001."""
+NOT_YET = "not submitted"
+"""What became of a cell for which Slurm has no place yet."""
 _SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 KILLED = tuple(code for number in _SIGNALS for code in (int(number), 128 + number))
 """What srun's exit code is after a signal that no process handles."""
 _ANY_NUMBER = 10**6
 """Of allocations that a cell may take."""
+
+
+class TooManyError(UserError):
+    """Slurm takes no more jobs, or not so many in an array."""
 
 
 def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str]:
@@ -49,36 +56,129 @@ def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str
             "hydra/launcher", "Slurm's srun is not on this machine; submit from a login node of a cluster"
         )
     cells = [replace(cell, config=_on_devices(cell, options)) for cell in plan.todo]
-    outcomes: dict[str, str] = {}
-    with _submitting(plan.output_dir):
-        queued = _queued(plan.output_dir)
-        jobs = {cell.id: queued[cell.id] for cell in cells if cell.id in queued}
-        for cell in cells:
-            if cell.id in jobs:
-                view.status(cell.id, "waiting", f"already in the queue as {jobs[cell.id]}")
-            elif plan.record(cell).state() == "finished":  # by another command, since this one has planned
-                outcomes[cell.id] = "finished"
-            elif cell.needs not in {c.id for c in cells} and (why := plan.blocked_by(cell)):
-                outcomes[cell.id] = "blocked"
-                view.status(cell.id, "blocked", why)
-        for stage in (0, 1):
-            missing = [c for c in cells if c.stage == stage and c.id not in jobs and c.id not in outcomes]
-            for cell in missing:
-                plan.record(cell).remove("failure.json")  # of an attempt that this one follows
-            jobs |= _submit(missing, jobs, plan, options)
-    arrays = sorted({job.partition("_")[0] for job in jobs.values()}, key=int)
+    queueing = Queueing(plan, view, options, cells)
+    queueing.submit()
+    jobs, pending = queueing.jobs, queueing.pending
+    arrays = _arrays(jobs)
     if jobs:
         noun = "array" if len(arrays) == 1 else "arrays"
         of_jobs = f" of {count} jobs" if (count := len(set(jobs.values()))) < len(jobs) else ""
         view.say(f"Slurm has {len(jobs)} cells in {len(arrays)} {noun}{of_jobs}: {' '.join(arrays)}")
-    watched = [cell for cell in cells if cell.id in jobs]
-    if plan.cells[0].config.study.detach:
-        return outcomes | dict.fromkeys(jobs, "submitted")
+    attached = not plan.cells[0].config.study.detach
+    if pending:
+        then = "they are submitted as places become free" if attached else "this command, typed again, submits them"
+        view.say(f"{counted(len(pending), 'cell')} more than Slurm takes from you now{queueing.limit_words}; {then}")
+    outcomes = queueing.outcomes
+    if not attached:
+        return outcomes | dict.fromkeys(jobs, "submitted") | {cell.id: NOT_YET for cell in pending}
     try:
-        return outcomes | watch(watched, jobs, plan, view, options.poll_seconds)
+        return watch(queueing, plan, view, options.poll_seconds)
     except KeyboardInterrupt:
-        view.say(f"left to Slurm; the same command looks again; to end the jobs: scancel {' '.join(arrays)}")
-        return outcomes | {cell: "submitted" for cell in jobs if plan.record_of(cell).state() != "finished"}
+        view.say(f"left to Slurm; the same command looks again; to end the jobs: scancel {' '.join(_arrays(jobs))}")
+        left = dict.fromkeys(jobs, "submitted") | {cell.id: NOT_YET for cell in queueing.pending}
+        return outcomes | {key: told for key, told in left.items() if plan.record_of(key).state() != "finished"}
+
+
+def _arrays(jobs: Mapping[str, str]) -> list[str]:
+    return sorted({job.partition("_")[0] for job in jobs.values()}, key=int)
+
+
+class Queueing:
+    """The cells of a plan on their way into Slurm's queue, as many at a time as it takes."""
+
+    def __init__(self, plan: Plan, view: View, options: SlurmOptions, cells: Sequence[PlannedCell]) -> None:
+        self.plan, self.view, self.options = plan, view, options
+        self.cells = list(cells)
+        self.jobs: dict[str, str] = {}
+        """Identity → job, of what is or was in the queue."""
+        self.outcomes: dict[str, str] = {}
+        """Identity → outcome, of what needs no job or can have none."""
+        self._limits = ask_limits(options)
+
+    @property
+    def pending(self) -> list[PlannedCell]:
+        """The cells without a job, in the plan's order: pre-trainings first."""
+        return [cell for cell in self.cells if cell.id not in self.jobs and cell.id not in self.outcomes]
+
+    @property
+    def limit_words(self) -> str:
+        most = self._limits.at_once
+        return "" if most is None else f" ({most} jobs at once, MaxSubmitJobs)"
+
+    def submit(self) -> None:
+        """Submit what fits. Raises ConfigError where Slurm refuses the jobs for another reason than their number."""
+        if not self.pending:
+            return
+        with _submitting(self.plan.output_dir):
+            known = submitted_jobs(self.plan.output_dir)
+            now = queue() if known or self._limits.at_once is not None else {}
+            if now is None and not self.jobs:
+                raise UserError("Slurm's squeue does not answer; nothing was submitted: type the command again")
+            if now is None:  # asked again in a moment
+                return
+            self._look({cell: job for cell, job in known.items() if job in now})
+            for stage in (0, 1):
+                ready = [cell for cell in self.pending if cell.stage == stage and self._may_start(cell, now)]
+                for group, before in self._groups(ready, now):
+                    now = self._submit(group, before, now)
+
+    def _look(self, known: Mapping[str, str]) -> None:
+        """Note what other commands have submitted or finished, and what cannot be trained."""
+        ids = {cell.id for cell in self.cells} - set(self.outcomes)
+        for cell in self.pending:
+            if cell.id in known:
+                self.jobs[cell.id] = known[cell.id]
+                self.view.status(cell.id, "waiting", f"already in the queue as {known[cell.id]}")
+            elif self.plan.record(cell).state() == "finished":  # by another command, since this one has planned
+                self.outcomes[cell.id] = "finished"
+            elif cell.needs not in ids and (why := self.plan.blocked_by(cell)):
+                self.outcomes[cell.id] = "blocked"
+                self.view.status(cell.id, "blocked", why)
+
+    def _may_start(self, cell: PlannedCell, now: Mapping[str, Queued]) -> bool:
+        """Whether a cell's pre-training is finished, or has a job that the cell's can wait for."""
+        return cell.needs is None or self.jobs.get(cell.needs) in now or not self.plan.blocked_by(cell)
+
+    def _groups(
+        self, cells: list[PlannedCell], now: Mapping[str, Queued]
+    ) -> Iterator[tuple[list[list[PlannedCell]], str]]:
+        """The jobs of the cells that wait for the same job and run the same code, and that job."""
+        groups: dict[tuple[str, Path | None], list[PlannedCell]] = {}
+        for cell in cells:
+            before = self.jobs.get(cell.needs or "", "")
+            groups.setdefault((before if before in now else "", self.plan.code_of(cell)), []).append(cell)
+        for (before, _), group in groups.items():
+            yield _together(group, self.options.cells_per_job), before
+
+    def _submit(self, groups: list[list[PlannedCell]], before: str, now: Mapping[str, Queued]) -> dict[str, Queued]:
+        """Submit as many of these jobs as there is room for; returns the queue with them."""
+        taken = dict(now)
+        waiting = sum(job.state == "PENDING" for job in now.values())
+        room = self._limits.room(len(taken))
+        if not self._limits.worth_it(room, waiting, len(groups)):
+            return taken
+        groups = groups[:room]
+        most = len(groups)
+        while groups:
+            array = groups[: min(most, self._limits.array_of(len(groups)))]
+            for cell in (cell for group in array for cell in group):
+                self.plan.record(cell).remove("failure.json")  # of an attempt that this one follows
+            try:
+                jobs = _submit_array(array, before, self.plan, self.options)
+            except TooManyError as error:  # the limits are others than those that were told, or none were
+                if len(array) == 1 and not self.jobs:  # no place will become free
+                    raise ConfigError("hydra.launcher", str(error)) from None
+                if len(array) == 1:
+                    self._limits = replace(self._limits, at_once=max(1, len(taken)))
+                    break
+                most = len(array) // 2
+                if NO_SUCH_ARRAY in str(error):
+                    self._limits = replace(self._limits, array=most)
+                continue
+            self.jobs |= jobs
+            taken |= {job: Queued("PENDING", "") for job in jobs.values()}
+            groups = groups[len(array) :]
+        return taken
 
 
 def _on_devices(cell: PlannedCell, options: SlurmOptions) -> Any:
@@ -92,19 +192,6 @@ def _on_devices(cell: PlannedCell, options: SlurmOptions) -> Any:
     config = replace(cell.config, devices=world)
     check_run(config)
     return config
-
-
-def _submit(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, options: SlurmOptions) -> dict[str, str]:
-    """One array for the cells of a stage that wait for the same job and run the same code; returns identity → job."""
-    groups: dict[tuple[str, Path | None], list[PlannedCell]] = {}
-    for cell in cells:
-        groups.setdefault((jobs.get(cell.needs or "", ""), plan.code_of(cell)), []).append(cell)
-    submitted = {}
-    for (before, _), group in groups.items():
-        together = _together(group, options.cells_per_job)
-        for start in range(0, len(together), ARRAY_LENGTH):
-            submitted |= _submit_array(together[start : start + ARRAY_LENGTH], before, plan, options)
-    return submitted
 
 
 def _together(cells: list[PlannedCell], most: int) -> list[list[PlannedCell]]:
@@ -161,7 +248,9 @@ def _submit_array(groups: list[list[PlannedCell]], before: str, plan: Plan, opti
         with _outside_any_job(), contextlib.redirect_stderr(None), executor.batch():
             submitted = [executor.submit(_job_of(cells, plan, submitted_code)) for cells in groups]
     except FailedJobError as error:
-        raise ConfigError("hydra.launcher", str(error).strip().replace("sbatch: error: ", "")) from None
+        shutil.rmtree(batch)
+        said = str(error).strip().replace("sbatch: error: ", "")
+        raise TooManyError(said) if REFUSED.search(said) else ConfigError("hydra.launcher", said) from None
     jobs = {cell.id: job.job_id for cells, job in zip(groups, submitted, strict=True) for cell in cells}
     (batch / "jobs.json").write_text(json.dumps(sealed(jobs)), encoding="utf-8")
     return jobs
@@ -236,10 +325,3 @@ def _submitting(output_dir: Path) -> Iterator[None]:
     """Held while looking at the queue and submitting, so that two commands do not submit a cell twice."""
     with locked(make_folder(output_dir / "slurm") / "lock", wait=math.inf):
         yield
-
-
-def _queued(output_dir: Path) -> dict[str, str]:
-    """The cells that earlier commands have submitted and that are still in the queue: identity → job."""
-    known = submitted_jobs(output_dir)
-    now = (queue() or {}) if known else {}
-    return {cell: job for cell, job in known.items() if job in now}

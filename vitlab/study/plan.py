@@ -290,13 +290,8 @@ def study_content(plan: Plan, config: Config) -> dict[str, Any]:
 
 
 def _entry(cell: PlannedCell) -> dict[str, Any]:
-    entry = {
-        "id": cell.id,
-        "name": cell.name,
-        "part": cell.config.study.part,
-        "needs": cell.needs,
-        "aliases": list(cell.aliases),
-    }
+    part = cell.config.study.part
+    entry = {"id": cell.id, "name": cell.name, "part": part, "needs": cell.needs, "aliases": list(cell.aliases)}
     entry |= {"labels": dict(cell.config.labels), "overrides": list(cell.overrides)}
     return entry | {"experiment": experiment(cell.config.cell)}
 

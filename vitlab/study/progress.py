@@ -20,6 +20,7 @@ MARKS = {
     "blocked": "⊘",
     "running": "▸",
     "waiting": "·",
+    "not submitted": "·",
     "interrupted": "‖",
     "killed": "✗",
     "running elsewhere": "▹",

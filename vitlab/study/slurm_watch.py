@@ -6,8 +6,10 @@ import contextlib
 import signal
 import subprocess
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from vitlab.core.integrity import DamagedError, read_mapping
 from vitlab.study.attempts import describe_attempts, without_progress
@@ -71,22 +73,34 @@ def final_state(job: str) -> str:
     return ""
 
 
-def watch(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, view: View, seconds: float) -> dict[str, str]:
-    """Show the cells' progress until none is in the queue; returns what became of each.
+class Submits(Protocol):
+    """Gives cells to Slurm as it takes them (`launch_slurm.Queueing`): identity → job, and → outcome."""
+
+    cells: list[PlannedCell]
+    jobs: dict[str, str]
+    outcomes: dict[str, str]
+
+    def submit(self) -> None: ...
+
+
+def watch(queueing: Submits, plan: Plan, view: View, seconds: float) -> dict[str, str]:
+    """Show the cells' progress until none is in the queue or waits for a place in it; returns what became of each.
 
     What cells without a network have kept of W&B is uploaded from here.
     """
-    outcomes: dict[str, str] = {}
+    jobs, outcomes = queueing.jobs, queueing.outcomes
     shown: dict[str, int] = {}
     absent: dict[str, int] = {}
     said: set[str] = set()
     upload_at = time.monotonic() + UPLOAD_SECONDS
-    while left := [cell for cell in cells if cell.id not in outcomes]:
+    while left := [cell for cell in queueing.cells if cell.id not in outcomes]:
+        queueing.submit()
         jobs_now = queue()
         if jobs_now is None:
             time.sleep(seconds)
             continue
-        for cell in left:
+        sizes = Counter(jobs.values())
+        for cell in (cell for cell in left if cell.id in jobs):
             state = found.state if (found := jobs_now.get(jobs[cell.id])) else None
             if state in ("RUNNING", "COMPLETING"):
                 view.status(cell.id, "running")
@@ -94,7 +108,7 @@ def watch(cells: list[PlannedCell], jobs: dict[str, str], plan: Plan, view: View
                 view.status(cell.id, "waiting", "saved; waits for its next allocation")
             _show_rows(cell, plan, view, shown, running=state is None or state == "RUNNING")
             absent[cell.id] = absent.get(cell.id, 0) + 1 if state is None else 0
-            shared = list(jobs.values()).count(jobs[cell.id]) > 1  # its job may go on without it
+            shared = sizes[jobs[cell.id]] > 1  # its job may go on without it
             if absent[cell.id] >= 2 or ((absent[cell.id] or shared) and plan.record(cell).state() == "finished"):
                 outcomes[cell.id] = _conclude(cell, jobs[cell.id], plan, view)
         view.refresh()
