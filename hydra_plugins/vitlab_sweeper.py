@@ -25,7 +25,7 @@ from vitlab.cli.typos import mistakes_in_words
 from vitlab.cli.values import readable, typed
 from vitlab.config import GROUPS, CellConfig, Config, ConfigError, parse, with_seed
 from vitlab.core.errors import UserError, as_user_error
-from vitlab.study.plan import Request
+from vitlab.study.naming import Request
 
 # A plain mapping: Hydra loads plugins in a way that dataclasses with postponed annotations do not survive.
 _NODE = {"_target_": "hydra_plugins.vitlab_sweeper.StudySweeper", "max_batch_size": None, "params": None}

@@ -297,7 +297,7 @@ def test_a_preempted_job_of_several_cells_goes_on(lab):
     words = ["augment=none,erase", "seed=0,1", "recipe.epochs=16", "hydra.launcher.cells_per_job=2"]
     process = lab.start(*words, "hydra.launcher.cpus_per_task=4")
     lab.until(lambda: any(len(rows(c)) >= 3 for c in lab.cells()))
-    lab.cluster.ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 5")
+    lab.cluster.ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
     code, output = lab.end(process)
     assert code == 0 and "Slurm has 4 cells in 1 array of 2 jobs" in output, output
     assert len(lab.cells()) == 4 and all([r["epoch"] for r in rows(c)] == list(range(1, 17)) for c in lab.cells())

@@ -14,7 +14,7 @@ from vitlab.data.sources.arrays import ArraySource
 from vitlab.data.sources.claims import check_claims
 from vitlab.data.sources.registry import build_source, stratified_order
 from vitlab.study.identity import identity
-from vitlab.study.plan import Request
+from vitlab.study.naming import Request
 
 
 def planned(compose_config, tmp_path, *words):

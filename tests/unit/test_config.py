@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.config import AugmentConfig, ConfigError, RecipeConfig, WandbConfig, build, check_cell, experiment, plain
+from vitlab.config import (
+    AugmentConfig,
+    ConfigError,
+    RecipeConfig,
+    WandbConfig,
+    build,
+    check_cell,
+    experiment,
+    plain,
+    with_seed,
+)
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -134,3 +144,14 @@ def test_a_wrong_choice_of_words_prints_its_list_once():
     with pytest.raises(ConfigError) as raised:
         build(WandbConfig, {"mode": "ofline"}, "wandb")
     assert str(raised.value).endswith("allowed: auto, online, offline, disabled; give wandb.mode=offline")
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("augment=deit", "pretrain=fractaldb_small"), ("dataset.subset_seed=3", "dataset.train_per_class=8")]
+)
+def test_another_seed_is_what_parse_makes_of_it(compose_config, words):
+    first, other = compose_config(*words, "seed=0"), compose_config(*words, "seed=5")
+    assert with_seed(first, 5) == other and with_seed(other, 0) == first
+    for wrong in ("five", -1, 1.5):
+        with pytest.raises(ConfigError, match="seed"):
+            with_seed(first, wrong)

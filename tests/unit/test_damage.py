@@ -30,7 +30,8 @@ from vitlab.core.errors import UserError
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.study.data_record import record_data
 from vitlab.study.identity import identity
-from vitlab.study.plan import Request, build_plan, study_content
+from vitlab.study.naming import Request
+from vitlab.study.plan import build_plan, study_content
 from vitlab.study.record import Record
 from vitlab.study.studies import write_study
 from vitlab.train.checkpoint import save_checkpoint

@@ -18,8 +18,9 @@ ALLOWED = {
     "cli": {"core", "config", "data", "models", "train", "study", "explain", "analysis", "cli"},
 }
 LIGHT = {
-    "config", "core/random", "analysis", "cli", "study/identity", "study/plan", "study/record", "study/studies",
-    "study/contents", "study/mixture", "core/errors", "core/integrity", "data/sources/class_list",
+    "config", "core/random", "analysis", "cli", "study/identity", "study/plan", "study/naming", "study/record",
+    "study/studies", "study/contents", "study/mixture", "core/errors", "core/integrity", "core/plain_yaml",
+    "data/sources/class_list",
 }  # fmt: skip
 SLOW_TO_IMPORT = {"cli/evaluate_task", "cli/export_task", "cli/fractal_task", "cli/pack_task", "cli/preview_task"}
 """Imported only when their task runs."""

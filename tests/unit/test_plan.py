@@ -8,7 +8,8 @@ from planned import begin, finish, with_study
 from vitlab.config import ConfigError
 from vitlab.core.integrity import NewerError
 from vitlab.study.identity import identity
-from vitlab.study.plan import build_plan, study_content, study_name
+from vitlab.study.naming import study_name
+from vitlab.study.plan import build_plan, study_content
 from vitlab.study.provenance import device_kind, settings
 from vitlab.study.record import Record
 from vitlab.study.studies import read_study, write_study

@@ -6,7 +6,8 @@ from vitlab.cli.train_task import run_study
 from vitlab.config import ConfigError
 from vitlab.data.sources.presence import require_data
 from vitlab.study.launch_local import run_locally
-from vitlab.study.plan import Request, build_plan
+from vitlab.study.naming import Request
+from vitlab.study.plan import build_plan
 from vitlab.study.preflight import prove
 
 

@@ -11,7 +11,8 @@ import pytest
 from vitlab.config import ConfigError
 from vitlab.study import launch_slurm, slurm_limits, slurm_watch
 from vitlab.study.launch_slurm import TooManyError, run_on_slurm
-from vitlab.study.plan import Request, build_plan
+from vitlab.study.naming import Request
+from vitlab.study.plan import build_plan
 from vitlab.study.slurm_limits import Limits, ask_limits
 from vitlab.study.slurm_options import SlurmOptions
 from vitlab.study.slurm_watch import Queued

@@ -14,7 +14,8 @@ from hydra_plugins.vitlab_sweeper import StudySweeper, _Composer
 from vitlab.cli.keys import typed_keys
 from vitlab.config import ConfigError, parse, plain, register_schemas
 from vitlab.study.identity import identity
-from vitlab.study.plan import Request, build_plan
+from vitlab.study.naming import Request
+from vitlab.study.plan import build_plan
 from vitlab.study.record import Record
 
 ROOT = Path(__file__).parents[2]

@@ -32,7 +32,7 @@ from vitlab.models.build import build_model
 from vitlab.models.restore import restore
 from vitlab.models.weights import Weights, load_start, load_weights, read_checkpoint
 from vitlab.study.identity import SEMANTICS, identity
-from vitlab.study.plan import Request
+from vitlab.study.naming import Request
 from vitlab.study.record import Record
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
 

@@ -16,7 +16,8 @@ from vitlab.core.errors import UserError
 from vitlab.study import snapshot
 from vitlab.study.identity import identity
 from vitlab.study.mixture import Compose
-from vitlab.study.plan import Plan, Request, build_plan, name_cells, study_content, study_name
+from vitlab.study.naming import Request, name_cells, study_name
+from vitlab.study.plan import Plan, build_plan, study_content
 from vitlab.study.preflight import Named, check_plan, check_requests, require_present, require_startable, resolved
 from vitlab.study.progress import View
 from vitlab.study.studies import write_study

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.core.errors import UserError
+from vitlab.core.plain_yaml import parse_yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,7 +112,7 @@ def read_mapping(
     if not text.strip():
         raise DamagedError(path, "damaged (it is empty)", remedy)
     try:
-        content = _parse_yaml(text) if path.suffix == ".yaml" else json.loads(text)
+        content = parse_yaml(text) if path.suffix == ".yaml" else json.loads(text)
     except Exception as error:  # damaged text makes the parsers raise nearly anything, RecursionError among them
         raise DamagedError(path, f"damaged ({_one_line(error)})", remedy) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -216,44 +215,6 @@ def _is_intact(text: str, content: Mapping[str, Any], path: Path) -> bool:
 def _whole(text: str) -> int | float:
     value = float(text)
     return int(value) if value.is_integer() else value
-
-
-_BLOCK, _INNER = (re.compile(rf"^{indent}(?=\w)", re.MULTILINE) for indent in ("", "  "))
-_PLAIN = re.compile(r"[^&*!%|>#\t]*")
-"""Text without anchors, tags, directives, comments and blocks of text."""
-
-
-def _parse_yaml(text: str) -> Any:
-    """The content of a YAML file. A plain one is parsed group by group, each once: cells have most of them in common,
-    and share them here, so that nobody may change what is inside."""
-    found: dict[str, Any] = {}
-    lines = ""
-    try:
-        if _PLAIN.fullmatch(text) is None or text.startswith("---"):
-            return _load_yaml(text)
-        for block in _BLOCK.split(text):
-            head, _, rest = block.partition("\n")
-            if rest.startswith("  ") and head.endswith(":"):
-                found[head[:-1]] = inner = {}
-                for part in _INNER.split(rest):
-                    inner |= _load_group(part)
-            else:
-                lines += block
-        found |= _load_yaml(lines) or {}
-    except Exception:  # it is laid out in another way, or damaged: the whole is parsed, and what is wrong said of that
-        return _load_yaml(text)
-    return found
-
-
-@functools.lru_cache(maxsize=4096)
-def _load_group(text: str) -> Mapping[str, Any]:
-    return _load_yaml(text) if text.strip() else {}
-
-
-def _load_yaml(text: str) -> Any:
-    import yaml
-
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # C: ten times faster, where libyaml is there
 
 
 def _one_line(error: Exception) -> str:

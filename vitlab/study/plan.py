@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.config import GROUPS, CellConfig, Config, ConfigError, experiment
+from vitlab.config import Config, ConfigError, experiment
 from vitlab.core.errors import UserError
-from vitlab.core.files import clean_name
 from vitlab.core.integrity import DamagedError, NewerError
 from vitlab.data.order import num_steps
 from vitlab.study.capacity import Capacity, capacity
 from vitlab.study.contents import Contents, read_contents
 from vitlab.study.identity import identity
 from vitlab.study.mixture import Compose, attempts, drifted, mixtures
+from vitlab.study.naming import Request, name_cells, name_pretrainings
 from vitlab.study.provenance import device_kind, settings
 from vitlab.study.record import Record, State, name_of_record
 from vitlab.study.snapshot import FOLDER, begun_on, describe_continued, version_of
@@ -25,14 +25,6 @@ from vitlab.study.studies import Entry, joined, others, read_study
 
 if TYPE_CHECKING:
     from vitlab.study.trial import Trial
-
-
-@dataclass(frozen=True)
-class Request:
-    """One cell as the user asked for it: Hydra's overrides, and the configuration they compose to."""
-
-    overrides: tuple[str, ...]
-    config: Config
 
 
 @dataclass(frozen=True)
@@ -162,7 +154,7 @@ def build_plan(
     names = name_cells(requests)
     older = functools.partial(name_of_record, output_dir=output_dir)
     named = older if older_names and first.study.rerun is None else identity
-    starts = _name_pretrainings(requests, named)
+    starts = name_pretrainings(requests, named)
     merged: dict[str, PlannedCell] = {}
     contents: dict[str, Contents] = {}
     for request, name in zip(requests, names, strict=True):
@@ -225,59 +217,6 @@ def _select(cells: list[PlannedCell], config: Config) -> list[PlannedCell]:
     needed = {c.needs for c in chosen.values() if c.selected}
     pretraining_only = [c.id for c in chosen.values() if c.stage == 0 and c.id not in needed and c.id not in wanted]
     return [dataclasses.replace(c, selected=False) if c.id in pretraining_only else c for c in chosen.values()]
-
-
-def name_cells(requests: Sequence[Request]) -> list[str]:
-    """A short name for each request, of what varies between them: `randaug/s1`."""
-    rows = [_traits(request) for request in requests]
-    keys = dict.fromkeys(key for row in rows for key in row)
-    varying = [key for key in keys if len({row.get(key) for row in rows}) > 1] or ["augment"]
-    names = []
-    for request, row in zip(requests, rows, strict=True):
-        parts = [
-            str(row[key]) if key in GROUPS else f"{key.split('.')[-1]}={row[key]}" for key in varying if key in row
-        ]
-        names.append("/".join([*parts, f"s{request.config.cell.seed}"]))
-    return names
-
-
-def _name_pretrainings(requests: Sequence[Request], named: Callable[[CellConfig], str]) -> dict[str, str]:
-    """Identity → name of every pre-training: its data, its seed, and between them what tells it from the others."""
-    found: dict[str, tuple[CellConfig, dict[str, str]]] = {}
-    for request in requests:
-        if (before := request.config.cell.pretraining) is not None:
-            below = {k: v for k, v in _traits(request).items() if k.startswith("pretrain.")}
-            found.setdefault(named(before), (before, below))
-    keys = dict.fromkeys(key for _, below in found.values() for key in below)
-    varying = [key for key in keys if len({below.get(key) for _, below in found.values()}) > 1]
-    names = {}
-    for key, (cell, below) in found.items():
-        told = [f"{k.removeprefix('pretrain.').split('.')[-1]}={below[k]}" for k in varying if k in below]
-        names[key] = "/".join(["pretrain", str(cell.dataset.name), *told, f"s{cell.seed}"])
-    return {key: name if list(names.values()).count(name) == 1 else f"{name}/{key[:5]}" for key, name in names.items()}
-
-
-def _traits(request: Request) -> dict[str, Any]:
-    traits: dict[str, Any] = {group: request.config.labels.get(group, "") for group in GROUPS}
-    for override in request.overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if key in request.config.idle or key.startswith("model."):
-            continue  # it changes nothing, or the model's label says it
-        if key not in GROUPS and key != "seed" and "@" not in key:
-            traits[key] = value
-    return traits
-
-
-def study_name(config: Config, requests: Sequence[Request]) -> str:
-    """The study's name: given, or the experiment's, or made of the data set and of what varies."""
-    if config.study.name is not None:
-        return config.study.name
-    rows = [_traits(request) for request in requests]
-    varying = [key for key in rows[0] if len({row.get(key) for row in rows}) > 1]
-    names = list(dict.fromkeys(str(request.config.cell.dataset.name) for request in requests))
-    data, label = "-".join(names[:3]), config.labels.get("dataset", "")
-    parts = [label if label.startswith(names[0]) else data, *(key.split(".")[-1] for key in varying)]
-    return clean_name("_".join(parts), "study")
 
 
 def study_content(plan: Plan, config: Config) -> dict[str, Any]:
