@@ -31,12 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One worker per usable core; none for single files, which end sooner in one process."""
+    """One worker more than there are usable cores, as many tests wait; none for single files, which end sooner in one
+    process."""
     if all(Path(argument.partition("::")[0]).is_file() for argument in config.args):
         return 0
     from vitlab.core.device import usable_cores
 
-    return min(usable_cores(), MOST_WORKERS)
+    return min(usable_cores() + 1, MOST_WORKERS)
 
 
 def pytest_configure(config: pytest.Config) -> None:

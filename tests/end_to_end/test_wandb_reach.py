@@ -120,7 +120,7 @@ def test_a_server_that_answers_gets_the_run(server, tmp_path):
     assert line(record).startswith("W&B: 1 cell at ") and "/me/vitlab" in line(record)
 
 
-def test_a_cell_of_two_studies_has_both_names_as_tags(server, tmp_path, capsys):
+def test_a_cell_of_two_studies_has_both_names_as_tags(server, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "runs"
     entry = {"id": "c0123456789a", "name": "none/s0", "part": "cell", "labels": {}, "aliases": []}
     write_study(folder, "other", {"cells": [entry]})
@@ -138,6 +138,7 @@ def test_a_cell_of_two_studies_has_both_names_as_tags(server, tmp_path, capsys):
     assert server.runs[record.id]["tags"] == ["s", "other", "third"] and capsys.readouterr().out == ""
     assert record.read("wandb.json")["studies"] == ["s", "other", "third"]
     server.__exit__()
+    monkeypatch.setattr("vitlab.study.uploads.TAG_SECONDS", 1)
     tag_runs([record], "fourth")
     assert "could not be given the tag 'fourth'" in capsys.readouterr().out
 

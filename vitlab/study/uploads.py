@@ -26,6 +26,8 @@ SYNCED = "synced.json"
 """In a cell's folder: what `analyze.py sync=true` has uploaded."""
 OUTCOME = "wandb.json"
 """In a cell's folder: how its last attempt was logged, and whether all of it reached the server."""
+TAG_SECONDS = 30
+"""How long the server is asked for a run that is to get another tag."""
 
 
 class CellRun:
@@ -121,7 +123,7 @@ def tag_runs(records: Sequence[Record], study: str) -> None:
         try:
             import wandb
 
-            run = wandb.Api(timeout=30).run("/".join(urlsplit(outcome["page"]).path.split("/")[1:]))
+            run = wandb.Api(timeout=TAG_SECONDS).run("/".join(urlsplit(outcome["page"]).path.split("/")[1:]))
             run.tags = list(dict.fromkeys([*run.tags, study]))  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(about := run.config.get("vitlab"), Mapping):
                 run.config["vitlab"] = {**about, "studies": places(record.folder.parent, record.id)}
