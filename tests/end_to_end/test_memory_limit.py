@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,9 @@ def limited():
                 group.rmdir()
             continue
         yield group / "cgroup.procs"
+        end = time.monotonic() + 60
+        while (group / "cgroup.procs").read_text(encoding="utf-8") and time.monotonic() < end:
+            time.sleep(0.05)  # servers of the command's own end a moment after it
         group.rmdir()
         return
     pytest.skip("needs a control group of memory that this user may make")

@@ -20,8 +20,8 @@ HELD = ["study.detach=true", "+hydra.launcher.additional_parameters.hold=true"]
 class Edited(Lab):
     """Commands of a copy of the code, which the user goes on editing."""
 
-    def __init__(self, cluster, folder: Path) -> None:
-        super().__init__(cluster, folder)
+    def __init__(self, cluster, folder: Path, train_here) -> None:
+        super().__init__(cluster, folder, train_here)
         for part in ("vitlab", "hydra_plugins", "conf", "run.py"):
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
             copy(ROOT / part, folder / part)
@@ -48,8 +48,8 @@ class Edited(Lab):
 
 
 @pytest.fixture
-def edited(cluster, tmp_path):
-    made = Edited(cluster, tmp_path)
+def edited(cluster, tmp_path, train_here):
+    made = Edited(cluster, tmp_path, train_here)
     yield made
     made.close()
 
