@@ -128,3 +128,16 @@ def train_here(compose_config):
         assert run_study(requests, cells) == 0
 
     return trained
+
+
+@pytest.fixture
+def read(compose_config):
+    """What `task=explain explain=position checkpoint=FILE` restores: nothing else is asked for."""
+
+    from vitlab.models.restore import restore
+
+    def restored(file: Path, *words: str):
+        config = compose_config("task=explain", "explain=position", f"checkpoint={file}", *words)
+        return restore(config, str(file))
+
+    return restored

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from trained_cells import origin, rows
 
 pytestmark = pytest.mark.slow
 
@@ -49,17 +50,6 @@ def ended(process: subprocess.Popen, code: int = 0) -> str:
 def cells(runs: Path) -> list[Path]:
     entries = json.loads((runs / "studies/s.json").read_text(encoding="utf-8"))["cells"]
     return [runs / entry["id"] for entry in entries]
-
-
-def rows(cell: Path) -> list[dict]:
-    file = cell / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    parsed = [json.loads(line) for line in lines if line.endswith("}")]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in parsed]
-
-
-def origin(cell: Path) -> dict:
-    return json.loads((cell / "provenance.json").read_text(encoding="utf-8"))
 
 
 def until(true, process: subprocess.Popen, seconds: float = 200) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from trained_cells import rows
 
 from vitlab.core.integrity import read_mapping
 
@@ -89,15 +90,3 @@ class Lab:
         self.until(lambda: any(len(rows(cell)) >= count for cell in self.cells()))
         (cell,) = self.cells()
         return cell
-
-
-def rows(cell: Path) -> list[dict]:
-    """The metrics of a cell without clock readings."""
-    file = cell / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    parsed = [json.loads(line) for line in lines if line.endswith("}")]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in parsed]
-
-
-def origin(cell: Path) -> dict:
-    return json.loads((cell / "provenance.json").read_text(encoding="utf-8"))

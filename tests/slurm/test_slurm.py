@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab import SLURM, origin, rows
+from lab import SLURM
 from submitit.helpers import DelayedSubmission
+from trained_cells import origin, rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from forms import draw_tree, tar_of_each_split

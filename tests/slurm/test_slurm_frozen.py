@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab import ROOT, SLURM, TINY, Lab, origin, rows
+from lab import ROOT, SLURM, TINY, Lab
+from trained_cells import origin, rows
 
 pytestmark = pytest.mark.slow
 

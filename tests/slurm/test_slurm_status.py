@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from lab import ROOT, Lab, rows
+from lab import ROOT, Lab
+from trained_cells import rows
 
 pytestmark = pytest.mark.slow
 
