@@ -14,11 +14,10 @@ from vitlab.data.augment import Augment
 from vitlab.data.loader import Batch
 from vitlab.models.build import build_model
 from vitlab.models.drop_path import install_drop_path
-from vitlab.train import device_batch, step
-from vitlab.train.device_batch import choose_device_batch
+from vitlab.train import step
 from vitlab.train.distributed import World
 from vitlab.train.optim import build_optimizer
-from vitlab.train.step import compile_and_replicate, train_step, why_not_compiled
+from vitlab.train.step import choose_device_batch, compile_and_replicate, train_step, why_not_compiled
 
 CPU = torch.device("cpu")
 
@@ -117,7 +116,7 @@ def test_a_compiled_step_is_the_step_as_written():
 ])  # fmt: skip
 def test_the_largest_micro_batch_that_fits_is_found(monkeypatch, limit, share, group, expected):
     tried = []
-    monkeypatch.setattr(device_batch, "_fits", lambda model, cell, n, device, part: tried.append(n) or n <= limit)
+    monkeypatch.setattr(step, "_fits", lambda model, cell, n, device, part: tried.append(n) or n <= limit)
     cell = a_cell()
     augment = dataclasses.replace(cell.augment, mix_group=group) if group > 1 else choice("augment", "none")
     cell = dataclasses.replace(cell, augment=augment)
@@ -126,6 +125,6 @@ def test_the_largest_micro_batch_that_fits_is_found(monkeypatch, limit, share, g
 
 
 def test_where_not_even_the_smallest_fits_the_remedy_is_named(monkeypatch):
-    monkeypatch.setattr(device_batch, "_fits", lambda *_: False)
+    monkeypatch.setattr(step, "_fits", lambda *_: False)
     with pytest.raises(ConfigError, match=r"device_batch: even 4 samples.*model\.grad_checkpointing=true"):
         choose_device_batch(torch.nn.Identity(), a_cell(), 16, torch.device("cuda"))

@@ -10,7 +10,7 @@ from vitlab.models.build import build_model
 from vitlab.study.estimate import describe
 from vitlab.study.plan import build_plan, planned_steps
 from vitlab.study.trial import Trial, measure
-from vitlab.train.device_batch import seconds_of_steps
+from vitlab.train.step import seconds_of_steps
 
 GPU = Trial(True, 0.0, 1 / 17_000, 1024, 1 / 260, 9 * 10**9, 80 * 10**9, 16, 1, 16, 5.0)
 """ViT-Ti/16 from JPEG on an H100, as docs/performance.md has it: the step takes four times what the loader gives."""

@@ -127,7 +127,7 @@ def measure(config: Config) -> Trial:
     from vitlab.core.device import pick_device
     from vitlab.data.shared import seconds_to_read
     from vitlab.models.build import build_model
-    from vitlab.train.device_batch import choose_device_batch, seconds_of_steps
+    from vitlab.train.step import choose_device_batch, seconds_of_steps
 
     began = time.perf_counter()
     import_plugins(config.plugins)

@@ -29,15 +29,19 @@ from vitlab.models.drop_path import install_drop_path
 from vitlab.models.last_block import shorten_last_block
 from vitlab.models.trainable import require_whole_batches, try_training
 from vitlab.models.weights import load_start
-from vitlab.train.batch_norm import synchronise
-from vitlab.train.checkpoint import fitting, load_checkpoint, save_checkpoint
-from vitlab.train.device_batch import choose_device_batch, limit_memory
-from vitlab.train.distributed import World, max_over_ranks, process_group, sum_over_ranks, world_from_environment
+from vitlab.train.checkpoint import Progress, fitting, load_checkpoint, save_checkpoint, save_predictions
+from vitlab.train.distributed import (
+    World,
+    max_over_ranks,
+    process_group,
+    sum_over_ranks,
+    synchronise_batch_norms,
+    world_from_environment,
+)
 from vitlab.train.evaluate import EVAL_BATCH, evaluate
 from vitlab.train.events import DivergedError, EpochEnded, Event, Interrupted, Progressed, Staged, Started
 from vitlab.train.optim import MovingAverage, build_optimizer, learning_rate
-from vitlab.train.step import compile_and_replicate, train_step, why_not_compiled
-from vitlab.train.training_state import Progress, save_predictions
+from vitlab.train.step import choose_device_batch, compile_and_replicate, limit_memory, train_step, why_not_compiled
 
 LOG_STEPS = 50
 """A non-finite loss is noticed, and several processes agree to stop, within this many steps."""
@@ -81,7 +85,7 @@ def fit(
         for name in trial.unused:
             model.get_parameter(name).requires_grad_(False)
         if world.size > 1:
-            synchronise(model)
+            synchronise_batch_norms(model)
         model.to(device)
         average = MovingAverage(model, recipe.ema_decay, recipe.ema_warmup) if recipe.ema_decay else None
         optimizer = build_optimizer(model, recipe)

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vitlab.config import ConfigError, ModelConfig
 from vitlab.models.build import build_model
 from vitlab.models.trainable import batch_norms, require_whole_batches
-from vitlab.train.batch_norm import synchronise
+from vitlab.train.distributed import synchronise_batch_norms
 from vitlab.train.optim import MovingAverage
 
 
@@ -50,7 +50,7 @@ def of_rank(rank: int, folder: str, momentum: float | None) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = small(momentum)
-    assert synchronise(model) == 3 and list(model.state_dict()) == list(small(momentum).state_dict())
+    assert synchronise_batch_norms(model) == 3 and list(model.state_dict()) == list(small(momentum).state_dict())
     network = DistributedDataParallel(model)
     torch.save(losses_and_state(network, model, images().chunk(2)[rank]), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -76,7 +76,7 @@ def test_two_processes_are_one(tmp_path, momentum):
 
 def test_one_process_uses_pytorchs_own():
     model, other = small(), small()
-    synchronise(model)
+    synchronise_batch_norms(model)
     torch.testing.assert_close(model(images()), other(images()), rtol=0, atol=0)
     torch.testing.assert_close(model.eval()(images()), other.eval()(images()), rtol=0, atol=0)
 
