@@ -4,8 +4,8 @@ python -m benchmarks.bench_sharing [--images 512] [--rounds 3] [--epochs 6]
 
 From JPEGs of 500 x 375. The studies are real commands of three cells of one seed, by the clock of their epochs, and in
 processor seconds: of the command less those of the same command with one epoch. The loaders read in processes of their
-own, in processor seconds of all of them, which neighbours on the machine disturb less than the clock. Both sides take
-turns in one run; the best round counts.
+own, in processor seconds of all of them, starts included, which neighbours on the machine disturb less than the clock.
+Both sides take turns in one run; the medians of the rounds count, of the ratios as well.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import multiprocessing as mp
 import os
 import resource
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -62,17 +63,17 @@ def epochs_of_study(tree: Path, epochs: int, *, sharing: bool) -> tuple[float, f
     return rate, whole - study(tree, 1, sharing=sharing)[1]
 
 
-def _cell(dataset: DatasetConfig) -> CellConfig:
-    recipe = RecipeConfig(epochs=2, batch_size=BATCH, lr=1e-3)
+def _cell(dataset: DatasetConfig, epochs: int) -> CellConfig:
+    recipe = RecipeConfig(epochs=epochs, batch_size=BATCH, lr=1e-3)
     model = dataclasses.replace(choice("model", "vit_micro"), image_size=SIDE)
     return CellConfig(model, dataset, choice("augment", "none"), choice("pretrain", "scratch"), recipe, 0)
 
 
-def _consume(dataset: DatasetConfig, ring: Ring | None, member: int, workers: int) -> None:
-    """Read two epochs, as a training process does."""
+def _consume(cell: CellConfig, ring: Ring | None, member: int, workers: int) -> None:
+    """Read all epochs, as a training process does."""
     torch.set_num_threads(1)
     shared.take(Given(ring, member))
-    cell = _cell(dataset)
+    dataset = cell.dataset
     loader = TrainLoader(
         build_source(dataset, "train"), dataset, cell.augment, cell.recipe, image_size=SIDE, seed=0, rank=0, world=1,
         workers=workers, micro_batch=BATCH, device=torch.device("cpu"),
@@ -82,15 +83,14 @@ def _consume(dataset: DatasetConfig, ring: Ring | None, member: int, workers: in
             pass
 
 
-def reading(dataset: DatasetConfig, consumers: int, *, sharing: bool, workers: int = 0) -> float:
+def reading(cell: CellConfig, consumers: int, *, sharing: bool, workers: int = 0) -> float:
     """Processor seconds of so many trainings that only read, with one loader or each with its own."""
     before, ring, processes = _children(), None, []
     if sharing:
-        cell = _cell(dataset)
-        length = epoch_samples(dataset.train_images, cell.recipe)
+        length = epoch_samples(cell.dataset.train_images, cell.recipe)
         ring = Ring(crops_of_cell(cell), length, consumers, window_for(BATCH, length))
         processes.append(FORK.Process(target=shared.read_for_all, args=(ring, (), workers)))
-    processes += [FORK.Process(target=_consume, args=(dataset, ring, n, workers)) for n in range(consumers)]
+    processes += [FORK.Process(target=_consume, args=(cell, ring, n, workers)) for n in range(consumers)]
     for process in processes:
         process.start()
     for process in processes:
@@ -104,10 +104,10 @@ def _children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _best(rounds: int, ours: Callable[[], float], peers: Callable[[], float]) -> tuple[float, float]:
-    """The fewest seconds of each, of `rounds` in turns."""
-    pairs = [(ours(), peers()) for _ in range(rounds)]
-    return min(p[0] for p in pairs), min(p[1] for p in pairs)
+def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Of our figures, of the peer's, and of their ratios (ours to the peer's), of rounds in turns."""
+    ours, peers = zip(*pairs, strict=True)
+    return median(ours), median(peers), median(mine / theirs for mine, theirs in pairs)
 
 
 def rows(images: int, rounds: int, epochs: int) -> Iterator[Row]:
@@ -116,22 +116,23 @@ def rows(images: int, rounds: int, epochs: int) -> Iterator[Row]:
         tree = Path(scratch) / "data"
         make_tree(tree, train=images, val=BATCH, classes=CLASSES)
         files = resolve_class_list(dataclasses.replace(choice("dataset", "folder"), root=str(tree)), scratch)
-        read = 2 * (images // BATCH) * BATCH
+        cell = _cell(files, epochs)
         for title, consumers, workers, target in (
             ("loader alone, 4 consumers: images per core-second", 4, 0, 3.5),
             ("loader of one cell (a worker): images per core-second", 1, 1, 0.97),
         ):
-            mine, theirs = _best(
-                rounds, lambda c=consumers, w=workers: reading(files, c, sharing=True, workers=w),
-                lambda c=consumers, w=workers: reading(files, c, sharing=False, workers=w),
-            )  # fmt: skip
-            read_in_all = consumers * read
-            yield Row(title, read_in_all / mine, read_in_all / theirs, "images", theirs / mine, target)
+            read = consumers * epochs * (images // BATCH) * BATCH
+            mine, theirs, ratio = _medians([
+                (read / reading(cell, consumers, sharing=True, workers=workers),
+                 read / reading(cell, consumers, sharing=False, workers=workers))
+                for _ in range(rounds)
+            ])  # fmt: skip
+            yield Row(title, mine, theirs, "images", ratio, target)
         sides = [[epochs_of_study(tree, epochs, sharing=s) for s in (True, False)] for _ in range(rounds)]
-        mine, theirs = (max(pair[side][0] for pair in sides) for side in (0, 1))
-        yield Row("three cells, by the clock of their epochs", mine, theirs, "images/s", mine / theirs, 1.8)
-        mine, theirs = (min(pair[side][1] for pair in sides) for side in (0, 1))
-        yield Row("three cells, epochs after the first", mine, theirs, "processor s", theirs / mine, 1.8)
+        mine, theirs, ratio = _medians([(ours[0], peers[0]) for ours, peers in sides])
+        yield Row("three cells, by the clock of their epochs", mine, theirs, "images/s", ratio, 1.8)
+        mine, theirs, ratio = _medians([(ours[1], peers[1]) for ours, peers in sides])
+        yield Row("three cells, epochs after the first", mine, theirs, "processor s", 1 / ratio, 1.8)
 
 
 def main() -> None:

@@ -141,6 +141,25 @@ def test_members_read_what_each_would_alone(tree, members, workers, reading_work
     assert ring.is_over() and own_names() == []
 
 
+@pytest.mark.parametrize("keeping", [False, True])
+def test_memory_of_a_batch_is_used_again_once_nothing_of_it_is_left(tree, keeping):
+    dataset, views, copies, places = dataset_of(tree), [], [], []
+    ring = ring_of(dataset, 1)
+    with reading(ring):
+        shared.take(Given(ring, 0))
+        try:
+            for (batch,) in epochs(loader(dataset)):
+                places.append(batch.images.data_ptr())
+                if keeping:  # a few pixels, as a computation may
+                    views.append(batch.images[3:5, 1])
+                    copies.append(views[-1].clone())
+        finally:
+            shared.take(Given())
+    assert len(places) == 45 and len(set(places)) <= (45 if keeping else 3)
+    assert all(torch.equal(view, copy) for view, copy in zip(views, copies, strict=True))
+    assert not keeping or len(set(places)) == 45
+
+
 def test_repeated_augmentation_other_batch_sizes_and_two_processes_of_a_cell(tree):
     dataset = dataset_of(tree)
     recipe = dataclasses.replace(RECIPE, repeated_augmentation=3)

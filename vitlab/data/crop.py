@@ -117,7 +117,7 @@ def resampling_weights(
 
 def resize_crops(
     images: Tensor | Sequence[np.ndarray], boxes: np.ndarray, size: int | tuple[int, int], interpolation: str, *,
-    beyond: bool = False,
+    beyond: bool = False, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Crop uint8 images to `boxes` (B, 4) of top, left, height, width and resize, antialiased, to `size` (a side, or
     height and width): (B, C, h, w). Where a box reaches outside its image, that part is black.
@@ -125,15 +125,16 @@ def resize_crops(
     `images` (B, C, H, W) of one size are resized together, where they are: Pillow's `crop(box).resize(size)` to the
     bit, or with `beyond` its `resize(size, box=box)`. (Pillow 13 goes vertically first where that is less work.) A
     sequence of images (H, W, C) of any sizes is resized one by one on the CPU by torch's SIMD kernels, which are
-    faster there and within one level of Pillow's. The boxes are the host's: nothing is read back from a device.
+    faster there and within one level of Pillow's; `out` is where these are written, of the shape of the result. The
+    boxes are the host's: nothing is read back from a device.
     """
     shape = (size, size) if isinstance(size, int) else size
     if isinstance(images, Tensor):
+        assert out is None, "only for images of any sizes"
         return _resize_together(images, boxes, shape, interpolation, beyond)
     assert not beyond, "only for images of one size"
-    return torch.stack(
-        [_resize_one(image, box, shape, interpolation) for image, box in zip(images, boxes, strict=True)]
-    )
+    squares = [_resize_one(image, box, shape, interpolation) for image, box in zip(images, boxes, strict=True)]
+    return torch.stack(squares, out=out)
 
 
 def _resize_together(
@@ -220,12 +221,14 @@ class Cropping:
         return whole_boxes(sizes)
 
     def squares(
-        self, images: Tensor | Sequence[np.ndarray], epoch: int, index: np.ndarray, repetition: np.ndarray
-    ) -> Tensor:
-        """The squares (B, C, S, S) of at least one image, given as `resize_crops` takes them."""
+        self, images: Tensor | Sequence[np.ndarray], epoch: int, index: np.ndarray, repetition: np.ndarray,
+        out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The squares (B, C, S, S) of at least one image, given as `resize_crops` takes them, and `out`; for evaluation
+        they are not written there."""
         if self.seed is None:
             dataset = self.dataset
             return central_squares(images, self.image_size, dataset.eval_crop, dataset.eval_interpolation)
         sizes = [images.shape[2:]] * len(images) if isinstance(images, Tensor) else [i.shape[:2] for i in images]
         boxes = self.boxes(np.array(sizes), epoch, index, repetition)
-        return resize_crops(images, boxes, self.image_size, self.interpolation)
+        return resize_crops(images, boxes, self.image_size, self.interpolation, out=out)

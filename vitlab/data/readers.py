@@ -139,7 +139,10 @@ class ImageChunks(Dataset):
         self.source, self.cropping = source, cropping
 
     def __getitem__(self, request: tuple[int, np.ndarray, np.ndarray]) -> Chunk:
-        epoch, index, repetition = request
+        return self.read(*request)
+
+    def read(self, epoch: int, index: np.ndarray, repetition: np.ndarray, out: Tensor | None = None) -> Chunk:
+        """The images of a chunk. Training's are written to `out` (CHUNK, 3, S, S), unless they are drawn."""
         if hasattr(self.source, "crop"):
             return Chunk(self._render(epoch, index, repetition), index, [])
         bad: list[tuple[int, int, str]] = []
@@ -156,7 +159,8 @@ class ImageChunks(Dataset):
         taken, size = np.array(kept, dtype=np.int64), self.cropping.image_size
         if not pixels:
             return Chunk(torch.empty(0, 3, size, size, dtype=torch.uint8), taken, bad)
-        return Chunk(self.cropping.squares(pixels, epoch, index, repetition), taken, bad)
+        room = None if out is None else out[: len(pixels)]
+        return Chunk(self.cropping.squares(pixels, epoch, index, repetition, room), taken, bad)
 
     def _render(self, epoch: int, index: np.ndarray, repetition: np.ndarray) -> Tensor:
         """Images of a source that draws only the part that is wanted (FractalDB): grey, so resized once."""

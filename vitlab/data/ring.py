@@ -110,11 +110,14 @@ class Ring:
                     self.fail(int(place))
 
     def publish(self, place: int, chunk: Chunk) -> None:
-        """Hand over what was read; a chunk that cannot be is marked, and each member reads it."""
+        """Hand over what was read, into its place or elsewhere; a chunk that cannot be is marked, and each member reads
+        it."""
         text = json.dumps(chunk.bad).encode() if chunk.bad else b""
         if isinstance(chunk.images, str) or len(text) > _TEXT_BYTES:
             return self.fail(place)
-        self.images[place, : len(chunk.images)] = chunk.images.numpy()
+        pixels = chunk.images.numpy()
+        if not np.may_share_memory(pixels, self.images[place]):
+            self.images[place, : len(pixels)] = pixels
         self.kept[place, : len(chunk.kept)] = chunk.kept
         self.texts[place, : len(text)] = np.frombuffer(text, np.uint8)
         self.places[place, TEXT] = len(text)

@@ -11,6 +11,7 @@ import functools
 import multiprocessing as mp
 import signal
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any
@@ -70,6 +71,7 @@ class RingReader:
     def __init__(self, own: FileReader, ring: Ring, member: int, epochs: int) -> None:
         self.own, self.ring, self.member, self.epochs = own, ring, member, epochs
         self.bad = own.bad
+        self._free: list[np.ndarray] = []
 
     def read(self, epoch: int, requests: Sequence[Request]) -> Iterator[tuple[Tensor, np.ndarray]]:
         ring, member = self.ring, self.member
@@ -98,9 +100,8 @@ class RingReader:
 
     def _take(self, epoch: int, request: Request) -> tuple[Tensor, np.ndarray] | None:
         """The images of a request from the ring; None where one of its chunks is not to be had there."""
-        ring, length, side = self.ring, len(request.index), self.own.cropping.image_size
-        pinned = self.own.device.type == "cuda"
-        images = torch.empty(length, 3, side, side, dtype=torch.uint8, pin_memory=pinned)
+        ring, length = self.ring, len(request.index)
+        images = self._buffer(length)
         kept, bad = np.empty(length, np.int64), {}
         done = 0
         while done < length:
@@ -118,6 +119,20 @@ class RingReader:
             done += count
         self.bad.update(bad)
         return images.to(self.own.device, non_blocking=True), kept
+
+    def _buffer(self, length: int) -> Tensor:
+        """Memory for `length` images. On a CPU it is that of an earlier request, once no tensor uses it any more: new
+        pages take as long to clear as the copy takes. (Of pinned memory, torch keeps what is free.)"""
+        side = self.own.cropping.image_size
+        if self.own.device.type == "cuda":
+            return torch.empty(length, 3, side, side, dtype=torch.uint8, pin_memory=True)
+        free = self._free
+        whole = free.pop() if free else None
+        if whole is None or len(whole) < length:
+            whole = np.empty((length, 3, side, side), np.uint8)
+        lent = whole[:length]  # kept by the tensor below and by every view of it
+        weakref.finalize(lent, free.append, whole).atexit = False
+        return torch.from_numpy(lent)
 
     @functools.cached_property
     def _same_files(self) -> bool:
@@ -220,7 +235,7 @@ def _fill(ring: Ring, chunks: ImageChunks, reader: int) -> None:
         rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, ring.length))
         index, repetition = order(epoch)
         try:
-            ring.publish(place, chunks[epoch, index[rows], repetition[rows]])
+            ring.publish(place, chunks.read(epoch, index[rows], repetition[rows], torch.from_numpy(ring.images[place])))
         except Exception:  # whoever needs it reads it, and meets and reports the error
             ring.fail(place)
 
