@@ -135,9 +135,8 @@ def step_alone(batch: int = 1024, steps: int = 30) -> dict[str, float]:
     from vitlab.config import CellConfig, choice
     from vitlab.data.augment import Augment
     from vitlab.data.loader import Batch
-    from vitlab.models.build import build_model
+    from vitlab.models.build import build_model, shorten_last_block
     from vitlab.models.drop_path import install_drop_path
-    from vitlab.models.last_block import shorten_last_block
     from vitlab.train.distributed import World
     from vitlab.train.optim import build_optimizer
     from vitlab.train.step import compile_and_replicate, train_step

@@ -27,9 +27,8 @@ from vitlab.data.augment import Augment
 from vitlab.data.loader import Batch, TrainLoader
 from vitlab.data.sources.class_list import resolve_class_list
 from vitlab.data.sources.registry import build_source
-from vitlab.models.build import build_model
+from vitlab.models.build import build_model, shorten_last_block
 from vitlab.models.drop_path import install_drop_path
-from vitlab.models.last_block import shorten_last_block
 from vitlab.train.optim import build_optimizer
 from vitlab.train.step import train_step
 

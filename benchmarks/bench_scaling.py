@@ -27,8 +27,7 @@ from benchmarks.images import make_tree
 from benchmarks.measure import ROOT, about, processor_seconds, run_command
 from vitlab.config import choice
 from vitlab.data.sources.class_list import resolve_class_list
-from vitlab.models.build import build_model
-from vitlab.models.last_block import shorten_last_block
+from vitlab.models.build import build_model, shorten_last_block
 from vitlab.train.evaluate import autocast
 
 Rates = dict[int, tuple[float, float]]

@@ -1,11 +1,13 @@
-"""A model that is named brings its own sizes, and its label never names one that was not built."""
+"""A named model brings its own sizes, its label never names one that was not built; its parameters are counted."""
+
+from __future__ import annotations
 
 import pytest
+import torch
 
 from vitlab.config import ModelConfig
-from vitlab.config.choices import native_image_size
-from vitlab.models.build import build_without_memory
-from vitlab.models.size import check_label, count_parameters
+from vitlab.config.choices import check_label, count_parameters, native_image_size
+from vitlab.models.build import build_model, build_without_memory
 from vitlab.study.plan import build_plan
 
 
@@ -73,3 +75,27 @@ def test_the_plan_calls_cells_by_the_model_that_is_built(requests_for):
     assert not [line for line in describe(build_plan(requests_for([]), "s")) if line.startswith("models")]
     one = build_plan(requests_for(["model.name=vit_small_patch16_224", "model.depth=2"]), "s")
     assert "models: vit_small_patch16_224(depth=2) 3.92 M parameters" in describe(one)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=vit_micro"],
+        ["model=vit_tiny_28"],
+        ["model=vit_tiny_16_224"],
+        ["model=vit_small_16_224", "model.image_size=160"],
+        ["model=vit_base_16_224", "model.patch_size=32"],
+        ["model=vit_tiny_16_224", "model.name=vit_huge_patch14_224"],
+        ["model=vit_tiny_16_224", "model.name=deit_small_patch16_224", "model.depth=2"],
+    ],
+    ids=lambda o: o[-1],
+)
+def test_counting_is_building(compose_config, overrides):
+    model = compose_config(*overrides).cell.model
+    with torch.device("meta"):
+        built = build_model(model, 37)
+    assert count_parameters(model, 37) == sum(p.numel() for p in built.parameters())
+
+
+def test_other_architectures_are_not_guessed(compose_config):
+    assert count_parameters(compose_config("model.name=deit3_small_patch16_224").cell.model, 10) is None

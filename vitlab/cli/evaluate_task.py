@@ -20,7 +20,7 @@ from vitlab.data.loader import EvalLoader
 from vitlab.data.sources.registry import build_source
 from vitlab.data.sources.staging import Copies, staged
 from vitlab.data.sources.survey import describe
-from vitlab.models.last_block import shorten_last_block
+from vitlab.models.build import shorten_last_block
 from vitlab.models.restore import Restored, centred, restore, short_name
 from vitlab.study.data_record import evaluated_data, require_evaluated_data
 from vitlab.train.distributed import process_group, spawn_ranks, world_from_environment

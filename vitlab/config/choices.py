@@ -1,4 +1,7 @@
-"""What one choice of a group means, without composing a run: its values, and the sizes of a model that is named."""
+"""What one choice of a group means, without composing a run: its values, and the sizes of a model that is named.
+
+The parameters of a plain ViT are counted by arithmetic: plans need their number before timm is imported.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config.parse import build, register_schemas
-from vitlab.config.schema import GROUPS, plain
+from vitlab.config.schema import GROUPS, ModelConfig, plain
 from vitlab.config.suggestions import suggest
 from vitlab.core.errors import ConfigError
 
@@ -88,3 +91,40 @@ def native_image_size(name: str) -> int:
 def _values(label: str | None) -> Mapping[str, Any] | None:
     """The values of a choice under conf/model, None for any other name."""
     return plain(choice("model", label)) if label in options("model") else None
+
+
+_WIDTHS = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24), "huge": (1280, 32)}
+"""timm's names → width and depth."""
+_PLAIN = re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge)_patch(\d+)_\d+")
+
+
+def count_parameters(model: ModelConfig, num_classes: int) -> int | None:
+    """Of timm's `vit_*` and `deit_*` with the sizes given in `model`; None for any other name.
+
+    Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021): patch embedding, class token, a position embedding
+    for each token, blocks of attention and an MLP four times as wide, a final norm and a linear head.
+    """
+    named = _PLAIN.fullmatch(model.name)
+    if named is None:
+        return None
+    width, depth = _WIDTHS[named[1]]
+    width, depth, patch = model.embed_dim or width, model.depth or depth, model.patch_size or int(named[2])
+    tokens = (model.image_size // patch) ** 2 + 1
+    embedding = (3 * patch**2 + 1) * width + width + tokens * width
+    block = 12 * width**2 + 13 * width  # qkv 3, projection 1, MLP 4 + 4; their biases 9; two norms 4
+    return embedding + depth * block + 2 * width + (width + 1) * num_classes
+
+
+def check_label(label: str, num_parameters: int, num_classes: int) -> None:
+    """Raise RuntimeError where `label` names an architecture of timm's that has another number of parameters.
+
+    A table's row must never name a model that was not built. Labels that name no plain architecture pass.
+    """
+    if _PLAIN.fullmatch(label) is None:
+        return
+    own = count_parameters(ModelConfig(label, native_image_size(label)), num_classes)
+    if own != num_parameters:
+        raise RuntimeError(
+            f"the model called {label} has {num_parameters:,} parameters as it is built here, and {label} with "
+            f"{num_classes} classes has {own:,}"
+        )

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitlab.config import CellConfig, ConfigError, DatasetConfig, ModelConfig, PretrainConfig, RecipeConfig, experiment
+from vitlab.config.choices import count_parameters
 from vitlab.config.effects import idle_fields
 from vitlab.core.integrity import DamagedError, misfit
 from vitlab.data.order import epoch_length, num_steps
-from vitlab.models.size import count_parameters
 from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell, planned_steps
 from vitlab.study.provenance import device_kind

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vitlab.config import CellConfig, ModelConfig, options
+from vitlab.config.choices import count_parameters
 from vitlab.core.device import free_memory
 from vitlab.core.files import free_space
 from vitlab.core.metrics import PRIMARY
 from vitlab.data.order import pixel_bytes
-from vitlab.models.size import count_parameters
 from vitlab.study.cell import cell_of
 from vitlab.study.cost import Price, kind_here, measuring_command, price, throughputs, wall_seconds
 from vitlab.study.plan import Plan, PlannedCell, counted, planned_steps

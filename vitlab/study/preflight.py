@@ -254,9 +254,9 @@ def _data(cell: CellConfig) -> None:
 
 
 def _model(cell: CellConfig, label: str, share: int, device_batch: int | None) -> None:
+    from vitlab.config.choices import check_label
     from vitlab.models.build import build_without_memory
     from vitlab.models.drop_path import install_drop_path
-    from vitlab.models.size import check_label
     from vitlab.models.trainable import require_whole_batches, try_training
 
     classes = cell.dataset.num_classes or 1000

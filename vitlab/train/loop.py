@@ -24,9 +24,8 @@ from vitlab.data.loader import EvalLoader, TrainLoader
 from vitlab.data.shared import device_share
 from vitlab.data.sources.registry import Source, build_source
 from vitlab.data.sources.staging import Copies, splits_of, staged
-from vitlab.models.build import build_model
+from vitlab.models.build import build_model, shorten_last_block
 from vitlab.models.drop_path import install_drop_path
-from vitlab.models.last_block import shorten_last_block
 from vitlab.models.trainable import require_whole_batches, try_training
 from vitlab.models.weights import load_start
 from vitlab.train.checkpoint import Progress, fitting, load_checkpoint, save_checkpoint, save_predictions
