@@ -8,12 +8,14 @@ import re
 import signal
 import sys
 import time
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_processes import left_of
 
 from vitlab.core.device import free_memory
 from vitlab.data.ring import FREE, STATE
@@ -219,7 +221,7 @@ def test_studies_shared_alone_and_under_fire_have_the_same_figures(pictures, tmp
         "recipe.warmup_epochs=0", "recipe.batch_size=16", "recipe.repeated_augmentation=2", "wandb.mode=disabled",
         "workers=2", "study.keep_evaluation=true", "augment.mix_group=4",
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "VITLAB_MARKER": (marker := uuid.uuid4().hex)}
     before = {*os.listdir("/dev/shm")}
 
     def start(*more):
@@ -254,6 +256,7 @@ def test_studies_shared_alone_and_under_fire_have_the_same_figures(pictures, tmp
     assert len(alone) == 3 and figures(tmp_path / "fire") == alone
     assert len(alone) == len(figures(tmp_path / "alone2")) == 3
     assert figures(tmp_path / "shared2") == figures(tmp_path / "alone2")
+    assert left_of(marker) == []
     assert left_in_memory(before) == set()
 
 
@@ -279,7 +282,7 @@ def rows_in(folder):
 
 def left_in_memory(before, seconds=60):
     """What is in /dev/shm, was not before, stays there and is of no use to any process: other tests run at the same
-    time. (The semaphores of a killed cell's own workers go when its study ends.)"""
+    time."""
     left = {*os.listdir("/dev/shm")} - before
     end = time.monotonic() + seconds
     while left and time.monotonic() < end:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +17,7 @@ from vitlab.cli.outputs import is_pack, read_places, require_folder
 from vitlab.config import Config, ConfigError, DatasetConfig, build
 from vitlab.core.files import DiskError, locked, make_folder, remove_parts, save_arrays, write_text, written_whole
 from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, sealed
+from vitlab.core.processes import worker_pool
 from vitlab.data.crop import resize_crops
 from vitlab.data.decode import BadImageError
 from vitlab.data.sources.class_list import resolve_class_list
@@ -146,14 +145,8 @@ def _write_split(
         for at in range(0, len(source), SHARD)
     )  # fmt: skip
     if workers > 1 and len(source) > SHARD:
-        context = multiprocessing.get_context("forkserver")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            done = [pool.submit(_write_shard, job) for job in jobs]
-            try:
-                shards = [future.result() for future in done]
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        with worker_pool(workers) as pool:
+            shards = [future.result() for future in [pool.submit(_write_shard, job) for job in jobs]]
     else:
         shards = [_write_shard(job) for job in jobs]
     sizes = np.array([size for shard in shards for size in shard.pop("sizes")], dtype=np.int32).reshape(-1, 2)

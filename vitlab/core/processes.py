@@ -1,4 +1,4 @@
-"""What processes of one machine have in common: memory without a name, locks that end with their holders, an end."""
+"""Processes of one machine: memory without a name, locks that end with their holders, children that end with them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from typing import Any
@@ -100,3 +101,18 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
         os.kill(os.getpid(), number)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """`workers` processes for the tasks that are submitted inside; what has not begun is dropped where one fails.
+
+    They end with this process, also where it is killed.
+    """
+    context = mp.get_context("forkserver")
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent, initargs=(signal.SIGKILL,)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

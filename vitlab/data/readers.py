@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitlab.core.errors import UserError
+from vitlab.core.processes import end_with_parent
 from vitlab.data.crop import Cropping, resize_crops
 from vitlab.data.decode import BadImageError
 from vitlab.data.order import CHUNK
@@ -75,6 +77,7 @@ class FileReader:
         self._loader = DataLoader(
             ImageChunks(source, cropping), sampler=self._order, batch_size=None, num_workers=workers,
             persistent_workers=workers > 0, pin_memory=pinned, prefetch_factor=8 if workers else None,
+            worker_init_fn=_end_with_reader,
         )  # fmt: skip
 
     def read(
@@ -103,6 +106,11 @@ class FileReader:
             # collector runs, which may be in a process forked since then, whose children they are not
             if order.go_on is go_on:
                 order.go_on = _always
+
+
+def _end_with_reader(worker: int) -> None:
+    """torch's workers look for the death of their parent: where that is a fork server, it is not the one that reads."""
+    end_with_parent(signal.SIGKILL)
 
 
 class _Order(Sampler):

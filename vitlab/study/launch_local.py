@@ -122,6 +122,7 @@ def fork_server(config: Config) -> Any:
 
 def _prove_in_process(named: Named, pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
+    end_with_parent(signal.SIGKILL)
     try:
         import_plugins(named[0][1].plugins)
         prove(named)

@@ -19,6 +19,7 @@ from vitlab.config import Config, ConfigError
 from vitlab.core.device import free_memory, usable_cores
 from vitlab.core.errors import as_user_error
 from vitlab.core.plugins import import_plugins
+from vitlab.core.processes import end_with_parent
 from vitlab.study.cell import cell_of
 
 MOST = 16
@@ -112,6 +113,7 @@ def run_trial(config: Config) -> Trial:
 
 def _measure(config: Config, pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
+    end_with_parent(signal.SIGKILL)
     try:
         pipe.send(measure(config))
     except Exception as error:

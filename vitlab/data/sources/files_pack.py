@@ -12,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import tarfile
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +32,7 @@ from vitlab.core.files import (
     written_whole,
 )
 from vitlab.core.integrity import DamagedError, file_digest, load_arrays, misfit, read_mapping, sealed
+from vitlab.core.processes import worker_pool
 from vitlab.data.formula.sealed import progress
 from vitlab.data.sources.containers import Names, Ranges, SplitFiles, state_of
 from vitlab.data.sources.index import Index, Indexed
@@ -146,14 +145,9 @@ def _write_split(split: str, source: FileSource, folder: Path, workers: int) -> 
     )
     with progress(f"packing the files of {split}", len(parts)) as advance:
         if workers > 1 and len(parts) > 1:
-            context = multiprocessing.get_context("forkserver")
-            with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            with worker_pool(workers) as pool:
                 done = [pool.submit(_write_tar, job) for job in jobs]
-                try:
-                    written = [(future.result(), advance())[0] for future in done]
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+                written = [(future.result(), advance())[0] for future in done]
         else:
             written = [(_write_tar(job), advance())[0] for job in jobs]
     offsets, sizes, file_of = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.int32)

@@ -7,13 +7,11 @@ offset as from a file of its own.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +19,7 @@ from typing import BinaryIO
 from vitlab.config import ConfigError
 from vitlab.core.device import usable_cores
 from vitlab.core.errors import reason
+from vitlab.core.processes import worker_pool
 from vitlab.data.formula.sealed import progress
 from vitlab.data.sources.listing import is_hidden, is_image
 
@@ -67,15 +66,10 @@ def scan_tars(tars: Sequence[Tar], label: str) -> list[Members]:
     if not large:
         return [scan_tar(tar) for tar in tars]
     found = []
-    context = multiprocessing.get_context("forkserver")
-    with progress(label, len(tars)) as advance, ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            for members in pool.map(scan_tar, tars, chunksize=max(1, min(8, len(tars) // (4 * workers)))):
-                found.append(members)
-                advance()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with progress(label, len(tars)) as advance, worker_pool(workers) as pool:
+        for members in pool.map(scan_tar, tars, chunksize=max(1, min(8, len(tars) // (4 * workers)))):
+            found.append(members)
+            advance()
     return found
 
 
