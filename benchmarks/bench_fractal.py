@@ -38,11 +38,11 @@ from vitlab.core.random import Draws
 from vitlab.data.crop import random_resized_boxes
 from vitlab.data.formula import cache as geometry_cache
 from vitlab.data.formula import geometry, render
-from vitlab.data.formula.search import Search, search_categories
+from vitlab.data.formula.search import Search
 from vitlab.data.formula.source import FractalSource
 
 PUBLISHED_DIGEST = "2d65f2678a859836c9a3d7f2c49fa3ece55f642dfb6d704e46451c8d0b70bf9a"
-"""SHA-256 of the published 1,000 categories, as tests/unit/test_fractal.py has it."""
+"""SHA-256 of the published 1,000 categories, as tests/unit/test_formula.py has it."""
 SIZE, POINTS = 362, 200_000
 COUNTS = render.PUBLISHED_COUNTS
 DISTINCT = geometry.NUM_VARIANTS * COUNTS
@@ -79,7 +79,7 @@ def stamped(category: np.ndarray, variant: int, masks: np.ndarray) -> np.ndarray
     """Our picture of a variant with another renderer's masks, one per point."""
     one = geometry.WEIGHTS[[variant]]
     when = geometry.last_visits(category, weights=one)[0, 3:, 3:]
-    return render.stamp(geometry.build_geometry(category, weights=one)[0], np.append(0, masks)[when])
+    return definition.stamp(geometry.build_geometry(category, weights=one)[0], np.append(0, masks)[when])
 
 
 def by_definition(category: np.ndarray, variant: int) -> float:
@@ -162,7 +162,7 @@ def whole_row(name: str, threads: int, work: Callable[[], object]) -> None:
 
 def against_the_reference(folder: Path, categories: int) -> Row:
     """A picture of a category, geometry included, beside the published renderer's: the row of the table of targets."""
-    found = search_categories(categories)
+    found = definition.search_categories(categories)
     our_category(0, found[0])  # compiles
     theirs = float(np.mean([by_reference(folder, c, (2, 7, 20, 11)[n % 4]) for n, c in enumerate(found)]))
     ours = float(np.mean([seconds(lambda n=n, c=c: our_category(n, c), repeats=3) for n, c in enumerate(found)]))
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    categories = search_categories(options.categories)
+    categories = definition.search_categories(options.categories)
     our_category(0, categories[0])  # compiles
     print("| what | measured | ratio |\n| --- | --- | --- |")
     variants = [2, 7, 20, 11]

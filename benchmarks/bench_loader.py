@@ -32,7 +32,7 @@ from vitlab.config import DatasetConfig, RecipeConfig, choice
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment
 from vitlab.data.loader import TrainLoader
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.data.sources.files_pack import write_files
 from vitlab.data.sources.folder import load_folder
 from vitlab.data.sources.pack import SHARD

@@ -25,7 +25,7 @@ from benchmarks.measure import about
 from vitlab.config import CellConfig, RecipeConfig, choice
 from vitlab.data.augment import Augment
 from vitlab.data.loader import Batch, TrainLoader
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.data.sources.registry import build_source
 from vitlab.models.build import build_model, shorten_last_block
 from vitlab.models.drop_path import install_drop_path

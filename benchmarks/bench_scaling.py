@@ -26,7 +26,7 @@ from benchmarks.bench_loader import our_epochs, timms_epochs
 from benchmarks.images import make_tree
 from benchmarks.measure import ROOT, about, processor_seconds, run_command
 from vitlab.config import choice
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.models.build import build_model, shorten_last_block
 from vitlab.train.evaluate import autocast
 

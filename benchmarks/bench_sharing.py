@@ -30,7 +30,7 @@ from vitlab.data import shared
 from vitlab.data.loader import TrainLoader
 from vitlab.data.order import crops_of_cell, epoch_samples, window_for
 from vitlab.data.ring import Given, Ring
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.data.sources.registry import build_source
 
 BATCH, CLASSES, SIDE = 32, 4, 224

@@ -1,6 +1,7 @@
 """FractalDB's renderer and search as their definition reads: loops, lists, one stamp after another.
 
-Slow on purpose and independent of vitlab's own: what the tests compare it with, and what the benchmark times beside it.
+Slow on purpose and independent of vitlab's own, with which tests and the benchmark compare it. At the end of the file:
+vitlab's geometry and masks as plain arrays, and its search in one call.
 """
 
 from __future__ import annotations
@@ -9,6 +10,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numba import njit
+
+from vitlab.data.formula.geometry import GREY
+from vitlab.data.formula.render import _mask
+from vitlab.data.formula.search import PATIENCE, Search
 
 
 def walk(maps: Sequence[Sequence[float]], numbers: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -80,3 +86,54 @@ def search(num_categories: int, seed: int = 1, threshold: float = 0.2) -> list[n
         if len(filled) / float(512 * 512) >= threshold:
             accepted.append(category)
     return accepted
+
+
+def unpack(packed: np.ndarray, size: int) -> np.ndarray:
+    """The owner codes (..., S, S) that `pack` was given."""
+    return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)[..., :size]
+
+
+def stamp(codes: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """The picture (S, S) uint8 for given masks: what `render` draws, for any masks.
+
+    `codes` (S, S) are owner codes, top row first; `masks` (S, S) gives each cell's 3x3 mask, 1..511, its top left
+    bit the highest, rows counting upwards.
+    """
+    row, column = np.nonzero(codes < 9)
+    code = codes[row, column].astype(np.int64)
+    mask = masks[len(codes) - 2 - row - code // 3, column - 1 - code % 3]
+    picture = np.zeros_like(codes)
+    picture[row, column] = (mask >> (8 - code) & 1) * GREY
+    return picture
+
+
+def masks_of(key: int, size: int) -> np.ndarray:
+    """Every cell's mask (S, S) uint16 under a key, as `stamp` takes them."""
+    masks = np.empty((size, size), np.uint16)
+    _fill_masks(np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32), masks)
+    return masks
+
+
+@njit(nogil=True, cache=True)
+def _fill_masks(low, high, masks):
+    size = masks.shape[0]
+    for r in range(size):
+        for c in range(size):
+            masks[r, c] = _mask(np.uint32(r * size + c), low, high)
+
+
+def search_categories(
+    num_categories: int,
+    seed: int = 1,
+    *,
+    threshold: float = 0.2,
+    threads: int = 1,
+    patience: int = PATIENCE,
+) -> list[np.ndarray]:
+    """The first `num_categories` accepted parameter sets, each (K, 7) float64: a..f and p of K maps.
+
+    Raises ConfigError as `Search.extend` does.
+    """
+    search = Search(seed, threshold)
+    search.extend(num_categories, threads=threads, patience=patience)
+    return search.categories

@@ -53,7 +53,7 @@ def run(program, *words, cwd, broken=""):
     [
         ("run.py", [*SHORT, "study.dry_run=true"], "vitlab.study.naming:name_cells"),
         ("run.py", ["task=preview"], "vitlab.cli.preview_task:draw_condition"),
-        ("run.py", SHORT, "vitlab.data.sources.presence:require_data"),
+        ("run.py", SHORT, "vitlab.data.sources.claims:require_data"),
         ("analyze.py", [], "vitlab.core.comparisons:compare"),
     ],
     ids=["plan", "task", "before training", "statistics"],

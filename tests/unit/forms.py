@@ -14,7 +14,7 @@ import scipy.io
 from PIL import Image
 
 from vitlab.config import DatasetConfig, choice
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 
 CLASSES = ("n01440764", "n02102040", "n03417042")
 

@@ -14,9 +14,8 @@ from timm.data.mixup import Mixup
 from vitlab.config import AugmentConfig, choice, parse_policies
 from vitlab.core.random import INCREMENT, Draws, finalise
 from vitlab.data.augment import Augment, mix
-from vitlab.data.augment.erasing import erase_boxes, fill_with_noise
+from vitlab.data.augment.erasing import counter_bits, counter_normal, erase_boxes, fill_with_noise
 from vitlab.data.augment.mixing import draw_mixing, smooth
-from vitlab.data.augment.noise import counter_bits, counter_normal
 from vitlab.data.augment.policies import (
     IMAGENET_POLICY,
     plan_auto_augment,

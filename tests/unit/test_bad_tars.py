@@ -22,10 +22,10 @@ from vitlab.config.parse import named_after_folder
 from vitlab.core.errors import UserError
 from vitlab.data.crop import Cropping
 from vitlab.data.readers import ImageChunks
-from vitlab.data.sources import index, tar_members
+from vitlab.data.sources import index, tar_files
 from vitlab.data.sources.registry import build_source
 from vitlab.data.sources.survey import describe
-from vitlab.data.sources.tar_members import Tar, scan_tar
+from vitlab.data.sources.tar_files import Tar, scan_tar
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -218,12 +218,12 @@ def test_one_tree_of_classes_in_a_tar(tmp_path):
 def test_several_processes_find_the_same(shards, monkeypatch):
     files = sorted(map(str, shards.glob("*.tar")))
     expected = [scan_tar(Tar(file)) for file in files]
-    monkeypatch.setattr(tar_members, "BESIDE", 0)
-    monkeypatch.setattr(tar_members, "usable_cores", lambda: 2)
-    assert tar_members.scan_tars([Tar(file) for file in files], "indexing") == expected
+    monkeypatch.setattr(tar_files, "BESIDE", 0)
+    monkeypatch.setattr(tar_files, "usable_cores", lambda: 2)
+    assert tar_files.scan_tars([Tar(file) for file in files], "indexing") == expected
     os.truncate(files[0], 700)
     with pytest.raises(ConfigError, match="is cut short or damaged"):
-        tar_members.scan_tars([Tar(file) for file in files], "indexing")
+        tar_files.scan_tars([Tar(file) for file in files], "indexing")
 
 
 def test_the_index_is_kept_and_read_again(shards, tmp_path, monkeypatch):
@@ -232,7 +232,7 @@ def test_the_index_is_kept_and_read_again(shards, tmp_path, monkeypatch):
     first = build_source(birds(shards), "train")
     assert len(list((tmp_path / "cache" / "indices").iterdir())) == 1
     index._remembered.cache_clear()
-    monkeypatch.setattr(tar_members, "scan_tar", None)
+    monkeypatch.setattr(tar_files, "scan_tar", None)
     again = build_source(birds(shards), "train")
     assert again.fingerprint() == first.fingerprint() and again.classes == first.classes == CLASSES
     assert (again.image(7) == first.image(7)).all() and again.content.where(7) == first.content.where(7)

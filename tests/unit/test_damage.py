@@ -27,7 +27,7 @@ from vitlab.analysis.table_model import TableSpec
 from vitlab.cli.train_task import run_study
 from vitlab.config import experiment
 from vitlab.core.errors import UserError
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.study.data_record import record_data
 from vitlab.study.identity import identity
 from vitlab.study.naming import Request

@@ -11,7 +11,7 @@ from forms import draw_tree, image_net_org, kaggle, numbered, one_tar, parquet, 
 
 from vitlab.cli.pack_task import run_pack
 from vitlab.config import DatasetConfig
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.registry import build_source
 from vitlab.data.sources.survey import describe

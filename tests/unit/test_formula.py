@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 from benchmarks import fractal_by_definition as definition
 from vitlab.config import ConfigError
 from vitlab.data.formula import geometry, render
-from vitlab.data.formula.search import Search, search_categories
+from vitlab.data.formula.search import Search
 
 SIZE, POINTS = 64, 2000
 
@@ -17,7 +17,7 @@ SIZE, POINTS = 64, 2000
 @pytest.fixture(scope="module")
 def published():
     """The first 40 categories."""
-    return search_categories(40, threads=2)
+    return definition.search_categories(40, threads=2)
 
 
 def digest(categories):
@@ -31,13 +31,14 @@ def test_the_first_categories_are_the_published_ones(published):
 
 @pytest.mark.slow
 def test_all_thousand_categories_are_the_published_ones():
-    assert digest(search_categories(1000, threads=2)) == (
+    assert digest(definition.search_categories(1000, threads=2)) == (
         "2d65f2678a859836c9a3d7f2c49fa3ece55f642dfb6d704e46451c8d0b70bf9a"
     )
 
 
 def test_the_search_finds_what_its_definition_finds():
-    for ours, theirs in zip(search_categories(2, seed=7, threshold=0.02), definition.search(2, 7, 0.02), strict=True):
+    found = definition.search_categories(2, seed=7, threshold=0.02)
+    for ours, theirs in zip(found, definition.search(2, 7, 0.02), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -54,9 +55,9 @@ def test_the_search_goes_on_where_it_stopped(published, threads):
 
 def test_a_search_that_finds_too_little_gives_up():
     with pytest.raises(ConfigError, match=r"fractal\.categories: 5 asked for, 0 found among 30 candidates"):
-        search_categories(5, threshold=0.35, patience=30)
+        definition.search_categories(5, threshold=0.35, patience=30)
     with pytest.raises(ConfigError, match=r"fractal\.threshold: got 0\.5; 100000 points fill at most 0\.381"):
-        search_categories(5, threshold=0.5)
+        definition.search_categories(5, threshold=0.5)
 
 
 def test_the_weights_are_the_published_ones():
@@ -74,7 +75,7 @@ def assert_follows_the_definition(category):
     visits = geometry.last_visits(category, image_size=SIZE, num_points=POINTS)
     for variant, weights in enumerate(geometry.WEIGHTS):
         of_cells = np.concatenate([[0], masks])[visits[variant, 3:, 3:]]
-        ours = render.stamp(codes[variant], of_cells)
+        ours = definition.stamp(codes[variant], of_cells)
         np.testing.assert_array_equal(ours, definition.draw(category, weights.tolist(), masks.tolist(), SIZE))
 
 
@@ -122,7 +123,7 @@ def test_resampling_replaces_degenerate_variants_and_no_other(published):
 
 def test_masks_are_uniform():
     keys = render.mask_keys(0, np.array([[c, v, 0] for c in range(4) for v in range(5)]))
-    masks = np.stack([render.masks_of(int(key), 362) for key in keys])
+    masks = np.stack([definition.masks_of(int(key), 362) for key in keys])
     assert masks.min() == 1 and masks.max() == 511
     assert chisquare(np.bincount(masks.ravel(), minlength=512)[1:]).pvalue > 1e-3
     pairs = masks[:, :, :-1].astype(np.int64) // 64 * 8 + masks[:, :, 1:] // 64  # neighbours are independent
@@ -151,10 +152,10 @@ def test_instances_cover_the_published_set_and_spread_early():
 def test_rendering_is_stamping_the_masks_of_the_key(published, size):
     codes = geometry.build_geometry(published[2], image_size=size, num_points=POINTS)
     packed = render.pack(codes)
-    np.testing.assert_array_equal(render.unpack(packed, size), codes)
+    np.testing.assert_array_equal(definition.unpack(packed, size), codes)
     for variant in range(25):
         key = 0x9E3779B97F4A7C15 * (variant + 1) % 2**64
-        plain = render.stamp(codes[variant], render.masks_of(key, size))
+        plain = definition.stamp(codes[variant], definition.masks_of(key, size))
         flipped = plain, plain[::-1], plain[:, ::-1], plain[::-1, ::-1]
         for flip, expected in enumerate(flipped):
             np.testing.assert_array_equal(render.render(packed[variant], key, flip=flip), expected)

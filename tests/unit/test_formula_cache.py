@@ -13,14 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.fractal_by_definition import search_categories, unpack
 from vitlab.config import ConfigError, FractalConfig
 from vitlab.core import files
 from vitlab.core.files import DiskError
-from vitlab.data.formula.cache import GeometryCache, fingerprint, geometry_key
+from vitlab.data.formula.cache import GeometryCache, StaleError, fingerprint, geometry_key, read_sealed, write_sealed
 from vitlab.data.formula.geometry import build_geometry
-from vitlab.data.formula.render import unpack
-from vitlab.data.formula.sealed import StaleError, read_sealed, write_sealed
-from vitlab.data.formula.search import search_categories
 
 ROOT = Path(__file__).parents[2]
 SPEC = FractalConfig(categories=4, instances=3, image_size=33, num_points=2000)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vitlab.cli.fractal_task import run_fractaldb
 from vitlab.config import ConfigError
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.train.loop import build_sources
 
 

@@ -8,7 +8,7 @@ import pytest
 from planned import finish, with_study
 
 from vitlab.config import ConfigError, DatasetConfig
-from vitlab.data.sources.known import known_data, read_known, remember_data
+from vitlab.data.sources.catalogue import known_data, read_known, remember_data
 from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.registry import build_source
 from vitlab.study.data_record import record_data, require_evaluated_data, require_same_data

@@ -20,7 +20,7 @@ ALLOWED = {
 LIGHT = {
     "config", "core/random", "analysis", "cli", "study/identity", "study/plan", "study/naming", "study/record",
     "study/studies", "study/contents", "study/mixture", "core/errors", "core/integrity", "core/plain_yaml",
-    "data/sources/class_list",
+    "data/sources/catalogue",
 }  # fmt: skip
 SLOW_TO_IMPORT = {"cli/evaluate_task", "cli/export_task", "cli/fractal_task", "cli/pack_task", "cli/preview_task"}
 """Imported only when their task runs."""

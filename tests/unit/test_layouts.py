@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.data.sources import listing
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.data.sources.listing import list_tree
 from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.registry import build_source

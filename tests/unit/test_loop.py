@@ -13,7 +13,7 @@ from vitlab.config import ConfigError
 from vitlab.core.errors import UserError
 from vitlab.core.files import DiskError
 from vitlab.core.integrity import NewerError
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
 from vitlab.train.events import DivergedError, EpochEnded, Interrupted
 from vitlab.train.loop import fit

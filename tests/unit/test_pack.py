@@ -17,7 +17,7 @@ from vitlab.core.errors import UserError
 from vitlab.data.decode import BadImageError
 from vitlab.data.loader import EvalLoader, TrainLoader
 from vitlab.data.sources import pack
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.data.sources.registry import build_source
 
 

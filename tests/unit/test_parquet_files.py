@@ -13,7 +13,7 @@ from vitlab.cli.pack_task import run_pack
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.errors import UserError
 from vitlab.data.sources import files_pack, index, parquet_files
-from vitlab.data.sources.presence import require_data
+from vitlab.data.sources.claims import require_data
 from vitlab.data.sources.registry import build_source, load_split
 
 CHANGED = {b"huggingface": b"{}"}

@@ -11,8 +11,7 @@ from PIL import Image
 from vitlab.config import ConfigError, choice, named_after_folder
 from vitlab.core.errors import UserError
 from vitlab.data.order import epoch_length, epoch_order
-from vitlab.data.sources.class_list import resolve_class_list
-from vitlab.data.sources.known import remember_data
+from vitlab.data.sources.catalogue import remember_data, resolve_class_list
 from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.registry import build_source, held_out_rows
 

@@ -16,8 +16,8 @@ from vitlab.cli.pack_task import run_pack
 from vitlab.config import ConfigError
 from vitlab.core.errors import UserError
 from vitlab.data.sources import index, staged_file, staging
+from vitlab.data.sources.claims import require_data
 from vitlab.data.sources.on_disk import inventories
-from vitlab.data.sources.presence import require_data
 from vitlab.data.sources.registry import build_source
 from vitlab.data.sources.staging import stage_folder, staged
 from vitlab.study.identity import identity

@@ -13,7 +13,7 @@ from torchvision import datasets
 
 from vitlab.config import ConfigError, choice
 from vitlab.core.plugins import TRANSFER_SETS
-from vitlab.data.sources.presence import require_data
+from vitlab.data.sources.claims import require_data
 from vitlab.data.sources.registry import build_source
 
 CLASSES = ("abbey", "bar", "coast")

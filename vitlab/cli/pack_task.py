@@ -20,7 +20,7 @@ from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mappin
 from vitlab.core.processes import worker_pool
 from vitlab.data.crop import resize_crops
 from vitlab.data.decode import BadImageError
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.data.sources.files_pack import write_files
 from vitlab.data.sources.folder import FileSource
 from vitlab.data.sources.pack import FORMAT, SHARD, fingerprint_of, pixel_choices, shard_file

@@ -19,7 +19,7 @@ from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.crop import Cropping, central_squares
 from vitlab.data.decode import BadImageError, decode, picture_format, reading_of
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.data.sources.listing import find_images
 from vitlab.data.sources.registry import build_source
 

@@ -1,4 +1,4 @@
-"""Output of commands: UTF-8 in every locale, and a silent end where the reader has gone (`… | head -1`)."""
+"""Output of commands: UTF-8 in every locale, a silent end where the reader has gone (`… | head -1`), progress bars."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Callable, Iterator
 
 READER_GONE = 141
 """The exit code of a command whose reader has gone: that of a program ended by SIGPIPE."""
@@ -63,3 +64,18 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(SystemExit, ValueError, AttributeError, OSError):
             stream.flush()
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on a terminal, a line elsewhere; yields the function that advances it by one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(f"{label}: {total}", file=sys.stderr)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda: bar.advance(task)

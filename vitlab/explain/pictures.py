@@ -18,7 +18,7 @@ from vitlab.core.files import text_of
 from vitlab.data.augment import Augment
 from vitlab.data.crop import central_squares
 from vitlab.data.decode import BadImageError, decode, reading_of
-from vitlab.data.sources.class_list import resolve_class_list
+from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.data.sources.listing import find_images
 from vitlab.data.sources.registry import Source, build_source
 from vitlab.explain.options import OF_EVALUATION

@@ -9,8 +9,8 @@ from typing import Any
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.errors import UserError
 from vitlab.core.integrity import fingerprints_from
+from vitlab.data.sources.catalogue import describe_changes, other_name, remember_data
 from vitlab.data.sources.inventory import Inventory
-from vitlab.data.sources.known import describe_changes, other_name, remember_data
 from vitlab.data.sources.on_disk import inventories, take_inventory
 from vitlab.study.record import Record
 

@@ -18,11 +18,9 @@ from vitlab.config.effects import idle_among, idle_fields, require_effect, settl
 from vitlab.core.errors import UserError, as_user_error
 from vitlab.core.hub import in_cache, look_up, named_on_hub
 from vitlab.core.wandb import require_accepted_key, require_key
-from vitlab.data.sources.claims import check_claims
-from vitlab.data.sources.class_list import resolve_class_list
-from vitlab.data.sources.known import describe_changes, known_data, other_name
+from vitlab.data.sources.catalogue import describe_changes, known_data, other_name, resolve_class_list
+from vitlab.data.sources.claims import check_claims, require_data
 from vitlab.data.sources.on_disk import inventories
-from vitlab.data.sources.presence import require_data
 from vitlab.data.sources.staging import require_large_files
 from vitlab.data.sources.survey import describe
 from vitlab.study.capacity import require_devices

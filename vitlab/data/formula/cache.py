@@ -1,16 +1,20 @@
 """The geometry of a FractalDB on disk: computed once, shared by all processes through the page cache.
 
 One file per category, named after its number, in a folder named after everything that shapes it; a smaller FractalDB
-is the beginning of a larger one and shares its files. A file appears whole or not at all, carries a checksum, and is
-computed again where it does not hold what it should.
+is the beginning of a larger one and shares its files. A file appears whole or not at all, is sealed with a checksum,
+and is computed again where it does not hold what it should. One process at a time writes to a folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
+import mmap
 import sys
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +24,15 @@ import numpy as np
 
 from vitlab.config import FractalConfig, build
 from vitlab.core.device import usable_cores
-from vitlab.core.files import make_folder, remove_parts, require_space
+from vitlab.core.errors import UserError
+from vitlab.core.files import DiskError, locked, make_folder, remove_parts, require_space, written_whole
+from vitlab.core.terminal import progress_bar
 from vitlab.data.formula.geometry import NUM_VARIANTS, build_geometry, resampled_geometry
 from vitlab.data.formula.render import pack
-from vitlab.data.formula.sealed import StaleError, alone, progress, read_sealed, write_sealed
 from vitlab.data.formula.search import Search
 
+_MAGIC = b"vitlab fractal\n"
+ELSEWHERE = ", or choose another place (for the cache: the environment variable VITLAB_CACHE)"
 VERSION = 1
 """Raised when the same options would give other bytes; part of every fingerprint."""
 _SAVE_EVERY = 20
@@ -102,7 +109,7 @@ class GeometryCache:
 
         size = len(missing) * int(np.prod(self._shape)) / 1e6
         label = f"FractalDB: geometry ({size:,.0f} MB in {self.folder})"
-        with ThreadPoolExecutor(threads) as pool, progress(label, len(missing)) as advance:
+        with ThreadPoolExecutor(threads) as pool, progress_bar(label, len(missing)) as advance:
             try:
                 for _ in pool.map(compute, missing):
                     advance()
@@ -144,7 +151,7 @@ def find_categories(spec: FractalConfig, folder: Path, threads: int = 1) -> list
     search = _load_search(file, about)
     wanted = spec.categories - len(search.categories)
     if wanted > 0:
-        with progress("FractalDB: search of categories", wanted) as advance:
+        with progress_bar("FractalDB: search of categories", wanted) as advance:
 
             def found() -> None:
                 advance()
@@ -179,3 +186,60 @@ def _load_search(file: Path, about: dict[str, Any]) -> Search:
     search.candidates = header["candidates"]
     search.state = np.frombuffer(payload[56 * len(rows) :], "<u4").astype(np.uint32), header["position"]
     return search
+
+
+class StaleError(UserError):
+    """A file that is not whole, or not of what it should be."""
+
+
+def write_sealed(file: Path, header: dict[str, Any], payload: np.ndarray) -> None:
+    """Write `payload` (uint8) with `header` and a checksum, at once or not at all."""
+    content = np.ascontiguousarray(payload).data
+    line = json.dumps(header | {"bytes": content.nbytes, "crc32": zlib.crc32(content)}, sort_keys=True)
+    with written_whole(file) as stream:
+        stream.write(_MAGIC + line.encode() + b"\n")
+        stream.write(content)
+
+
+def read_sealed(file: Path, expected: dict[str, Any], *, verify: bool = False) -> tuple[dict[str, Any], memoryview]:
+    """Header and payload of a sealed file, the payload mapped into memory; `verify` reads it all for the checksum.
+
+    Raises FileNotFoundError, or StaleError where the file is truncated, damaged, or not as `expected`.
+    """
+    with open(file, "rb") as stream:
+        magic, line = stream.readline(len(_MAGIC)), stream.readline()
+        try:
+            header = json.loads(line) if magic == _MAGIC else None
+        except ValueError:
+            header = None
+        if not isinstance(header, dict) or not {"bytes", "crc32"} <= header.keys():
+            raise StaleError(f"{file}: not a file of this cache, or cut short")
+        start = stream.tell()
+        content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    payload = content[start:]
+    if len(payload) != header["bytes"]:
+        raise StaleError(f"{file}: truncated ({len(payload)} of {header['bytes']} bytes)")
+    for name, value in expected.items():
+        if header.get(name) != value:
+            raise StaleError(f"{file}: {name} is {header.get(name)!r}, not {value!r}")
+    if verify and zlib.crc32(payload) != header["crc32"]:
+        raise StaleError(f"{file}: damaged (its checksum differs)")
+    return header, payload
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`, waiting for whoever holds it. Inside, a refusal to write says what else to do.
+
+    Raises DiskError.
+    """
+    try:
+        make_folder(folder)
+        with locked(folder / ".lock", wait=math.inf, say=lambda: _waiting(folder)):
+            yield
+    except DiskError as error:
+        raise error.extended(ELSEWHERE) from error
+
+
+def _waiting(folder: Path) -> None:
+    print(f"waiting for another process that writes in {folder}", file=sys.stderr)

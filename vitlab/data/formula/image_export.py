@@ -16,11 +16,11 @@ from PIL import Image, ImageDraw
 
 from vitlab.core.errors import UserError
 from vitlab.core.files import make_folder, maker, require_space, unwritten, write_text, written_whole
+from vitlab.core.terminal import progress_bar
 from vitlab.data.decode import picture_format
-from vitlab.data.formula.cache import VERSION
+from vitlab.data.formula.cache import VERSION, alone
 from vitlab.data.formula.geometry import GREY
 from vitlab.data.formula.render import instance
-from vitlab.data.formula.sealed import alone, progress
 from vitlab.data.formula.source import FractalSource
 
 Layout = Literal["published", "train"]
@@ -76,7 +76,7 @@ def _export_classes(source: FractalSource, tree: Path, format: Format, threads: 
         return
     share = _PNG_SHARE if format == "png" else 1.0
     require_space(tree, int(len(missing) * source.spec.instances * source.image_size**2 * share))
-    with ThreadPoolExecutor(threads) as pool, progress("FractalDB: export of classes", len(missing)) as advance:
+    with ThreadPoolExecutor(threads) as pool, progress_bar("FractalDB: export of classes", len(missing)) as advance:
         try:
             for _ in pool.map(lambda name: _export_class(source, name, tree, format), missing):
                 advance()

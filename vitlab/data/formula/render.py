@@ -17,7 +17,6 @@ from vitlab.data.formula.geometry import EMPTY, GREY, NUM_VARIANTS, PLAIN_VARIAN
 NUM_FLIPS = 4
 """0: as drawn; 1: top to bottom; 2: left to right; 3: both. The four share their masks."""
 PUBLISHED_COUNTS = 10
-PUBLISHED_INSTANCES = NUM_VARIANTS * NUM_FLIPS * PUBLISHED_COUNTS
 _STRIDE = 7
 """Step from variant to variant of neighbouring instances; coprime to 25."""
 _STREAM = "fractal masks"
@@ -59,11 +58,6 @@ def pack(codes: np.ndarray) -> np.ndarray:
     return codes[..., 0::2] | codes[..., 1::2] << 4
 
 
-def unpack(packed: np.ndarray, size: int) -> np.ndarray:
-    """The owner codes (..., S, S) that `pack` was given."""
-    return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)[..., :size]
-
-
 def render(packed: np.ndarray, key: int, *, flip: int = 0, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
     """The picture (h, w) uint8, 0 or 127, or the part of it in `box` (top, left, height, width).
 
@@ -85,27 +79,6 @@ def render(packed: np.ndarray, key: int, *, flip: int = 0, box: tuple[int, int, 
     return picture
 
 
-def stamp(codes: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """The picture (S, S) uint8 for given masks: the definition of `render`, and the way to use another's masks.
-
-    `codes` (S, S) are owner codes, top row first; `masks` (S, S) gives each cell's 3x3 mask, 1..511, its top left
-    bit the highest, rows counting upwards.
-    """
-    row, column = np.nonzero(codes < 9)
-    code = codes[row, column].astype(np.int64)
-    mask = masks[len(codes) - 2 - row - code // 3, column - 1 - code % 3]
-    picture = np.zeros_like(codes)
-    picture[row, column] = (mask >> (8 - code) & 1) * GREY
-    return picture
-
-
-def masks_of(key: int, size: int) -> np.ndarray:
-    """Every cell's mask (S, S) uint16 under a key, as `stamp` takes them."""
-    masks = np.empty((size, size), np.uint16)
-    _fill_masks(np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32), masks)
-    return masks
-
-
 @njit(nogil=True, cache=True)
 def _mask(cell, low, high):
     """A cell's mask, uniform in 1..511: MurmurHash3's 32-bit finaliser with the key in two halves.
@@ -121,14 +94,6 @@ def _mask(cell, low, high):
     return np.uint32(
         np.uint32(np.uint32(np.uint32(h >> np.uint32(9)) * np.uint32(511)) >> np.uint32(23)) + np.uint32(1)
     )
-
-
-@njit(nogil=True, cache=True)
-def _fill_masks(low, high, masks):
-    size = masks.shape[0]
-    for r in range(size):
-        for c in range(size):
-            masks[r, c] = _mask(np.uint32(r * size + c), low, high)
 
 
 @njit(nogil=True, cache=True)

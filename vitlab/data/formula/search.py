@@ -87,23 +87,6 @@ class Search:
                     )
 
 
-def search_categories(
-    num_categories: int,
-    seed: int = 1,
-    *,
-    threshold: float = 0.2,
-    threads: int = 1,
-    patience: int = PATIENCE,
-) -> list[np.ndarray]:
-    """The first `num_categories` accepted parameter sets, each (K, 7) float64: a..f and p of K maps.
-
-    Raises ConfigError as `Search.extend` does.
-    """
-    search = Search(seed, threshold)
-    search.extend(num_categories, threads=threads, patience=patience)
-    return search.categories
-
-
 def _draw_candidate(generator: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
     """The next candidate (K, 7) and the numbers of its walk, in the published order of drawing."""
     category = np.empty((generator.randint(2, 8), 7))

@@ -1,4 +1,4 @@
-"""What a configuration says that a data set holds, compared with what it does hold.
+"""What a configuration says of a data set: that it is there, and what it holds. Asked before anything trains.
 
 `dataset.num_train=500` does not train on 500 images: it claims that there are 500. A claim that the data contradict is
 refused, with the true value and the key that does what was meant.
@@ -35,7 +35,7 @@ def check_claims(dataset: DatasetConfig, typed: Collection[str] = ()) -> None:
 
         compare(dataset, fashion_counts(dataset), dataset.name)
     elif dataset.kind == "folder" and not dataset.pack and set(typed) & set(COUNTS):
-        from vitlab.data.sources.class_list import count_folder
+        from vitlab.data.sources.catalogue import count_folder
 
         if dataset.root and Path(dataset.root).exists():
             compare(dataset, count_folder(dataset), dataset.root)
@@ -92,3 +92,38 @@ def _published(kind: str) -> Mapping[str, int]:
     """The counts in conf/dataset/KIND.yaml."""
     content = yaml.safe_load((CONF / "dataset" / f"{kind}.yaml").read_text(encoding="utf-8"))
     return {key: content[key] for key in CLAIMS if key in content}
+
+
+def require_data(dataset: DatasetConfig) -> None:
+    """Raise ConfigError where the folder of `dataset` is not there, or it cannot be staged on this machine; folders are
+    looked at, no image is read.
+
+    Packs are checked when a configuration is parsed; torchvision checks the files of STL-10 and SVHN as it reads them.
+    """
+    if dataset.stage is not None:
+        from vitlab.data.sources.staging import require_stageable
+
+        require_stageable(dataset)
+    if dataset.pack:
+        return
+    if dataset.kind == "folder":
+        from vitlab.data.sources.folder import recognise
+        from vitlab.data.sources.parquet_files import require_random_reads
+
+        require_random_reads(recognise(dataset))
+    elif dataset.kind == "fashion_mnist":
+        from vitlab.data.sources.arrays import fashion_folder
+
+        fashion_folder(dataset)
+    elif dataset.kind in ("cifar10", "cifar100"):
+        from vitlab.data.sources.arrays import cifar_root
+
+        cifar_root(dataset)
+    elif dataset.kind in TRANSFER_SETS:
+        from vitlab.data.sources.transfer_sets import transfer_root
+
+        transfer_root(dataset)
+    elif dataset.kind in ("stl10", "svhn"):
+        from vitlab.data.sources.arrays import torchvision_root
+
+        torchvision_root(dataset)

@@ -14,7 +14,7 @@ import numpy as np
 
 from vitlab.core.files import DiskError, default_cache_dir, make_folder, save_arrays
 from vitlab.core.integrity import DamagedError, load_arrays
-from vitlab.data.formula.sealed import progress
+from vitlab.core.terminal import progress_bar
 from vitlab.data.sources.containers import LooseFiles, SplitFiles, file_name
 
 _SETTLED = 2.0
@@ -78,7 +78,7 @@ def _hash(
     chunks = [range(at, min(at + _CHUNK, len(names))) for at in range(0, len(names), _CHUNK)]
     with ThreadPoolExecutor(16) as pool:
         try:
-            with progress(f"comparing all bytes of {where}", len(names)) as advance:
+            with progress_bar(f"comparing all bytes of {where}", len(names)) as advance:
                 for count in pool.map(look, chunks):
                     for _ in range(count):
                         advance()

@@ -33,7 +33,7 @@ from vitlab.core.files import (
 )
 from vitlab.core.integrity import DamagedError, file_digest, load_arrays, misfit, read_mapping, sealed
 from vitlab.core.processes import worker_pool
-from vitlab.data.formula.sealed import progress
+from vitlab.core.terminal import progress_bar
 from vitlab.data.sources.containers import Names, Ranges, SplitFiles, state_of
 from vitlab.data.sources.index import Index, Indexed
 
@@ -143,7 +143,7 @@ def _write_split(split: str, source: FileSource, folder: Path, workers: int) -> 
         _Job(part := source.select(rows), folder / f"{split}-{i:05}.tar", _digest(f"{part.fingerprint()} {origin}"))
         for i, rows in enumerate(parts)
     )
-    with progress(f"packing the files of {split}", len(parts)) as advance:
+    with progress_bar(f"packing the files of {split}", len(parts)) as advance:
         if workers > 1 and len(parts) > 1:
             with worker_pool(workers) as pool:
                 done = [pool.submit(_write_tar, job) for job in jobs]

@@ -21,7 +21,7 @@ from vitlab.data.sources.index import Indexed
 from vitlab.data.sources.label_table import recognise_table
 from vitlab.data.sources.listing import EXTENSIONS
 from vitlab.data.sources.parquet_files import recognise_parquet
-from vitlab.data.sources.tar_shards import recognise_tars
+from vitlab.data.sources.tar_files import recognise_tars
 
 KNOWN_NAMES = {"imagenet1k": "ImageNet", "fractaldb1k": "FractalDB-1k"}
 """Our name → the folder that the book's code looks for below its --data-path."""

@@ -18,7 +18,7 @@ from vitlab.data.sources.class_folders import TRAINED, ClassFolders, choose_eval
 from vitlab.data.sources.containers import LooseFiles, Names, SplitFiles, state_of
 from vitlab.data.sources.index import Found, Index, Indexed, index_of
 from vitlab.data.sources.listing import is_image
-from vitlab.data.sources.tar_members import Tar, regular_members, scan_tars
+from vitlab.data.sources.tar_files import Tar, regular_members, scan_tars
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12"
 _TRUTH, _META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"

@@ -19,8 +19,7 @@ import numpy as np
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.files import DiskError, make_folder, save_arrays
 from vitlab.core.integrity import DamagedError, load_arrays
-from vitlab.data.sources.class_folders import TRAINED, choose_eval_split
-from vitlab.data.sources.class_naming import class_of_label, own_name
+from vitlab.data.sources.class_folders import TRAINED, choose_eval_split, class_of_label, own_name
 from vitlab.data.sources.containers import Content, Names, Ranges, SplitFiles, State, state_of, walk_order
 from vitlab.data.sources.file_hashes import cache_file
 

@@ -19,12 +19,11 @@ import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.errors import UserError
-from vitlab.data.formula.sealed import progress
-from vitlab.data.sources.class_folders import TRAINED
-from vitlab.data.sources.class_naming import synset_of
+from vitlab.core.terminal import progress_bar
+from vitlab.data.sources.class_folders import TRAINED, synset_of
 from vitlab.data.sources.containers import BadImageError, Names, Ranges, State, state_of
 from vitlab.data.sources.index import Found, Index, Indexed, index_of, require_numbered
-from vitlab.data.sources.tar_shards import files_below, split_of
+from vitlab.data.sources.tar_files import files_below, split_of
 
 LABELS = ("label", "labels", "class", "target", "fine_label")
 """Names that a column of labels has."""
@@ -122,7 +121,7 @@ def _build(
     image, label = columns
     splits: dict[str, Found] = {}
     wanted = [f"{image}.path", label, *([f"{image}.bytes"] if layout.in_memory else [])]
-    with progress(f"reading {layout.root}", len(files)) as advance:
+    with progress_bar(f"reading {layout.root}", len(files)) as advance:
         for number, (file, name) in enumerate(zip(files, names, strict=True)):
             found, row = splits.setdefault(split_of(name) or TRAINED, Found()), 0
             with _open(file) as parquet:
