@@ -20,12 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 from vitlab.cli.command_line import explain, with_whole_commands
 from vitlab.cli.flags import split_command
 from vitlab.cli.keys import context_of, keys_of, typed_keys
-from vitlab.cli.summary import program
+from vitlab.cli.train_task import program
 from vitlab.cli.typos import mistakes_in_words
 from vitlab.cli.values import readable, typed
 from vitlab.config import GROUPS, CellConfig, Config, ConfigError, parse, with_seed
 from vitlab.core.errors import UserError, as_user_error
-from vitlab.study.naming import Request
+from vitlab.study.identity import Request
 
 # A plain mapping: Hydra loads plugins in a way that dataclasses with postponed annotations do not survive.
 _NODE = {"_target_": "hydra_plugins.vitlab_sweeper.StudySweeper", "max_batch_size": None, "params": None}

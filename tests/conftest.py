@@ -99,7 +99,7 @@ def compose_config():
 @pytest.fixture()
 def requests_for(compose_config, tmp_path):
     """`requests_for(["seed=0"], ["seed=1"])` → the requests of these cells, recorded in `tmp_path`."""
-    from vitlab.study.naming import Request
+    from vitlab.study.identity import Request
 
     def made(*lists, shared=()):
         return [Request((*o, *shared), compose_config(*o, *shared, f"output_dir={tmp_path}")) for o in lists]
@@ -115,7 +115,7 @@ def train_here(compose_config):
     """
     from vitlab.cli.train_task import run_study
     from vitlab.study.cell import run_cell
-    from vitlab.study.naming import Request
+    from vitlab.study.identity import Request
 
     def cells(plan, _view):
         return {c.id: run_cell(c.config, study=plan.study, name=c.name) for c in plan.todo}

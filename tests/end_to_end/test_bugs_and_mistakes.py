@@ -51,7 +51,7 @@ def run(program, *words, cwd, broken=""):
 @pytest.mark.parametrize(
     ("program", "words", "broken"),
     [
-        ("run.py", [*SHORT, "study.dry_run=true"], "vitlab.study.naming:name_cells"),
+        ("run.py", [*SHORT, "study.dry_run=true"], "vitlab.study.identity:name_cells"),
         ("run.py", ["task=preview"], "vitlab.cli.preview_task:draw_condition"),
         ("run.py", SHORT, "vitlab.data.sources.claims:require_data"),
         ("analyze.py", [], "vitlab.core.comparisons:compare"),

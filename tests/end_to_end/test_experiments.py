@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from vitlab.config import choice
-from vitlab.study.identity import identity
-from vitlab.study.naming import Request
+from vitlab.study.identity import Request, identity
 from vitlab.study.plan import build_plan
 from vitlab.train.events import EpochEnded
 from vitlab.train.loop import fit

@@ -10,7 +10,7 @@ import torch
 from commands import run
 
 from vitlab.config import ConfigError
-from vitlab.study.naming import Request
+from vitlab.study.identity import Request
 from vitlab.study.preflight import prove
 
 SHORT = (

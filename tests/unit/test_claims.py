@@ -15,9 +15,8 @@ from vitlab.core.plugins import DATASETS, register_dataset
 from vitlab.data.sources.arrays import ArraySource
 from vitlab.data.sources.claims import check_claims, require_data
 from vitlab.data.sources.registry import build_source, stratified_order
-from vitlab.study.identity import identity
+from vitlab.study.identity import Request, identity
 from vitlab.study.launch_local import run_locally
-from vitlab.study.naming import Request
 from vitlab.study.plan import build_plan
 from vitlab.study.preflight import prove
 

@@ -28,10 +28,9 @@ from vitlab.cli.train_task import run_study
 from vitlab.config import experiment
 from vitlab.core.errors import UserError
 from vitlab.data.sources.catalogue import resolve_class_list
-from vitlab.study.data_record import record_data
-from vitlab.study.identity import identity
-from vitlab.study.naming import Request
+from vitlab.study.identity import Request, identity
 from vitlab.study.plan import build_plan, study_content
+from vitlab.study.provenance import record_data
 from vitlab.study.record import Record
 from vitlab.study.studies import write_study
 from vitlab.train.checkpoint import save_checkpoint

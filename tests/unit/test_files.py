@@ -197,7 +197,7 @@ def test_a_folder_of_any_name_gives_a_data_set_one(compose_config, tmp_path):
 
 
 def test_a_long_sweep_gets_a_short_name(requests_for):
-    from vitlab.study.naming import study_name
+    from vitlab.study.identity import study_name
 
     keys = [
         "recipe.weight_decay",

@@ -11,10 +11,10 @@ from vitlab.config import ConfigError, DatasetConfig
 from vitlab.data.sources.catalogue import known_data, read_known, remember_data
 from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.registry import build_source
-from vitlab.study.data_record import record_data, require_evaluated_data, require_same_data
 from vitlab.study.identity import identity
 from vitlab.study.plan import build_plan
 from vitlab.study.preflight import _with_class_list, check_plan
+from vitlab.study.provenance import record_data, require_evaluated_data, require_same_data
 from vitlab.study.record import Record
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -19,8 +19,7 @@ from vitlab.core import hub as core_hub
 from vitlab.core.hub import HubFile, fetch, look_up, named_on_hub, weights_digest
 from vitlab.core.integrity import DamagedError
 from vitlab.models.restore import restore
-from vitlab.study.identity import identity
-from vitlab.study.naming import Request
+from vitlab.study.identity import Request, identity
 
 NAME = "timm/vit_tiny_patch16_224.augreg_in21k"
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 3, "num_heads": 4}

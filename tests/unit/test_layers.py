@@ -18,7 +18,7 @@ ALLOWED = {
     "cli": {"core", "config", "data", "models", "train", "study", "explain", "analysis", "cli"},
 }
 LIGHT = {
-    "config", "core/random", "analysis", "cli", "study/identity", "study/plan", "study/naming", "study/record",
+    "config", "core/random", "analysis", "cli", "study/identity", "study/plan", "study/record",
     "study/studies", "study/contents", "study/mixture", "core/errors", "core/integrity", "core/plain_yaml",
     "data/sources/catalogue",
 }  # fmt: skip

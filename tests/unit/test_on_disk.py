@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import os
 import shutil
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from vitlab.config import ConfigError, DatasetConfig, choice
 from vitlab.core.integrity import Fingerprint, fingerprint_from
-from vitlab.data.sources import file_hashes, listing, on_disk
+from vitlab.data.sources import listing, on_disk
 from vitlab.data.sources.inventory import differences, load_items, save_items
 from vitlab.data.sources.on_disk import inventories, take_inventory
 
@@ -109,10 +110,8 @@ def test_contents_are_read_once_while_size_and_time_stay(tree, monkeypatch):
     data = birds(tree, verify="contents")
     before = take_inventory(data, "train").fingerprint
     read = []
-    digest = file_hashes.hashlib.file_digest
-    monkeypatch.setattr(
-        file_hashes.hashlib, "file_digest", lambda stream, kind: read.append(stream.name) or digest(stream, kind)
-    )
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda stream, kind: read.append(stream.name) or digest(stream, kind))
     assert take_inventory(data, "train").fingerprint == before and not read
     (tree / "train/tern/1.JPG").write_bytes(b"z" * 1001)
     assert take_inventory(data, "train").fingerprint != before

@@ -7,8 +7,7 @@ from planned import begin, finish, with_study
 
 from vitlab.config import ConfigError
 from vitlab.core.integrity import NewerError
-from vitlab.study.identity import identity
-from vitlab.study.naming import study_name
+from vitlab.study.identity import identity, study_name
 from vitlab.study.plan import build_plan, study_content
 from vitlab.study.provenance import device_kind, settings
 from vitlab.study.record import Record

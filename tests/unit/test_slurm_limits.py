@@ -10,8 +10,8 @@ import pytest
 
 from vitlab.config import ConfigError
 from vitlab.study import launch_slurm, slurm_limits, slurm_watch
+from vitlab.study.identity import Request
 from vitlab.study.launch_slurm import TooManyError, run_on_slurm
-from vitlab.study.naming import Request
 from vitlab.study.plan import build_plan
 from vitlab.study.slurm_limits import Limits, ask_limits
 from vitlab.study.slurm_options import SlurmOptions

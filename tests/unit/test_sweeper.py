@@ -13,8 +13,7 @@ from omegaconf import OmegaConf
 from hydra_plugins.vitlab_sweeper import StudySweeper, _Composer
 from vitlab.cli.keys import typed_keys
 from vitlab.config import ConfigError, parse, plain, register_schemas
-from vitlab.study.identity import identity
-from vitlab.study.naming import Request
+from vitlab.study.identity import Request, identity
 from vitlab.study.plan import build_plan
 from vitlab.study.record import Record
 

@@ -31,8 +31,7 @@ from vitlab.core.integrity import DamagedError
 from vitlab.models.build import build_model
 from vitlab.models.restore import restore
 from vitlab.models.weights import Weights, load_start, load_weights, read_checkpoint
-from vitlab.study.identity import SEMANTICS, identity
-from vitlab.study.naming import Request
+from vitlab.study.identity import SEMANTICS, Request, identity
 from vitlab.study.record import Record
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
 

@@ -22,7 +22,7 @@ from vitlab.data.sources.staging import Copies, staged
 from vitlab.data.sources.survey import describe
 from vitlab.models.build import shorten_last_block
 from vitlab.models.restore import Restored, centred, restore, short_name
-from vitlab.study.data_record import evaluated_data, require_evaluated_data
+from vitlab.study.provenance import evaluated_data, require_evaluated_data
 from vitlab.train.distributed import process_group, spawn_ranks, world_from_environment
 from vitlab.train.evaluate import EVAL_BATCH, Evaluation, evaluate
 

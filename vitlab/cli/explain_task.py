@@ -7,8 +7,7 @@ from pathlib import Path
 from vitlab.cli.outputs import is_figures, read_places, require_folder
 from vitlab.config import Config, ConfigError
 from vitlab.core.wandb import require_key
-from vitlab.explain.checkpoints import named_checkpoints
-from vitlab.explain.options import parse_options
+from vitlab.explain.options import named_checkpoints, parse_options
 
 
 def run_explain(config: Config) -> list[str]:
@@ -30,7 +29,7 @@ def run_explain(config: Config) -> list[str]:
     from vitlab.explain.features import draw_features
     from vitlab.explain.position import draw_position
     from vitlab.explain.reports import draw_panels
-    from vitlab.study.data_record import require_evaluated_data
+    from vitlab.study.provenance import require_evaluated_data
 
     torch.set_num_threads(config.threads)
     folder = Path(options.output) if options.output else Path(config.output_dir) / "explain"

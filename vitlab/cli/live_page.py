@@ -13,7 +13,7 @@ import pandas as pd
 
 from vitlab.analysis.formats.html import without_table
 from vitlab.analysis.sources.records import read_record
-from vitlab.analysis.study_state import CellState, StudyState
+from vitlab.analysis.table_model import CellState, StudyState
 from vitlab.cli.analyze import AnalyzeConfig, context_of, refuse_flags, study_of, tabulate
 from vitlab.cli.values import typed
 from vitlab.config import ConfigError

@@ -43,7 +43,7 @@ def relevance(
     with prepared(model):
         recording = record(model, images, readout=readout)
         classes = check_targets(targets, recording.logits)  # (B, K)
-        recording.tape.reuse = classes.shape[1] > 1
+        recording.recorder.reuse = classes.shape[1] > 1
         explain = _pixels if method == "attnlrp" else _chained
         try:
             maps = [explain(recording, one_hot, method, start_layer) for one_hot in _seeds(classes, recording.logits)]
@@ -107,7 +107,7 @@ def _chained(recording: Recording, one_hot: Tensor, method: str, start_layer: in
 
 def _refuse_foreign(recording: Recording) -> None:
     """Operations without a rule that lie after the first attention would be passed with a gradient, not relevance."""
-    unknown = sorted(name for name, before in recording.tape.foreign.items() if before > 0)
+    unknown = sorted(name for name, before in recording.recorder.foreign.items() if before > 0)
     if unknown:
         raise UnfitError(
             f"its layers use {', '.join(unknown)}, for which lrp has no rule; "

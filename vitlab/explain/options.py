@@ -1,4 +1,7 @@
-"""The keys of `explain`: one flat schema for its four kinds. Light: a mistake is reported before torch is imported."""
+"""The keys of `explain`, one flat schema for its four kinds, and the checkpoints that it reads.
+
+Light: a mistake is reported before torch is imported.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from vitlab.config import ConfigError, build
+from vitlab.config import Config, ConfigError, build, find_checkpoint
+from vitlab.core.hub import INDEX
+from vitlab.core.integrity import misfit, read_mapping
 
 MethodName = Literal["rollout", "generic", "lrp", "attnlrp"]
 OF_EVALUATION = re.compile(r"eval(?::(\d+)(?:-(\d+))?)?")
@@ -143,3 +149,33 @@ def _refuse_unused(parsed: ExplainConfig) -> None:
         raise ConfigError(
             f"explain.{field.name}", f"explain={kind} does not read it (got {value!r}); it is for {', '.join(others)}"
         )
+
+
+_STUDY = {"cells": [{"id": str, "name?": str, "part?": str}]}
+"""What is read of a study's file."""
+
+
+def named_checkpoints(config: Config) -> list[tuple[str, str | None]]:
+    """The checkpoints of `checkpoint=`, with labels; a study's file (`studies/NAME.json`) means its cells.
+
+    Raises ConfigError where there is no such file, cell or study.
+    """
+    given = config.checkpoint
+    names: list[tuple[str, str | None]] = []
+    for name in [given] if isinstance(given, str) else list(given or ()):
+        if not name.endswith(".json") or name.endswith(INDEX):
+            names.append((name, None))
+            continue
+        study = read_mapping(Path(name), "give a study's file, DIR/studies/NAME.json, or checkpoints")
+        if problem := "there is no such file" if study is None else misfit(study, _STUDY):
+            raise ConfigError("checkpoint", f"{name!r} is no study's file ({problem})")
+        assert study is not None, "as checked"
+        names += [(cell["id"], cell.get("name")) for cell in study["cells"] if cell.get("part", "cell") == "cell"]
+    if not names:
+        raise ConfigError(
+            "checkpoint",
+            "task=explain reads one or several; give a file, a cell's folder or identity, or a study's file",
+        )
+    for name, _ in names:
+        find_checkpoint(name, config.output_dir)
+    return names

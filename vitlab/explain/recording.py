@@ -51,25 +51,25 @@ NAMES = {
 
 
 class _Node(torch.autograd.Function):
-    """An operation whose backward follows its rule, in the meaning that the tape is set to."""
+    """An operation whose backward follows its rule, in the meaning that its recorder has."""
 
     @staticmethod
-    def forward(ctx: Any, tape: Tape, rule: Rule, *inputs: Tensor) -> Tensor:
-        ctx.tape, ctx.rule, ctx.call = tape, rule, Call(rule.run, inputs)
+    def forward(ctx: Any, recorder: Recorder, rule: Rule, *inputs: Tensor) -> Tensor:
+        ctx.recorder, ctx.rule, ctx.call = recorder, rule, Call(rule.run, inputs)
         return ctx.call.output
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        ctx.call.reuse = ctx.tape.reuse
-        return (None, None, *getattr(ctx.rule, ctx.tape.meaning)(cotangents[0], ctx.call))
+        ctx.call.reuse = ctx.recorder.reuse
+        return (None, None, *getattr(ctx.rule, ctx.recorder.meaning)(cotangents[0], ctx.call))
 
 
 def is_activation(x: Any) -> bool:
-    """Whether `x` depends on the input. Parameters are frozen while a tape runs, so that gradients mark activations."""
+    """Whether `x` depends on the input. Parameters are frozen while it is recorded: gradients mark activations."""
     return isinstance(x, Tensor) and x.requires_grad and x.is_floating_point()
 
 
-class Tape(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     """Records a forward pass. `attention` holds the softmax outputs (B, H, Q, K) in order."""
 
     def __init__(self) -> None:
@@ -216,12 +216,14 @@ class Tape(TorchFunctionMode):
 
 
 _HANDLERS: dict[str, Callable[..., Any]] = {
-    "linear": Tape._linear, "scaled_dot_product_attention": Tape._attend, "softmax": Tape._softmax,
-    "layer_norm": Tape._layer_norm, "rms_norm": Tape._rms_norm, "group_norm": Tape._pass, "batch_norm": Tape._pass,
-    "normalize": Tape._pass, "sigmoid": Tape._pass, "softplus": Tape._pass, "hardsigmoid": Tape._pass,
-    "neg": Tape._pass, "mean": Tape._share, "sum": Tape._share, "add": Tape._add, "mul": Tape._multiply,
-    "div": Tape._divide, "sub": Tape._subtract, "matmul": Tape._matmul, "einsum": Tape._einsum,
+    "linear": Recorder._linear, "scaled_dot_product_attention": Recorder._attend, "softmax": Recorder._softmax,
+    "layer_norm": Recorder._layer_norm, "rms_norm": Recorder._rms_norm, "mean": Recorder._share, "sum": Recorder._share,
+    "add": Recorder._add, "mul": Recorder._multiply, "div": Recorder._divide, "sub": Recorder._subtract,
+    "matmul": Recorder._matmul, "einsum": Recorder._einsum,
 }  # fmt: skip
+_HANDLERS |= dict.fromkeys(
+    ("group_norm", "batch_norm", "normalize", "sigmoid", "softplus", "hardsigmoid", "neg"), Recorder._pass
+)
 
 
 class UnfitError(UserError):
@@ -230,9 +232,9 @@ class UnfitError(UserError):
 
 @dataclass
 class Recording:
-    """A forward pass under a tape."""
+    """A forward pass with what its recorder holds."""
 
-    tape: Tape
+    recorder: Recorder
     images: Tensor
     """(B, 3, H, W), the leaf of the graph."""
     tokens: Tensor | None
@@ -242,21 +244,21 @@ class Recording:
 
     def attention(self) -> list[Tensor]:
         """The layers' attention (B, H, Q, K), in order. Raises UnfitError where it does not make a chain."""
-        if not self.tape.attention:
+        if not self.recorder.attention:
             raise UnfitError(
                 "the model has no self-attention over all tokens (is it convolutional, a mixer, or of windows alone?); "
                 "explain.method=attnlrp works on it"
             )
-        inside = [block for block in self.tape.blocks_of_attention if 0 < block < self.tape.block]
+        inside = [block for block in self.recorder.blocks_of_attention if 0 < block < self.recorder.block]
         if len(inside) > len(set(inside)):
             raise UnfitError(
                 "its blocks hold several attentions side by side, which is no chain; explain.method=attnlrp works on it"
             )
-        return self.tape.attention
+        return self.recorder.attention
 
     def pull(self, meaning: Meaning, outputs: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
         """Backpropagate one-hot rows (B, C) to each input under the given rule set; None if unreached."""
-        self.tape.meaning = meaning
+        self.recorder.meaning = meaning
         return list(torch.autograd.grad(self.logits, inputs, outputs, retain_graph=True, allow_unused=True))
 
 
@@ -297,7 +299,7 @@ def prepared(model: nn.Module) -> Iterator[None]:
 def record(
     model: nn.Module, images: Tensor, *, backward: bool = True, readout: Callable[[Tensor], Tensor] | None = None
 ) -> Recording:
-    """Run `model` on `images` (B, 3, H, W) under a tape. Without `backward`, only the pooling is differentiable.
+    """Run `model` on `images` (B, 3, H, W) with a recorder. Without `backward`, only the pooling is differentiable.
 
     `readout` makes the scores to be explained of the model's output. `model` must be
     `unwrapped` and `prepared`. Raises UnfitError where the output is no (B, C) logits.
@@ -313,10 +315,10 @@ def record(
         kept.append(output)
         return output
 
-    tape = Tape()
+    recorder = Recorder()
 
     def count(_module: nn.Module, _inputs: object) -> None:
-        tape.block += 1
+        recorder.block += 1
 
     blocks = getattr(model, "blocks", None)
     with ExitStack() as stack:
@@ -327,7 +329,7 @@ def record(
                 stack.callback(hook.remove)
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(images.device.type, enabled=False))
-        with tape:
+        with recorder:
             logits = model(images)
             if isinstance(logits, tuple | list):
                 logits = logits[0]
@@ -335,4 +337,4 @@ def record(
                 logits = readout(logits)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UnfitError("the model's output is not one row of class scores per image")
-    return Recording(tape, images, kept[-1] if kept else None, logits)
+    return Recording(recorder, images, kept[-1] if kept else None, logits)

@@ -23,11 +23,10 @@ from vitlab.core.processes import end_with_parent
 from vitlab.data.sources.survey import survey
 from vitlab.study.attempts import Journal, NoProgressError, memory_advice, peak_memory
 from vitlab.study.contents import read_contents
-from vitlab.study.data_record import record_data, require_same_data
 from vitlab.study.identity import SEMANTICS, identity, plugins_of
 from vitlab.study.mixture import attempts
 from vitlab.study.progress import line_of
-from vitlab.study.provenance import code_patch, settings, whereabouts
+from vitlab.study.provenance import code_patch, record_data, require_same_data, settings, whereabouts
 from vitlab.study.record import SCHEMA_VERSION, Record, experiment_digest, name_of_record
 from vitlab.study.snapshot import require_expected_code
 from vitlab.study.studies import places

@@ -15,9 +15,8 @@ from vitlab.core.integrity import DamagedError, NewerError
 from vitlab.data.order import num_steps
 from vitlab.study.capacity import Capacity, capacity
 from vitlab.study.contents import Contents, read_contents
-from vitlab.study.identity import identity
+from vitlab.study.identity import Request, identity, name_cells, name_pretrainings
 from vitlab.study.mixture import Compose, attempts, drifted, mixtures
-from vitlab.study.naming import Request, name_cells, name_pretrainings
 from vitlab.study.provenance import device_kind, settings
 from vitlab.study.record import Record, State, name_of_record
 from vitlab.study.snapshot import FOLDER, begun_on, describe_continued, version_of

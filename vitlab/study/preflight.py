@@ -25,9 +25,9 @@ from vitlab.data.sources.staging import require_large_files
 from vitlab.data.sources.survey import describe
 from vitlab.study.capacity import require_devices
 from vitlab.study.cell import cell_of
-from vitlab.study.data_record import data_changes
-from vitlab.study.naming import Request
+from vitlab.study.identity import Request
 from vitlab.study.plan import Plan, PlannedCell, counted
+from vitlab.study.provenance import data_changes
 from vitlab.study.snapshot import importing_from
 
 MANY = 8

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from vitlab.analysis.formats.svg import Scale, curves_panel, padded
-from vitlab.analysis.study_state import CellState, StudyState
+from vitlab.analysis.table_model import CellState, StudyState
 from vitlab.core.metrics import Figure
 
 MOST_ROWS = 40

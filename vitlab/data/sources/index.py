@@ -21,7 +21,7 @@ from vitlab.core.files import DiskError, make_folder, save_arrays
 from vitlab.core.integrity import DamagedError, load_arrays
 from vitlab.data.sources.class_folders import TRAINED, choose_eval_split, class_of_label, own_name
 from vitlab.data.sources.containers import Content, Names, Ranges, SplitFiles, State, state_of, walk_order
-from vitlab.data.sources.file_hashes import cache_file
+from vitlab.data.sources.inventory import cache_file
 
 _SETTLED = 2.0
 """Seconds after which a file's modification time is taken to tell every change."""

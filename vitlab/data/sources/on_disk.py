@@ -27,9 +27,20 @@ from vitlab.core.files import DiskError, make_folder, write_text
 from vitlab.core.integrity import FINGERPRINT, DamagedError, fingerprint_from, misfit, read_mapping, sealed
 from vitlab.data.sources.arrays import ArraySource, cifar_root, fashion_folder
 from vitlab.data.sources.containers import Content, LooseFiles, SplitFiles, file_name
-from vitlab.data.sources.file_hashes import cache_file, hash_files, hash_images
 from vitlab.data.sources.folder import recognise
-from vitlab.data.sources.inventory import HASH, Inventory, Items, as_hashes, of_files, of_images, of_name, sample_rows
+from vitlab.data.sources.inventory import (
+    HASH,
+    Inventory,
+    Items,
+    as_hashes,
+    cache_file,
+    hash_files,
+    hash_images,
+    of_files,
+    of_images,
+    of_name,
+    sample_rows,
+)
 from vitlab.data.sources.pack import AGAIN, load_pack, read_manifest
 from vitlab.data.sources.parquet_files import require_random_reads
 

@@ -5,8 +5,7 @@ import json
 import pytest
 from planned import finish
 
-from vitlab.cli.summary import command
-from vitlab.cli.train_task import run_study
+from vitlab.cli.train_task import command, run_study
 from vitlab.core.errors import ConfigError
 
 
@@ -40,7 +39,7 @@ def test_a_summary_shows_the_error_and_fails(requests_for, capsys, tmp_path, err
     if isinstance(error, ConfigError):
         assert out.count("\n    device: no such luck\n") == 2 and "Traceback" not in out, "the user's: one line"
     else:
-        assert out.count("    KeyError: 'no such key'\n") == 2 and "test_summary.py" in out, "a bug: its traceback"
+        assert out.count("    KeyError: 'no such key'\n") == 2 and "test_train_task.py" in out, "a bug: its traceback"
         assert out.count("| Traceback (most recent call last)") == 1 and "| the traceback is the one above" in out
     assert json.loads((tmp_path / "studies/s.json").read_text(encoding="utf-8"))["cells"][1]["name"] == "none/s1"
 
