@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from vitlab.config import ConfigError
-from vitlab.core import files
+from vitlab.core import archives, files
 from vitlab.core.files import MOST_BYTES, DiskError, clean_name, is_locked, locked, require_name, text_of
 
 WRITERS = {
     "text": lambda path: files.write_text(path, "new 新しい\n"),
     "bytes": lambda path: files.write_bytes(path, bytes(range(256))),
-    "array": lambda path: files.save_array(path, np.arange(1000)),
-    "arrays": lambda path: files.save_arrays(path, a=np.arange(1000)),
-    "tensors": lambda path: files.save_tensors(path, {"a": torch.arange(1000)}),
+    "array": lambda path: archives.save_array(path, np.arange(1000)),
+    "arrays": lambda path: archives.save_arrays(path, a=np.arange(1000)),
+    "tensors": lambda path: archives.save_tensors(path, {"a": torch.arange(1000)}),
 }
 HOLDER = """
 import sys

@@ -19,7 +19,7 @@ ALLOWED = {
 }
 LIGHT = {
     "config", "core/random", "analysis", "cli", "study/identity", "study/plan", "study/record",
-    "study/studies", "study/contents", "study/mixture", "core/errors", "core/integrity", "core/plain_yaml",
+    "study/studies", "study/contents", "study/mixture", "core/errors", "core/integrity", "core/archives",
     "data/sources/catalogue",
 }  # fmt: skip
 SLOW_TO_IMPORT = {"cli/evaluate_task", "cli/export_task", "cli/fractal_task", "cli/pack_task", "cli/preview_task"}

@@ -13,7 +13,7 @@ from vitlab.cli.outputs import require_output_dir
 from vitlab.cli.pack_task import run_pack
 from vitlab.cli.preview_task import run_preview
 from vitlab.config import ConfigError
-from vitlab.core.files import made_by_us, maker
+from vitlab.core.picture_files import made_by_us, maker
 
 
 @pytest.fixture

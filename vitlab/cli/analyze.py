@@ -26,8 +26,9 @@ from vitlab.config import ConfigError, build
 from vitlab.config.choices import compose_group
 from vitlab.config.paths import with_whole_paths
 from vitlab.core.comparisons import Rule
-from vitlab.core.files import clean_name, make_folder, require_name, save_figure, write_text
+from vitlab.core.files import clean_name, make_folder, require_name, write_text
 from vitlab.core.metrics import figure
+from vitlab.core.picture_files import save_figure
 from vitlab.core.plugins import FORMATS, import_plugins
 from vitlab.study.record import Record
 from vitlab.study.studies import read_study

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 
 from vitlab.config import AugmentConfig, Config, ConfigError, DatasetConfig, build, plain
+from vitlab.core.archives import save_arrays
 from vitlab.core.device import pick_device
 from vitlab.core.errors import UserError
-from vitlab.core.files import clean_name, make_folder, save_arrays, write_text
+from vitlab.core.files import clean_name, make_folder, write_text
 from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader
 from vitlab.data.sources.registry import build_source

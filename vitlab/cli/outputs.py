@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vitlab.cli.values import typed
 from vitlab.config import Config, ConfigError, DatasetConfig
-from vitlab.core.files import PICTURES, made_by_us
+from vitlab.core.picture_files import PICTURES, made_by_us
 
 _CELL = re.compile(r"c[0-9a-f]{11}")
 _OF_A_RUN = {"code", "studies", "datasets", "evaluate", "explain", "preview", "slurm", "wandb"}

@@ -15,7 +15,8 @@ import torch
 
 from vitlab.cli.outputs import is_pack, read_places, require_folder
 from vitlab.config import Config, ConfigError, DatasetConfig, build
-from vitlab.core.files import DiskError, locked, make_folder, remove_parts, save_arrays, write_text, written_whole
+from vitlab.core.archives import save_arrays
+from vitlab.core.files import DiskError, locked, make_folder, remove_parts, write_text, written_whole
 from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, sealed
 from vitlab.core.processes import worker_pool
 from vitlab.data.crop import resize_crops

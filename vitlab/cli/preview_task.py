@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vitlab.cli.outputs import read_places, require_picture
 from vitlab.config import AugmentConfig, Config, ConfigError, DatasetConfig, build, choice
-from vitlab.core.files import clean_name, make_folder, maker, text_of, written_whole
+from vitlab.core.files import clean_name, make_folder, text_of, written_whole
+from vitlab.core.picture_files import maker
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.crop import Cropping, central_squares

@@ -9,19 +9,14 @@ import os
 import shutil
 import unicodedata
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from vitlab.core.errors import FULL, ConfigError, UserError, reason
-from vitlab.core.fonts import fit_fonts
 
 if TYPE_CHECKING:  # these take their time, and most commands need none of them
-    import numpy as np
     from filelock import BaseFileLock
-    from matplotlib.figure import Figure
-    from PIL import Image
 
 _PART = ".part"
 
@@ -110,51 +105,6 @@ def append_line(path: Path, line: str) -> None:
             os.fsync(stream.fileno())
     except OSError as error:
         raise unwritten(path, error) from error
-
-
-def save_arrays(path: Path, *, compressed: bool = True, **arrays: np.ndarray) -> None:
-    """Write named arrays to an .npz file, whole or not at all. Raises DiskError."""
-    import numpy as np
-
-    with written_whole(path) as stream:
-        (np.savez_compressed if compressed else np.savez)(stream, **arrays)  # pyright: ignore[reportArgumentType]
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an .npy file, whole or not at all. Raises DiskError."""
-    import numpy as np
-
-    with written_whole(path) as stream:
-        np.save(stream, array)
-
-
-def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values as `torch.save` does, whole or not at all. Raises DiskError."""
-    import torch
-
-    with written_whole(path) as stream:
-        try:
-            torch.save(content, stream)
-        except RuntimeError as error:  # how torch reports a full disk
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
-
-
-def save_figure(figure: Figure, stem: Path, dpi: int = 150) -> list[Path]:
-    """Write a figure as `stem`.png and `stem`.pdf, byte-identical for the same figure (no dates inside).
-
-    Returns the two files. Raises DiskError.
-    """
-    fit_fonts(figure)
-    about = {"png": {"Software": None}, "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator"))}
-    files = []
-    for kind, metadata in about.items():
-        files.append(stem.with_name(f"{stem.name}.{kind}"))
-        with written_whole(files[-1]) as stream, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"Glyph \d+")  # of letters that no font has: `fit_fonts` has said so
-            figure.savefig(stream, format=kind, dpi=dpi, metadata=metadata)
-    return files
 
 
 @contextlib.contextmanager
@@ -256,30 +206,3 @@ def _suggested(name: str, fallback: str) -> str:
     found = clean_name(name.strip(" "), fallback).replace(" ", "_").lstrip("._-")
     is_text = found.lstrip("0123456789_.-eE") and found.lower() not in ("null", "true", "false", "nan", "inf")
     return found if is_text else fallback
-
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
-"""Endings of pictures that can say who made them."""
-_SOFTWARE = 0x0131
-"""The EXIF tag that names a picture's maker."""
-_MAKER = "vitlab"
-
-
-def maker() -> Image.Exif:
-    """The EXIF data that mark a picture as vitlab's."""
-    from PIL import Image
-
-    exif = Image.Exif()
-    exif[_SOFTWARE] = _MAKER
-    return exif
-
-
-def made_by_us(file: Path) -> bool:
-    """Whether a file is a picture that was saved with `maker()`."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return image.getexif().get(_SOFTWARE) == _MAKER
-    except (OSError, SyntaxError, ValueError):
-        return False

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
-import zipfile
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitlab.core.errors import UserError
-from vitlab.core.plain_yaml import parse_yaml
-
-if TYPE_CHECKING:
-    import numpy as np
 
 DIGEST = "digest"
 """The key under which a mapping holds the digest of all its other keys."""
+_BLOCK, _INNER = (re.compile(rf"^{indent}(?=[^\s-]|-\S)", re.MULTILINE) for indent in ("", "  "))
+"""Where a key of YAML begins; a `- ` belongs to the list of the key before."""
+_PLAIN = re.compile(r"[^&*!%|>#\t]*")
+"""YAML without anchors, tags, directives, comments and blocks of text."""
 
 
 class DamagedError(UserError):
@@ -114,7 +115,7 @@ def read_mapping(
     try:
         content = parse_yaml(text) if path.suffix == ".yaml" else json.loads(text)
     except Exception as error:  # damaged text makes the parsers raise nearly anything, RecursionError among them
-        raise DamagedError(path, f"damaged ({_one_line(error)})", remedy) from error
+        raise DamagedError(path, f"damaged ({one_line_of(error)})", remedy) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise DamagedError(path, "damaged (no mapping inside)", remedy)
     version = content.get("schema_version", 0)
@@ -217,49 +218,9 @@ def _whole(text: str) -> int | float:
     return int(value) if value.is_integer() else value
 
 
-def _one_line(error: Exception) -> str:
+def one_line_of(error: Exception) -> str:
+    """The message of a library's error, cut to one line of at most 120 characters."""
     return " ".join(str(error).split())[:120] or type(error).__name__
-
-
-def is_archive(path: Path) -> bool:
-    """Whether a file begins as a zip archive does, which .npz and PyTorch's .pt are."""
-    with path.open("rb") as stream:
-        return stream.read(4) == b"PK\x03\x04"
-
-
-def require_whole_archive(path: Path, remedy: str) -> None:
-    """Read a zip archive against its own checksums. Raises DamagedError where they differ.
-
-    NumPy notices most damage, PyTorch does not look: a flipped bit of a weight loads without a word.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except OSError as error:
-        raise DamagedError(path, f"cannot be read ({error.strerror or error})", remedy) from error
-    except Exception as error:  # damaged headers make zipfile and zlib raise nearly anything
-        raise DamagedError(path, f"damaged, or cut short ({_one_line(error)})", remedy) from error
-    if broken is not None:
-        raise DamagedError(path, f"damaged (the checksum of {broken} differs)", remedy)
-
-
-def load_arrays(
-    path: Path, names: Sequence[str], remedy: str, *, optional: Sequence[str] = (), verified: bool = False
-) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz file, and the optional ones that it has.
-
-    `verified`: its bytes are known to be those that were written. Raises DamagedError for a file that is missing,
-    damaged or lacks a named one.
-    """
-    import numpy as np
-
-    if not verified:
-        require_whole_archive(path, remedy)
-    try:
-        with np.load(path) as content:
-            return {name: content[name] for name in (*names, *(n for n in optional if n in content))}
-    except Exception as error:  # whole, and of another kind: pickled objects, no arrays, other names
-        raise DamagedError(path, f"not the arrays that were written ({_one_line(error)})", remedy) from error
 
 
 @dataclass(frozen=True)
@@ -313,3 +274,39 @@ def fingerprints_from(plain: Any) -> dict[str, Fingerprint]:
     """Split → fingerprint, from their plain form; empty for anything that is no mapping, such as the text that older
     records hold. Raises ValueError for a mapping to anything else."""
     return {split: fingerprint_from(value) for split, value in plain.items()} if isinstance(plain, Mapping) else {}
+
+
+def parse_yaml(text: str) -> Any:
+    """What PyYAML's safe loader makes of `text`; raises its errors.
+
+    Cells have most groups in common: a group that was parsed once is shared here, and nobody may change what is inside.
+    """
+    found: dict[str, Any] = {}
+    lines = ""
+    try:
+        if _PLAIN.fullmatch(text) is None or text.startswith("---"):
+            return _load(text)
+        for block in _BLOCK.split(text):
+            head, _, rest = block.partition("\n")
+            if rest.startswith("  ") and head.endswith(":"):
+                (key,) = _load_group(head)
+                found[key] = inner = {}
+                for part in _INNER.split(rest):
+                    inner |= _load_group(part)
+            else:
+                lines += block
+        found |= _load(lines) or {}
+    except Exception:  # it is laid out in another way, or damaged: the whole is parsed, and what is wrong said of that
+        return _load(text)
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _load_group(text: str) -> Mapping[str, Any]:
+    return _load(text) if text.strip() else {}
+
+
+def _load(text: str) -> Any:
+    import yaml
+
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # C: ten times faster, where libyaml is there

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.config import ConfigError
-from vitlab.core.files import make_folder, save_array
+from vitlab.core.archives import save_array
+from vitlab.core.files import make_folder
 from vitlab.explain.attention import patch_grid, read_tokens, rollout_map, to_grid
 from vitlab.explain.explained_model import Subject
 from vitlab.explain.figures import METHOD_SOURCES, METHOD_TITLES, Tile, draw_tiles, save

@@ -17,7 +17,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vitlab.core.files import make_folder, save_figure
+from vitlab.core.files import make_folder
+from vitlab.core.picture_files import save_figure
 
 if TYPE_CHECKING:
     from vitlab.explain.faithfulness import Curves

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.core.files import make_folder, save_array
+from vitlab.core.archives import save_array
+from vitlab.core.files import make_folder
 from vitlab.explain.attention import attention_maps, patch_grid
 from vitlab.explain.explained_model import Subject
 from vitlab.explain.figures import draw_distance, draw_filters, draw_similarity, save

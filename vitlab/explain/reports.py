@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitlab.core.files import make_folder, save_array
+from vitlab.core.archives import save_array
+from vitlab.core.files import make_folder
 from vitlab.explain.explained_model import Subject
 from vitlab.explain.figures import METHOD_SOURCES, METHOD_TITLES, Tile, draw_tiles, save
 from vitlab.explain.options import ExplainConfig, MethodName

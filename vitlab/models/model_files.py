@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitlab.core.archives import is_archive, require_whole_archive
 from vitlab.core.errors import ConfigError, UserError
 from vitlab.core.hub import INDEX
-from vitlab.core.integrity import DamagedError, is_archive, require_whole_archive, train_again
+from vitlab.core.integrity import DamagedError, one_line_of, train_again
 
 _MOST_UNPACKED = 64
 """No file of weights unpacks to more than so many times its size; random numbers hardly compress."""
@@ -120,7 +121,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
                 elif array.dtype.kind in "fiu":
                     found[name] = torch.from_numpy(np.array(array))
     except Exception as error:  # whole, and of another kind: NumPy raises nearly anything
-        raise DamagedError(path, f"not an .npz file of arrays ({_first_line(error)})", remedy_of(path)) from error
+        raise DamagedError(path, f"not an .npz file of arrays ({one_line_of(error)})", remedy_of(path)) from error
     return found
 
 
@@ -132,7 +133,7 @@ def _require_array(path: Path, entry: zipfile.ZipInfo, stream: Any) -> None:
         shape, _, dtype = read(stream)
         declared = stream.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
     except Exception as error:
-        raise DamagedError(path, f"{entry.filename} is no array ({_first_line(error)})", remedy_of(path)) from error
+        raise DamagedError(path, f"{entry.filename} is no array ({one_line_of(error)})", remedy_of(path)) from error
     if dtype.hasobject:
         raise UserError(f"{path}: refused: {entry.filename} holds Python objects, and only numbers are allowed")
     if declared != entry.file_size:
@@ -147,7 +148,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:
-        raise DamagedError(path, f"damaged, or cut short ({_first_line(error)})", remedy_of(path)) from error
+        raise DamagedError(path, f"damaged, or cut short ({one_line_of(error)})", remedy_of(path)) from error
     with archive:
         declared, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
         if declared > _MOST_UNPACKED * size:
@@ -188,7 +189,3 @@ def require_held(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if tensor.numel() * tensor.element_size() > held:
             problem = f"{name} is declared as {tuple(tensor.shape)} and only {held:,} bytes of it are there"
             raise DamagedError(path, problem, remedy_of(path))
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitlab.core.archives import load_arrays
 from vitlab.core.errors import UserError
-from vitlab.core.integrity import DamagedError, file_digest, load_arrays
+from vitlab.core.integrity import DamagedError, file_digest
 from vitlab.study.record import FIGURES, Record, State
 
 if TYPE_CHECKING:

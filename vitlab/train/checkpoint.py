@@ -11,16 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitlab.core.archives import is_archive, require_whole_archive, save_arrays, save_tensors
 from vitlab.core.errors import UserError
-from vitlab.core.files import save_arrays, save_tensors
-from vitlab.core.integrity import (
-    DamagedError,
-    NewerError,
-    contradiction,
-    is_archive,
-    require_whole_archive,
-    train_again,
-)
+from vitlab.core.integrity import DamagedError, NewerError, contradiction, train_again
 from vitlab.core.metrics import PRIMARY
 from vitlab.train.distributed import gather_values
 from vitlab.train.evaluate import Evaluation

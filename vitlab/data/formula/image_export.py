@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vitlab.core.errors import UserError
-from vitlab.core.files import make_folder, maker, require_space, unwritten, write_text, written_whole
+from vitlab.core.files import make_folder, require_space, unwritten, write_text, written_whole
+from vitlab.core.picture_files import maker
 from vitlab.core.terminal import progress_bar
 from vitlab.data.decode import picture_format
 from vitlab.data.formula.cache import VERSION, alone

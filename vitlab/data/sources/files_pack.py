@@ -21,17 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
-from vitlab.core.files import (
-    DiskError,
-    locked,
-    make_folder,
-    remove_parts,
-    require_space,
-    save_arrays,
-    write_text,
-    written_whole,
-)
-from vitlab.core.integrity import DamagedError, file_digest, load_arrays, misfit, read_mapping, sealed
+from vitlab.core.archives import load_arrays, save_arrays
+from vitlab.core.files import DiskError, locked, make_folder, remove_parts, require_space, write_text, written_whole
+from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, sealed
 from vitlab.core.processes import worker_pool
 from vitlab.core.terminal import progress_bar
 from vitlab.data.sources.containers import Names, Ranges, SplitFiles, state_of

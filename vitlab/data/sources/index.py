@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
-from vitlab.core.files import DiskError, make_folder, save_arrays
-from vitlab.core.integrity import DamagedError, load_arrays
+from vitlab.core.archives import load_arrays, save_arrays
+from vitlab.core.files import DiskError, make_folder
+from vitlab.core.integrity import DamagedError
 from vitlab.data.sources.class_folders import TRAINED, choose_eval_split, class_of_label, own_name
 from vitlab.data.sources.containers import Content, Names, Ranges, SplitFiles, State, state_of, walk_order
 from vitlab.data.sources.inventory import cache_file

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vitlab.core.files import DiskError, default_cache_dir, make_folder, save_arrays
-from vitlab.core.integrity import DamagedError, Fingerprint, load_arrays
+from vitlab.core.archives import load_arrays, save_arrays
+from vitlab.core.files import DiskError, default_cache_dir, make_folder
+from vitlab.core.integrity import DamagedError, Fingerprint
 from vitlab.core.terminal import progress_bar
 from vitlab.data.sources.containers import LooseFiles, SplitFiles, file_name
 

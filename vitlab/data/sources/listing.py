@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vitlab.config import ConfigError
-from vitlab.core.files import DiskError, default_cache_dir, make_folder, save_arrays
-from vitlab.core.integrity import require_whole_archive
+from vitlab.core.archives import require_whole_archive, save_arrays
+from vitlab.core.files import DiskError, default_cache_dir, make_folder
 from vitlab.data.sources.containers import walk_order
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")

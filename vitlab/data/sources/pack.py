@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
-from vitlab.core.integrity import DamagedError, load_arrays, misfit, read_mapping
+from vitlab.core.archives import load_arrays
+from vitlab.core.integrity import DamagedError, misfit, read_mapping
 from vitlab.data.sources.claims import compare
 from vitlab.data.sources.containers import BadImageError, State, is_still, state_of
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from vitlab.config import choice, plain
-from vitlab.core.plain_yaml import parse_yaml
+from vitlab.core.integrity import parse_yaml
 
 CELL = {"model": plain(choice("model", "vit_micro")), "augment": plain(choice("augment", "deit")), "seed": 3}
 FILES = {

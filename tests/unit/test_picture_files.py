@@ -6,8 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from vitlab.core import fonts
-from vitlab.core.files import save_figure
+from vitlab.core import picture_files
+from vitlab.core.picture_files import save_figure
 
 STIX = "\u1d8d"
 """A letter that STIX has, which matplotlib brings, and DejaVu has not."""
@@ -15,7 +15,7 @@ STIX = "\u1d8d"
 
 @pytest.fixture(autouse=True)
 def nothing_said():
-    fonts._said.clear()
+    picture_files._said.clear()
 
 
 def drawn(text: str, folder) -> np.ndarray:
@@ -28,10 +28,10 @@ def drawn(text: str, folder) -> np.ndarray:
 
 
 def test_an_installed_font_steps_in_for_what_is_lacking(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(fonts, "FURTHER", ("No Such Font", "STIXGeneral"))
+    monkeypatch.setattr(picture_files, "FURTHER", ("No Such Font", "STIXGeneral"))
     found = drawn(f"a {STIX}", tmp_path)
     assert capfd.readouterr().err == ""
-    monkeypatch.setattr(fonts, "FURTHER", ())
+    monkeypatch.setattr(picture_files, "FURTHER", ())
     box = drawn(f"a {STIX}", tmp_path)
     assert not np.array_equal(found, box)
     said = capfd.readouterr().err
@@ -42,12 +42,12 @@ def test_other_figures_stay_as_they_are(tmp_path, capfd):
     figure = Figure(figsize=(2, 1))
     title = figure.suptitle("Δ ± 95 % – café, Ω")
     family = title.get_fontfamily()
-    fonts.fit_fonts(figure)
+    picture_files.fit_fonts(figure)
     assert title.get_fontfamily() == family and capfd.readouterr().err == ""
 
 
 def test_it_is_said_once_and_briefly(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(fonts, "FURTHER", ())
+    monkeypatch.setattr(picture_files, "FURTHER", ())
     drawn("いろはにほへとちり", tmp_path)
     drawn("犬", tmp_path)
-    assert capfd.readouterr().err.count("note: ") == 1 and len(fonts._said[0]) == 9
+    assert capfd.readouterr().err.count("note: ") == 1 and len(picture_files._said[0]) == 9
