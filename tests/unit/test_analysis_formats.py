@@ -16,7 +16,7 @@ from vitlab.analysis import collect
 from vitlab.analysis.formats.grids import blocks, grids
 from vitlab.analysis.formats.html import to_html
 from vitlab.analysis.formats.latex import _SPECIAL, escape, to_latex
-from vitlab.analysis.formats.svg import nice_ticks
+from vitlab.analysis.formats.page_plots import nice_ticks
 from vitlab.analysis.formats.text import to_csv, to_json, to_markdown
 from vitlab.analysis.reference import compare_with_reference, read_reference
 from vitlab.analysis.table import build_table

@@ -86,7 +86,7 @@ def test_a_compressed_tar_cannot_be_read_by_offset(shards):
 
 def test_a_missing_shard_is_noticed_by_its_number_or_by_the_info(shards, tmp_path):
     (shards / "birds-train-0001.tar").unlink()
-    assert "1 of the numbered files is missing: number 1, beside birds-train-0000.tar" in refused(shards)
+    assert "1 of the numbered files is missing: number 1, next to birds-train-0000.tar" in refused(shards)
     timms = webdataset(tmp_path / "birds", tmp_path / "timm", keys="file")
     (timms / "birds-train-0001.tar").unlink()
     assert "birds-train-0001.tar is missing, which" in refused(timms)
@@ -218,7 +218,7 @@ def test_one_tree_of_classes_in_a_tar(tmp_path):
 def test_several_processes_find_the_same(shards, monkeypatch):
     files = sorted(map(str, shards.glob("*.tar")))
     expected = [scan_tar(Tar(file)) for file in files]
-    monkeypatch.setattr(tar_files, "BESIDE", 0)
+    monkeypatch.setattr(tar_files, "LARGE", 0)
     monkeypatch.setattr(tar_files, "usable_cores", lambda: 2)
     assert tar_files.scan_tars([Tar(file) for file in files], "indexing") == expected
     os.truncate(files[0], 700)

@@ -146,7 +146,7 @@ def _seeds(count):
 
 def test_detectable_difference_is_told(requests_for):
     one = describe(build_plan(requests_for(["augment=none"], ["augment=mixup"]), "s"))
-    assert "no difference between cells can be told from noise" in one[-1]
+    assert "no difference between cells can be distinguished from noise" in one[-1]
     three = requests_for(*_seeds(3))
     told = describe(build_plan(three, "s"))[-1]
     points = re.search(r"3 seeds and 1 comparison detect a difference of (\d\.\d\d) points", told)

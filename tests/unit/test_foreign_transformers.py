@@ -66,7 +66,7 @@ def test_what_a_folder_lacks_is_named(tmp_path, read):
     with pytest.raises(ConfigError, match=r"its shard model-00002-of-00002\.safetensors is not there"):
         read(folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/passwd"}}', encoding="utf-8")
-    with pytest.raises(ConfigError, match="names no files beside it"):
+    with pytest.raises(ConfigError, match="names no files next to it"):
         read(folder)
     odd = transformers_folder(tmp_path / "g", model, hidden_act="snake")
     with pytest.raises(ConfigError, match="hidden_act 'snake'"):

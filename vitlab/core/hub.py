@@ -24,7 +24,7 @@ WEIGHTS = (
 """The weights in a folder of timm's or transformers', the preferred first."""
 INDEX = ".index.json"
 """What the name of an index of shards ends in."""
-_BESIDE = ("config.json", "preprocessor_config.json")
+_FURTHER = ("config.json", "preprocessor_config.json")
 _REPOSITORY = r"[\w][\w.-]*/[\w][\w.-]*"
 _NAMED = re.compile(rf"(?:hf-hub:|hf_hub:)(?P<repo>{_REPOSITORY})(?:@(?P<revision>[\w./-]+))?(?::(?P<file>[\w./-]+))?")
 _TIMMS = re.compile(r"(?P<repo>timm/[\w][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -107,8 +107,8 @@ def look_up(wanted: HubFile, key: str) -> HubFile:
         asked = f"no {file}" if file else "no weights that are known here"
         raise ConfigError(key, f"{wanted.repo} holds {asked} ({held}); name a file: hf-hub:{wanted.repo}:FILE")
     shards = _shards(file, list(sizes))
-    beside = tuple(name for name in _BESIDE if name in sizes)
-    found = HubFile(wanted.repo, info.sha, file, None, sum(sizes[n][0] for n in shards or [file]), (*shards, *beside))
+    further = tuple(name for name in _FURTHER if name in sizes)
+    found = HubFile(wanted.repo, info.sha, file, None, sum(sizes[n][0] for n in shards or [file]), (*shards, *further))
     digests = [sizes[name][1] for name in shards or [file]]
     if None in digests:  # a file so small that the hub keeps it in git
         return dataclasses.replace(found, digest=weights_digest(fetch(found, key)))

@@ -38,7 +38,7 @@ class DamagedError(UserError):
 
 
 def train_again(identity: str) -> str:
-    """What to do about a damaged file of a cell; the words after the colon belong behind the study's command."""
+    """What to do about a damaged file of a cell; what follows the colon is added to the study's command."""
     return f"restore the file, or train the cell again: study.rerun='[{identity}]'"
 
 

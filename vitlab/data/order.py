@@ -29,7 +29,7 @@ _ROUND = 256
 def epoch_order(num_images: int, seed: int, epoch: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
     """Which image each sample of an epoch is, and which copy of it: two (N,) int64 arrays.
 
-    With `repeats` k > 1, every image of the shuffled order stands k times in a row and the first N samples are
+    With `repeats` k > 1, every image of the shuffled order comes k times in a row and the first N samples are
     taken: an epoch then sees about 1/k of the images k times each, another part in every epoch, on one device as on
     many (repeated augmentation: Hoffer et al., CVPR 2020; Berman et al., 2019; DeiT's RASampler).
     """

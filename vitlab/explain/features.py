@@ -233,7 +233,7 @@ def draw_features(
 
 
 def _draw_heads(seen: FeatureViews, folder: Path) -> list[Path]:
-    """The last layer's attention, head by head: up to HEADS_ABREAST in a row beside the picture."""
+    """The last layer's attention, head by head: up to HEADS_ABREAST in a row next to the picture."""
     if seen.heads is None:
         return []
     rows, names = [], []

@@ -58,7 +58,7 @@ def architecture_of(
     """The architecture of a plain ViT, from its tensors by timm's names; None for tensors of another kind.
 
     What the file tells in addition: the number of heads, the input's height and width in pixels, the norms' epsilon
-    and the MLP's activation. None as well where the number of heads is told by nothing.
+    and the MLP's activation. None as well where nothing gives the number of heads.
     """
     patch, position = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     if patch is None or patch.ndim != 4 or position is None or position.ndim != 3:
@@ -116,13 +116,13 @@ def architecture_of(
     return Architecture(model, further | oblong, grid, said)
 
 
-def _grid(state: Mapping[str, Tensor], told: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Patches down and across: as told, else a square, else of the oblong shapes twice as long as wide."""
+def _grid(state: Mapping[str, Tensor], given: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Patches down and across: as given, else a square, else of the oblong shapes twice as long as wide."""
     count = state["pos_embed"].shape[1]
     prefix = sum(state[key].shape[1] for key in ("cls_token", "dist_token", "reg_token") if key in state)
     for tokens in (count - prefix, count):
-        if told and told[0] * told[1] == tokens:
-            return told
+        if given and given[0] * given[1] == tokens:
+            return given
         side = math.isqrt(max(tokens, 0))
         if side and side * side == tokens:
             return side, side

@@ -54,8 +54,8 @@ def build_model(
             raise ConfigError(
                 "recipe.drop_path", f"{model.name!r} has no residual branches to drop", ["recipe.drop_path=0"]
             ) from error
-        told = {"image_size": model.image_size} | {key: value for key, value in sizes.items() if value is not None}
-        asked = ", ".join(f"model.{key}={value}" for key, value in told.items())
+        given = {"image_size": model.image_size} | {key: value for key, value in sizes.items() if value is not None}
+        asked = ", ".join(f"model.{key}={value}" for key, value in given.items())
         raise ConfigError("model.name", f"{model.name!r} cannot be built with {asked}: {error}") from error
     if isinstance(network, VisionTransformer) or model.grad_checkpointing:
         try:

@@ -45,12 +45,12 @@ def export_timm(restored: Restored, folder: Path) -> None:
         raise ConfigError(
             "export.format", f"timm's config.json cannot say this model's {said}; export.format=transformers can"
         ) from error
-    told = {
+    seen = {
         "mean": list(dataset.mean), "std": list(dataset.std), "crop_pct": dataset.eval_crop, "crop_mode": "center",
         "interpolation": dataset.eval_interpolation, "input_size": [3, *restored.input_size], "tag": "vitlab",
         "license": None,
     }  # fmt: skip
-    card: dict[str, Any] = {"pretrained_cfg": told}
+    card: dict[str, Any] = {"pretrained_cfg": seen}
     if restored.weights.classes:
         card["label_names"] = list(restored.weights.classes)
     save_for_hf(network, str(folder), model_config=card, model_args=arguments, safe_serialization=True)

@@ -118,7 +118,7 @@ def dataset_of_timm(arguments: Mapping[str, Any], classes: int | None) -> Datase
 
 
 def dataset_of_transformers(path: Path, classes: int | None) -> DatasetConfig | None:
-    """What a preprocessor_config.json beside the weights says: mean, std, and the share that the centre crop keeps.
+    """What a preprocessor_config.json next to the weights says: mean, std, and the share that the centre crop keeps.
 
     Images are resized to the model's input whole unless it crops. None where there is no such file.
     """
@@ -217,7 +217,7 @@ def _three(values: Any) -> tuple[float, float, float]:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The config.json beside a weights file: timm's (`architecture`) or transformers' (`model_type`); an empty
+    """The config.json next to a weights file: timm's (`architecture`) or transformers' (`model_type`); an empty
     dictionary where there is neither. Raises UserError for one that is damaged."""
     content = _read_json(path.with_name("config.json"))
     return content if "architecture" in content or "model_type" in content else {}

@@ -159,7 +159,7 @@ def _of_transformers(state: Tensors) -> Tensors:
 
 
 def _of_google(state: Tensors) -> Tensors:
-    """The arrays of Google's .npz: the original ViT and AugReg, and big_vision's, whose layers are numbered anew."""
+    """The arrays of Google's .npz: the original ViT and AugReg, and big_vision's, with other numbers of layers."""
     found: Tensors = {}
     plain = {re.sub(r"^Transformer/", "", key): value for key, value in state.items()}
     for key, value in plain.items():

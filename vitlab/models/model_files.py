@@ -39,7 +39,7 @@ _PLAIN: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"), (codecs.encode, "_codecs.encode"),
     *{type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")},
 ]  # fmt: skip
-"""What may be built beside tensors and plain containers: DeiT's arguments, paths, and NumPy's numbers (`best_acc`)."""
+"""What may be built besides tensors and plain containers: DeiT's arguments, paths, and NumPy's numbers (`best_acc`)."""
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def shards_of(index: Path) -> list[Path]:
         raise DamagedError(index, f"no index of shards ({type(error).__name__}: {error})", remedy_of(index)) from error
     plain = all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names)
     if not names or not plain or len(names) > _MOST_SHARDS:
-        raise DamagedError(index, "names no files beside it", remedy_of(index))
+        raise DamagedError(index, "names no files next to it", remedy_of(index))
     return [index.with_name(name) for name in names]
 
 

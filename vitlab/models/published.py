@@ -83,10 +83,10 @@ def dataset_of_training(name: str, arguments: Mapping[str, Any], classes: int | 
     if "mean" not in arguments and "." not in name:
         return None
     known = _configuration(name) or _configuration(name.partition(".")[0])
-    told = known.to_dict() if known is not None else {}
-    told = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "crop_pct": 0.875} | told
-    given = {key: arguments[key] for key in (*told, "dataset") if arguments.get(key)}
-    return dataset_of_timm(told | given, classes)
+    usual = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "crop_pct": 0.875}
+    usual |= known.to_dict() if known is not None else {}
+    given = {key: arguments[key] for key in (*usual, "dataset") if arguments.get(key)}
+    return dataset_of_timm(usual | given, classes)
 
 
 def _names(path: Path) -> list[str]:

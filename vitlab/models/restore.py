@@ -44,7 +44,7 @@ class Restored:
     """What a reader should know of where the weights come from."""
 
     assumed: bool = False
-    """Whether the statistics are ImageNet's because nothing tells them."""
+    """Whether the statistics are ImageNet's because the file holds none."""
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -164,7 +164,7 @@ def _model(config: Config, weights: Weights) -> ModelConfig:
 
 
 def _dataset(config: Config, weights: Weights, statistics: str) -> tuple[DatasetConfig, bool]:
-    """The data set, and whether its statistics are ImageNet's for want of any that are told."""
+    """The data set, and whether its statistics are ImageNet's because nothing gives others."""
     given, own = config.cell.dataset, weights.dataset
     if FROM_CHECKPOINT in (given.name, config.labels.get("dataset")):  # it may have been given another name
         if own is None and config.task == "evaluate":
@@ -179,8 +179,8 @@ def _dataset(config: Config, weights: Weights, statistics: str) -> tuple[Dataset
         return dataclasses.replace(named, **set_by_user), assumed
     if own is None or statistics == "dataset":
         return given, False
-    told = {key: getattr(own, key) for key in STATISTICS}
-    return dataclasses.replace(given, **told | _set_by_user(config)), False
+    recorded = {key: getattr(own, key) for key in STATISTICS}
+    return dataclasses.replace(given, **recorded | _set_by_user(config)), False
 
 
 def _set_by_user(config: Config) -> dict[str, Any]:

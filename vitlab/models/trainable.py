@@ -122,7 +122,7 @@ def _step(network: nn.Module, model: ModelConfig, num_classes: int, device: torc
         if any(rows != _IMAGES for rows in module.rows):
             raise ConfigError(
                 "recipe.drop_path",
-                f"{name} of {model.name!r} drops parts of an image, not whole samples, which no counter stands for",
+                f"{name} of {model.name!r} drops parts of an image, not whole samples, which no counter decides",
                 ["recipe.drop_path=0"],
             )
     unused = tuple(name for name, p in tried.named_parameters() if p.requires_grad and p.grad is None)

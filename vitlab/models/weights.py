@@ -77,7 +77,7 @@ class Weights:
     grid: tuple[int, int] | None = None
     """Patches down and across, where the arguments tell the image's height and width."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What the training was told: our configuration, or the other program's flags."""
+    """The training's settings: our configuration, or the other program's flags."""
     build: Mapping[str, Any] = field(default_factory=dict)
     """timm's arguments beyond those of `model`."""
     chosen: tuple[str, ...] = ()
@@ -213,10 +213,10 @@ def _describe(
             return found | {"model": model_of_name(of_deit, state, said.get("input_size"))}
         return found | _fields(architecture_of(state, size=size_of(said)))  # a name of its own, as DeiT-III's
     if isinstance(card.get("architecture"), str):
-        told = card.get("pretrained_cfg") or {}
+        seen = card.get("pretrained_cfg") or {}
         model = model_of_name(card["architecture"], state)
         return {
-            "kind": "timm", "model": sized(model, card), "dataset": dataset_of_timm(told, width), "arguments": told,
+            "kind": "timm", "model": sized(model, card), "dataset": dataset_of_timm(seen, width), "arguments": seen,
             "classes": labels_of(card, width), "build": arguments_of_card(card),
         }  # fmt: skip
     kind = layout.name if layout is not None and layout.name != "timm" else "timm" if wrapped else "plain"

@@ -158,22 +158,22 @@ def _require_agreement(
 
     def require(same: bool, problem: str, other: str | None = None) -> None:
         if not same:
-            told = f"does not agree with {record.folder / other} ({problem})" if other else f"damaged ({problem})"
-            raise DamagedError(record.folder / "result.json", told, record.remedy)
+            wrong = f"does not agree with {record.folder / other} ({problem})" if other else f"damaged ({problem})"
+            raise DamagedError(record.folder / "result.json", wrong, record.remedy)
 
     require(result.get("last") is not None or not result["num_eval"], "last is missing")
     epochs = {row["epoch"]: row for row in rows or ()}
     for parts, prefix in _PARTS.items():
         name, curve = ".".join(parts), "metrics.jsonl"
         figures = functools.reduce(lambda node, key: (node or {}).get(key), parts, result)
-        told = [row for row in epochs.values() if f"{prefix}/top1" in row]
-        require(figures is not None or not told, f"{name} is missing", curve)
-        if figures is None or not told:
+        measured = [row for row in epochs.values() if f"{prefix}/top1" in row]
+        require(figures is not None or not measured, f"{name} is missing", curve)
+        if figures is None or not measured:
             continue
         for key in FIGURES:
             own, there = figures[key], epochs.get(figures["epoch"], {}).get(f"{prefix}/{key}")
             require(own == there or (own != own and there != there), f"{name}.{key} is {own} and {there}", curve)
-        highest = max(row[f"{prefix}/top1"] for row in told)
+        highest = max(row[f"{prefix}/top1"] for row in measured)
         require(parts[-1] == "last" or highest == figures["top1"], f"an epoch there has top-1 {highest}", curve)
     derived, left_out = result.get("derived") or {}, len((result.get("bad_images") or {}).get("eval", ()))
     counts = {"num_parameters": 0, "num_train": 0, "num_eval": left_out}
@@ -212,7 +212,7 @@ def load_answers(record: Record) -> tuple[np.ndarray, np.ndarray] | None:
 def load_predictions(record: Record) -> dict[str, np.ndarray] | None:
     """index (N,), label (N,), top5 (N, ≤ 5) and loss (N,) of the last epoch's model; None where none are stored.
 
-    Beside them classes (C,), the names, where the record has them.
+    In addition classes (C,), the names, where the record has them.
 
     Raises DamagedError for a file that holds anything else.
     """

@@ -20,7 +20,7 @@ from vitlab.study.progress import duration, shortened
 from vitlab.study.sharing import evaluation_sets, groups_of, window_words
 
 RECOMMENDED_SEEDS = 5
-"""With three the intervals are twice as wide (benchmarks/RESULTS.md): every row's scatter is told by its own seeds."""
+"""With three the intervals are twice as wide (benchmarks/RESULTS.md): each row's scatter comes from its own seeds."""
 
 
 def describe(plan: Plan, columns: int | None = None) -> list[str]:
@@ -35,13 +35,13 @@ def _cells(plan: Plan, prices: dict[str, Price], columns: int | None) -> list[st
     rows = []
     for cell in plan.cells:
         cost, coming = prices[cell.id], cell.selected and cell.state != "running" and cell.id not in plan.blocked
-        told = f"{cost.steps:>9,} steps"
+        text = f"{cost.steps:>9,} steps"
         if coming and cost.source and cost.device_seconds is not None and cost.wall_seconds is not None:
-            told += f"  {cost.device_seconds / 3600:>8,.2f} {_unit(cost)}  about {duration(cost.wall_seconds)}"
+            text += f"  {cost.device_seconds / 3600:>8,.2f} {_unit(cost)}  about {duration(cost.wall_seconds)}"
         wait = f"  after {cell.needs}" if cell.needs and cell.selected else ""
         wait += _blocked_by(plan, cell) if cell.id in plan.blocked else ""
         alias = f"  = {', '.join(cell.aliases)}" if cell.aliases else ""
-        rows.append((cell.id, cell.name, _standing(plan, cell), told + wait + alias))
+        rows.append((cell.id, cell.name, _standing(plan, cell), text + wait + alias))
     names, states = (max(len(row[i]) for row in rows) for i in (1, 2))
     if columns:
         names = max(12, min(names, columns - 18 - states - max(len(row[3]) for row in rows)))
@@ -156,13 +156,13 @@ def _unmeasured(todo: list[PlannedCell], prices: dict[str, Price], here: str | N
     none = [c for c in todo if prices[c.id].source is None]
     other = [c for c in todo if here and (s := prices[c.id].source) and s.device_name != here]
     on_this = f" on this kind of device ({here})" if here else ""
-    for cells, told in (
+    for cells, why in (
         (none, f"without a price: no cell of their model has been trained{on_this}"),
         (other, f"priced after another kind of device: no cell of their model has been trained{on_this}"),
     ):
         models = {c.config.cell.model: c for c in reversed(cells)}
         if cells:
-            lines.append(f"{len(cells)} {told}; one epoch measures it:")
+            lines.append(f"{len(cells)} {why}; one epoch measures it:")
             lines += [f"    {measuring_command(cell)}" for cell in models.values()]
     return lines
 
@@ -188,14 +188,14 @@ def _detectable(plan: Plan) -> list[str]:
         return []
     n = min(seeds[cell] for column in compared for cell in column)
     if n < 2:
-        return ["one seed each: no difference between cells can be told from noise; add seed=0,1,2,3,4"]
-    from vitlab.core.comparisons import assumed_scatter  # scipy: only where something is to be told
+        return ["one seed each: no difference between cells can be distinguished from noise; add seed=0,1,2,3,4"]
+    from vitlab.core.comparisons import assumed_scatter  # scipy: only where it is used
 
     measured = _scatter(plan, planned, conditions)
     k = sum(len(column) - 1 for column in compared)
     sizes = [len(column) - 1 for column in compared]
     least, better = (_least(sizes, m) for m in (n, max(n, RECOMMENDED_SEEDS)))
-    told: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for data in dict.fromkeys(column[0].dataset for column in compared):
         images = data.num_eval or round((data.num_train or 0) * data.val_fraction)
         scatter = measured or assumed_scatter(images)
@@ -205,9 +205,9 @@ def _detectable(plan: Plan) -> list[str]:
             f"{n} seeds and {counted(k, 'comparison')} detect a difference of {least * scatter:.2f} points to the "
             f"baseline (80 % power) if seeds scatter by {scatter:.2f} points ({origin}){more}"
         )
-        names = told.setdefault(text, [])
+        names = found.setdefault(text, [])
         names += [str(data.name)] * (str(data.name) not in names)
-    return [text if len(told) == 1 else f"{', '.join(names)}: {text}" for text, names in told.items()]
+    return [text if len(found) == 1 else f"{', '.join(names)}: {text}" for text, names in found.items()]
 
 
 def _conditions(cells: Sequence[CellConfig]) -> list[CellConfig]:

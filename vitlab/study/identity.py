@@ -162,7 +162,7 @@ def name_cells(requests: Sequence[Request]) -> list[str]:
 
 
 def name_pretrainings(requests: Sequence[Request], named: Callable[[CellConfig], str]) -> dict[str, str]:
-    """Identity → name of every pre-training: its data, its seed, and between them what tells it from the others."""
+    """Identity → name of every pre-training: its data, its seed, and between them what differs from the others."""
     found: dict[str, tuple[CellConfig, dict[str, str]]] = {}
     for request in requests:
         if (before := request.config.cell.pretraining) is not None:
@@ -172,8 +172,8 @@ def name_pretrainings(requests: Sequence[Request], named: Callable[[CellConfig],
     varying = [key for key in keys if len({below.get(key) for _, below in found.values()}) > 1]
     names = {}
     for key, (cell, below) in found.items():
-        told = [f"{k.removeprefix('pretrain.').split('.')[-1]}={below[k]}" for k in varying if k in below]
-        names[key] = "/".join(["pretrain", str(cell.dataset.name), *told, f"s{cell.seed}"])
+        differing = [f"{k.removeprefix('pretrain.').split('.')[-1]}={below[k]}" for k in varying if k in below]
+        names[key] = "/".join(["pretrain", str(cell.dataset.name), *differing, f"s{cell.seed}"])
     return {key: name if list(names.values()).count(name) == 1 else f"{name}/{key[:5]}" for key, name in names.items()}
 
 

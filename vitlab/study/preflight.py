@@ -68,7 +68,7 @@ def check_plan(plan: Plan) -> Plan:
     """The plan, with a note for each data set that could not be compared.
 
     Raises ConfigError where cells were begun with other data than those on the disk, or where the name of a data set
-    stands for others in this output_dir, naming the images that differ and what to do.
+    means others in this output_dir, naming the images that differ and what to do.
     """
     groups: dict[Hashable, list[PlannedCell]] = {}
     for cell in plan.cells:
@@ -159,8 +159,8 @@ def _refuse(plan: Plan, dataset: DatasetConfig, changed: dict[tuple[str, ...], l
 
 
 def _rerun(plan: Plan, ended: set[str]) -> str:
-    """The value of study.rerun that trains these cells again, beside those that are to be already: `all` where that is
-    shorter and means no more."""
+    """The value of study.rerun that trains these cells again, in addition to those that are to be already: `all` where
+    that is shorter and means no more."""
     begun = {c.id for c in plan.cells if c.state != "missing"}
     wanted = [c.id for c in plan.cells if c.again or c.id in ended or c.needs in ended]
     return "all" if begun <= set(wanted) and len(wanted) >= MANY else f"'[{','.join(wanted)}]'"

@@ -59,18 +59,18 @@ class Accounts:
         What is to come of a cell follows from its own epochs, else from the speed of the finished cell that is nearest
         to it, else from one of its model that is trained.
         """
-        ended = [self._tells(Record(self.output_dir / c.entry["id"])) for c in study.cells if c.state == "finished"]
-        known = _Speeds([told for told in ended if told])
-        going = _Speeds([told for cell in study.cells if (told := self._so_far(cell))])
+        ended = [self._speed_of(Record(self.output_dir / c.entry["id"])) for c in study.cells if c.state == "finished"]
+        known = _Speeds([speed for speed in ended if speed])
+        going = _Speeds([speed for cell in study.cells if (speed := self._so_far(cell))])
         waiting = [self._content(c.entry) for c in study.cells if c.state in _COMING and not c.row]
         if any(not known.nearest(content) and not going.nearest(content) for content in waiting):
-            known = _Speeds([told for record in records(self.output_dir) if (told := self._tells(record))])
+            known = _Speeds([speed for record in records(self.output_dir) if (speed := self._speed_of(record))])
         return {cell.entry["id"]: self._spending(cell, known, going) for cell in study.cells}
 
     def _spending(self, cell: Standing, known: _Speeds, going: _Speeds) -> Spending:
         if cell.state == "finished":
-            told = self._tells(Record(self.output_dir / cell.entry["id"]))
-            return Spending(told.result["device_seconds"] if told else None, 0.0)
+            speed = self._speed_of(Record(self.output_dir / cell.entry["id"]))
+            return Spending(speed.result["device_seconds"] if speed else None, 0.0)
         devices, row = self._devices(cell), cell.row or {}
         seconds = row.get("seconds")
         spent = seconds * devices if isinstance(seconds, int | float) else None if row else 0.0
@@ -87,7 +87,7 @@ class Accounts:
             return Spending(spent, None, devices)
         return Spending(spent, seconds_of(content, 1 - min(1.0, done / content.recipe.epochs), base), devices)
 
-    def _tells(self, record: Record) -> Throughput | None:
+    def _speed_of(self, record: Record) -> Throughput | None:
         if record.id not in self._finished:
             if not (record.folder / "result.json").exists():
                 return None

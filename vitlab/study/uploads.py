@@ -208,6 +208,6 @@ def _line(kind: tuple[str, ...], cells: list[Record], output_dir: Path) -> str:
 
 
 def _unsynced(record: Record) -> list[Path]:
-    """The folders of runs that `wandb sync` has not uploaded yet; it leaves a file beside what it has."""
+    """The folders of runs that `wandb sync` has not uploaded yet; it leaves a file next to what it has."""
     folders = record.folder.glob("wandb/*run-*")
     return [f for f in folders if any(f.glob("run-*.wandb")) and not any(f.glob("run-*.wandb.synced"))]

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from vitlab.analysis.formats import study_sections
 from vitlab.analysis.formats.grids import Cell, Grid, blocks, grids, scatter_grid
+from vitlab.analysis.formats.page_plots import cost_chart, curves_panel, forest, forest_axis, forest_scale, padded
 from vitlab.analysis.formats.plots import LearningCurves, verdict
-from vitlab.analysis.formats.svg import cost_chart, curves_panel, forest, forest_axis, forest_scale, padded
 from vitlab.analysis.table_model import Context, Row, StudyState, Table
 from vitlab.core.metrics import Figure, figure
 from vitlab.core.plugins import register_format

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 
-from vitlab.analysis.formats.svg import Scale, curves_panel, padded
+from vitlab.analysis.formats.page_plots import Scale, curves_panel, padded
 from vitlab.analysis.table_model import CellState, StudyState
 from vitlab.core.metrics import Figure
 

@@ -1,8 +1,8 @@
 """Mixup, cutmix and label smoothing, within fixed groups of samples.
 
-A group of `mix_group` consecutive samples of the global order shares one lambda, and each sample's partner is its
-mirror image in the group, as timm's Mixup does with a whole batch (mode "batch"). The groups do not depend on how a
-batch is split over devices.
+A group of `mix_group` consecutive samples of the global order shares one lambda, and the first sample is mixed with the
+last, the second with the last but one, and so on, as timm's Mixup does with a whole batch (mode "batch"). The groups do
+not depend on how a batch is split over devices.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     PATH/files.json             classes, the shards' bytes and digests; written last
     PATH/train.npz, val.npz     names, labels, and where each file lies
-    PATH/train-00000.tar …      CLASS/NAME of SHARD images in the order of the source's disk, beside a .json of each
+    PATH/train-00000.tar …      CLASS/NAME of SHARD images in the order of the source's disk, with a .json of each
 
 What is read from it is what is read from the folder: it is a container, and no other data set.
 """
@@ -155,12 +155,12 @@ def _write_split(split: str, source: FileSource, folder: Path, workers: int) -> 
 def _write_tar(job: _Job) -> dict[str, Any]:
     """Write one tar unless it is there: {file, bytes, images, sha256, offsets, sizes}. Raises ConfigError where the
     folder's tar was made of other images."""
-    beside, known = job.file.with_suffix(".json"), None
+    notes, known = job.file.with_suffix(".json"), None
     with contextlib.suppress(DamagedError):  # then it is written again
-        known = read_mapping(beside, "")
+        known = read_mapping(notes, "")
     if known is not None and not misfit(known, {"origin": str, "sha256": str, "sizes": list, "offsets": list}):
         if known["origin"] != job.origin:
-            raise ConfigError("pack.path", f"{beside} was made of other images; give a new folder")
+            raise ConfigError("pack.path", f"{notes} was made of other images; give a new folder")
         if job.file.is_file() and file_digest(job.file) == known["sha256"]:
             return _summary(job.file, known)
     offsets, sizes, digest, at = [], [], hashlib.sha256(), 0
@@ -183,7 +183,7 @@ def _write_tar(job: _Job) -> dict[str, Any]:
             write(bytes(-len(content) % 512))
         write(_END)
     known = {"origin": job.origin, "sha256": digest.hexdigest(), "offsets": offsets, "sizes": sizes}
-    write_text(beside, json.dumps(sealed(known)))
+    write_text(notes, json.dumps(sealed(known)))
     return _summary(job.file, known)
 
 

@@ -268,5 +268,5 @@ def require_numbered(files: Iterable[str]) -> None:
             raise ConfigError(
                 "dataset.root",
                 f"{len(missing)} of the numbered files {'is' if len(missing) == 1 else 'are'} missing: number "
-                f"{missing[0]}, beside {near}; complete them",
+                f"{missing[0]}, next to {near}; complete them",
             )

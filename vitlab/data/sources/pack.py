@@ -2,7 +2,7 @@
 
     PATH/manifest.json          what it is of, the files' digests, the fingerprint; written last
     PATH/train.npz, eval.npz    sizes (N, 2) int32 and labels (N,) of a split
-    PATH/train-00000.bin …      uint8 pixels (h, w, 3) of SHARD images, one after the other, beside a .json of each
+    PATH/train-00000.bin …      uint8 pixels (h, w, 3) of SHARD images, one after the other, with a .json of each
 
 Raw because decoding is what limits training from JPEG, and a crop reads only the bytes it needs.
 """
@@ -60,8 +60,8 @@ class PackSource:
         height, width = (int(v) for v in self.sizes[row])
         shard = row // SHARD
         if not height:
-            told = read_mapping(shard_file(self.folder, self.split, shard, ".json"), AGAIN) or {}
-            reason = told.get("bad", {}).get(str(row % SHARD), f"image {row} is bad")
+            about = read_mapping(shard_file(self.folder, self.split, shard, ".json"), AGAIN) or {}
+            reason = about.get("bad", {}).get(str(row % SHARD), f"image {row} is bad")
             raise BadImageError(f"{reason} (when {self.folder} was packed)")
         if shard not in self._maps:
             file = shard_file(self.folder, self.split, shard)

@@ -1,6 +1,6 @@
 """A data set's large files, copied once to a disk of this node and read there: `dataset.stage`.
 
-    STAGE/vitlab-NAME-DIGEST/DIGEST-FILE    a copy, with the modification time of its original, beside its .sums; or
+    STAGE/vitlab-NAME-DIGEST/DIGEST-FILE    a copy, with the modification time of its original, next to its .sums; or
                                             its .part, which whoever comes next continues (`staged_file`)
     STAGE/vitlab-NAME-DIGEST/.lock          held by the process that copies; it ends with its holder
 

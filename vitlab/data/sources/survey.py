@@ -46,7 +46,7 @@ class Survey:
     images: int
     """In the classes that were looked at."""
     left_out: Mapping[str, int]
-    """As in `Listing`; "../.jpg" counts files that lie beside the class folders."""
+    """As in `Listing`; "../.jpg" counts files that lie next to the class folders."""
     looked_at: int
     """Files whose headers were read."""
     rotated: int

@@ -26,7 +26,7 @@ from vitlab.data.sources.containers import state_of
 from vitlab.data.sources.index import Found, Index, Indexed, index_of, require_numbered
 from vitlab.data.sources.listing import is_hidden, is_image
 
-BESIDE = 1 << 28
+LARGE = 1 << 28
 """Bytes of tars from which on they are scanned by several processes."""
 _BLOCK = 512
 _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")
@@ -42,9 +42,9 @@ class Members:
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
-    """What the .cls or .json file beside an image says; "" where there is none."""
+    """What the .cls or .json file next to an image says; "" where there is none."""
     given: list[str] = field(default_factory=list)
-    """The file name that the .json beside an image gives; "" where there is none."""
+    """The file name that the .json next to an image gives; "" where there is none."""
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -65,7 +65,7 @@ class Tar:
 def scan_tars(tars: Sequence[Tar], label: str) -> list[Members]:
     """The images of each tar. Raises ConfigError for one that is cut short, damaged or compressed."""
     workers = min(usable_cores(), len(tars))
-    large = sum(os.path.getsize(path) for path in {tar.path for tar in tars}) > BESIDE
+    large = sum(os.path.getsize(path) for path in {tar.path for tar in tars}) > LARGE
     if not large:
         return [scan_tar(tar) for tar in tars]
     found = []
@@ -104,7 +104,7 @@ def scan_tar(tar: Tar) -> Members:
     kept = []
     for i, path in enumerate(found.names):
         key, extension = _split(path)
-        if key in labels and "." in extension and key in plain:  # a mask or a depth map beside the image
+        if key in labels and "." in extension and key in plain:  # a mask or a depth map of the image
             found.left_out[f".{extension}"] += 1
             continue
         kept.append(i)
@@ -128,7 +128,7 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _note(labels: dict[str, tuple[str, str]], key: str, extension: str, content: bytes, where: str) -> None:
-    """Take the label, or the file's name, from what lies beside an image; the .cls counts before the .json."""
+    """Take the label, or the file's name, from what is stored next to an image; the .cls counts before the .json."""
     label, given = labels.get(key, ("", ""))
     try:
         text = content.decode()
