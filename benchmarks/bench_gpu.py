@@ -153,7 +153,7 @@ def step_alone(batch: int = 1024, steps: int = 30) -> dict[str, float]:
         masks = install_drop_path(model, 0.1)
         model.to(device).train()
         optimizer = build_optimizer(model, cell.recipe)
-        network, engine = compile_and_replicate(model, True, World(), device), Augment(cell.augment, cell.dataset)
+        network, engine = compile_and_replicate(model, "default", World(), device), Augment(cell.augment, cell.dataset)
         index = np.arange(batch)
         images = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8, device=device)
         one = [Batch(images, torch.randint(0, 1000, (batch,), device=device), index, np.zeros_like(index), index)]

@@ -69,7 +69,7 @@ def test_gradients_of_a_step_are_reduced_once_however_many_micro_batches(tmp_pat
     model, masks, batches, augment = set_up(cell, 4)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
     try:
-        network = compile_and_replicate(model, False, World(0, 2), CPU)
+        network = compile_and_replicate(model, None, World(0, 2), CPU)
         reduced = []
 
         def counted(state, bucket):
@@ -98,7 +98,7 @@ def test_where_nothing_can_be_compiled_the_step_runs_as_written(monkeypatch, cap
     assert why_not_compiled(False, torch.device("cuda")) == "recipe.compile=false"
     assert "compiled only on cuda" in str(why_not_compiled(True, CPU))
     model = torch.nn.Linear(2, 2)
-    assert compile_and_replicate(model, False, World(), CPU) is model
+    assert compile_and_replicate(model, None, World(), CPU) is model
 
 
 def test_a_compiled_step_is_the_step_as_written():

@@ -85,6 +85,8 @@ LISTED = {
     "is not generated; give dataset=": "test_the_data_sets_that_messages_name_are_accepted",
     "give a folder for the pack": "FOLDER",
     "task=pack reads the images themselves": "tells which task it is about",
+    "on a CPU there is only torch.compile to try": "test_values_that_messages_name_are_accepted",
+    "there is nothing to try on the device": "test_values_that_messages_name_are_accepted",
     "leave such images out: dataset.bad_images=skip": "test_values_that_messages_name_are_accepted",
     "torchrun trains one cell": "… stands for the command, which is known to torchrun alone",
     "fractal options": "tells which kind it is about",
@@ -210,7 +212,7 @@ def test_what_a_message_suggests_is_accepted(part):
         "device=auto", "device=cpu", "model=vit_tiny_16_224 recipe.epochs=2", "study.part=pretraining",
         "study.rerun=all",
         "model.grad_checkpointing=true", "model.grad_checkpointing=false", "recipe.drop_path=0", "device_batch=null",
-        "recipe.clip_grad=1.0", "recipe.precision=fp32",
+        "recipe.clip_grad=1.0", "recipe.precision=fp32", "tune=false", "tune=true recipe.compile=true device=cpu",
     ],
     ids=str,
 )  # fmt: skip

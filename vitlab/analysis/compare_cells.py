@@ -128,7 +128,7 @@ def describe_difference(output_dir: Path, first: str, second: str) -> list[str]:
         ("configuration", "config.yaml", ("experiment",)),
         ("run", "config.yaml", ("runtime",)),
         ("code", "provenance.json", ("code", "commit", "dirty")),
-        ("environment", "provenance.json", ("packages", "device_name", "compiled", "host", "platform")),
+        ("environment", "provenance.json", ("packages", "device_name", "compiled", "speed", "host", "platform")),
         ("data", "provenance.json", ("data",)),
     ):
         old, new = ({k: (record.read(file) or {}).get(k) for k in keys} for record in (a, b))

@@ -73,6 +73,8 @@ class Config:
     threads: int = number(1, low=1)
     device_batch: int | None = number(None, low=1)
     """Samples per forward pass on one device; null: the largest that fits. The rest is gradient accumulation."""
+    tune: bool = False
+    """Try ways to run the step on this device before training, and take the fastest (vitlab/train/tuning.py)."""
     plugins: tuple[str, ...] = ()
     """Modules of the user's, imported in every process, that register policies, data sets, models or metrics."""
     output_dir: str = "runs"

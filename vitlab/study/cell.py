@@ -248,6 +248,7 @@ def _record_events(
                 assert event.derived is not None, "set by fit"
                 record.keep_rows(event.epoch)
                 origin |= {"compiled": not event.derived["not_compiled"], "from_step": event.step}
+                origin |= {"speed": event.derived["speed"]}
                 origin |= {"device_batch": event.derived["device_batch"]}
                 files = {split: asdict(found) for split, found in survey(cell.dataset).items()}
                 data = record_data(config.output_dir, cell.dataset)
@@ -298,7 +299,7 @@ def _out_of_memory(error: Exception) -> UserError | None:
 
 
 def _write_config(config: Config, cell: CellConfig, record: Record, name: str) -> None:
-    runtime = {key: getattr(config, key) for key in ("device", "devices", "workers", "threads", "device_batch")}
+    runtime = {key: getattr(config, key) for key in ("device", "devices", "workers", "threads", "device_batch", "tune")}
     record.write(
         "config.yaml",
         {

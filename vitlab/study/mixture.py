@@ -18,8 +18,10 @@ from vitlab.study.record import Record
 if TYPE_CHECKING:
     from vitlab.study.plan import PlannedCell
 
-SETTINGS = ("code", "commit", "dirty", "packages", "device_name", "devices", "threads", "compiled")
+SETTINGS = ("code", "commit", "dirty", "packages", "device_name", "devices", "threads", "compiled", "speed")
 """Keys of an attempt, as provenance.json has them. A missing one, or None, was not recorded and is not judged."""
+AS_WRITTEN = "as written"
+"""The `speed` of a step in which nothing is compiled or chosen (train/step.py)."""
 _NO_NUMBERS = ("hydra-core", "wandb")
 """Recorded packages that cannot change a number: the configuration they compose or log is part of the identity."""
 
@@ -61,6 +63,9 @@ def mixtures(found: Iterable[Attempt]) -> list[str]:
         phrases.append(f"{len(threads)} counts of CPU threads ({', '.join(threads)})")
     if len(_distinct(a.get("compiled") for a in found)) > 1:
         phrases.append("compiled and uncompiled models")
+    speeds = _distinct(a.get("speed") for a in found if a.get("compiled") or a.get("speed") != AS_WRITTEN)
+    if len(speeds) > 1:
+        phrases.append(f"{len(speeds)} ways to run the step ({'; '.join(speeds)})")
     return phrases
 
 

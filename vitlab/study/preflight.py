@@ -196,6 +196,7 @@ def prove(named: Named) -> None:
     files only the top is read.
     """
     from vitlab.core.device import pick_device
+    from vitlab.train.step import require_tunable
 
     for mode in {config.wandb.mode for _, config in named}:
         require_accepted_key(mode)
@@ -207,6 +208,8 @@ def prove(named: Named) -> None:
             if "device" not in seen:
                 pick_device(config.device)
             seen.add("device")
+            if config.tune:
+                require_tunable(pick_device(config.device), cell.recipe.compile)
             if cell.dataset not in seen:
                 _data(cell)
             label = config.labels.get("model", "")

@@ -54,7 +54,7 @@ ROW: dict[str, Shape] = {
 """A line of metrics.jsonl."""
 _ATTEMPT: dict[str, Shape] = {
     "code?": str, "commit?": str, "dirty?": bool, "packages?": texts, "device_name?": str, "devices?": int,
-    "threads?": int, "compiled?": bool, "from_step?": int, "snapshot?": str,
+    "threads?": int, "compiled?": bool, "speed?": str, "from_step?": int, "snapshot?": str,
     "data?": lambda data: isinstance(data, str) or plain_fingerprints(data),
 }  # fmt: skip
 _FIGURES = {"epoch": int, **FIGURES}

@@ -11,7 +11,8 @@ from vitlab.core.errors import UserError
 
 @dataclass(frozen=True)
 class Staged:
-    """The data set is copied to a disk of the node (`dataset.stage`). Yielded twice a second, before `Started`."""
+    """The data set is copied to a disk of the node (`dataset.stage`), or ways to run the step are tried (`tune`).
+    Yielded any number of times, before `Started`."""
 
     text: str
     to: str = "view"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,19 @@ from vitlab.train.distributed import (
 )
 from vitlab.train.evaluate import EVAL_BATCH, evaluate
 from vitlab.train.events import DivergedError, EpochEnded, Event, Interrupted, Progressed, Staged, Started
-from vitlab.train.optim import MovingAverage, build_optimizer, learning_rate
-from vitlab.train.step import choose_device_batch, compile_and_replicate, limit_memory, train_step, why_not_compiled
+from vitlab.train.optim import MovingAverage, Update, build_optimizer, learning_rate
+from vitlab.train.step import (
+    Inputs,
+    Speed,
+    ahead,
+    choose_device_batch,
+    compile_and_replicate,
+    limit_memory,
+    require_tunable,
+    train_step,
+    why_not_compiled,
+)
+from vitlab.train.tuning import compiled_augment, tune
 
 LOG_STEPS = 50
 """A non-finite loss is noticed, and several processes agree to stop, within this many steps."""
@@ -57,8 +69,8 @@ def fit(
     """Train `cell` in `folder`, continuing from `folder/last.pt` if it exists; `config` says on which devices.
 
     `start` is the checkpoint that the weights come from (pre-training), or None. Yields `Staged` while the data set is
-    copied, `Started` once, `Progressed` about twice a second and `EpochEnded` after each epoch. Returns the content of
-    `result.json`.
+    copied and ways to run the step are tried, `Started` once, `Progressed` about twice a second and `EpochEnded` after
+    each epoch. Returns the content of `result.json`.
 
     Raises `Interrupted` after saving, at the next step boundary once `stop()` is true; DivergedError for a
     non-finite loss, naming the step and the learning rate; UserError where the data are not those of the record.
@@ -83,8 +95,6 @@ def fit(
         masks = install_drop_path(model, recipe.drop_path, trial.calls)
         for name in trial.unused:
             model.get_parameter(name).requires_grad_(False)
-        if world.size > 1:
-            synchronise_batch_norms(model)
         model.to(device)
         average = MovingAverage(model, recipe.ema_decay, recipe.ema_warmup) if recipe.ema_decay else None
         optimizer = build_optimizer(model, recipe)
@@ -103,7 +113,22 @@ def fit(
         )  # fmt: skip
         augment = Augment(cell.augment, cell.dataset)
         not_compiled = why_not_compiled(recipe.compile, device)
-        network = compile_and_replicate(model, not not_compiled, world, device)
+        speed, tuned = Speed(None if not_compiled else "default"), None
+        if config.tune:
+            require_tunable(device, recipe.compile)
+            tuned = yield from tune(
+                folder.parent / "tuned", model, masks, cell, micro_batch=micro_batch, parts=rank_batch // micro_batch,
+                num_classes=num_classes, device=device, world=world, stop=stop,
+            )  # fmt: skip
+            yield Staged(str(tuned), "screen")
+            speed = tuned.speed
+            not_compiled = None if speed.compile else not_compiled or "faster here as it is written (tune=true)"
+        if world.size > 1:
+            synchronise_batch_norms(model)
+        network = compile_and_replicate(model, speed.compile, world, device)
+        update = Update(optimizer, average, compiled=speed.update)
+        engine = compiled_augment(augment, cell, micro_batch, device)[0] if speed.augment else augment
+        stream = torch.cuda.Stream(device) if speed.stream else None
         total_steps = recipe.epochs * train.steps_per_epoch
 
         progress = Progress("-".join(source.fingerprint() for source in (train_source, eval_source) if source))
@@ -133,7 +158,7 @@ def fit(
         derived = {
             "peak_lr": recipe.peak_lr, "steps_per_epoch": train.steps_per_epoch, "total_steps": total_steps,
             "device_batch": micro_batch, "accumulation": rank_batch // micro_batch, "device": str(device.type),
-            "not_compiled": not_compiled,
+            "not_compiled": not_compiled, "speed": speed.rounding, "tuned": str(tuned) if tuned else None,
             "num_parameters": sum(p.numel() for p in model.parameters()), "num_train": len(train_source),
             "num_eval": len(eval_source) if eval_source else 0, "num_classes": num_classes,
             "pretrained": loaded.summary() if loaded else None,
@@ -144,15 +169,17 @@ def fit(
             began, shown, images = time.perf_counter(), time.perf_counter(), 0
             network.train(recipe.train_mode == "train")
             done = progress.step - progress.epoch * train.steps_per_epoch
-            for micro_batches in train.epoch(progress.epoch, start_step=done):
-                lr = learning_rate(recipe, progress.step, train.steps_per_epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                loss = train_step(network, optimizer, micro_batches, augment, masks, cell, progress.epoch, rank_batch)
+            steps: Iterator[list[Any]] = train.epoch(progress.epoch, start_step=done)
+            if stream:
+                inputs_of = partial(
+                    Inputs.of, augment=engine, cell=cell, epoch=progress.epoch, num_classes=num_classes
+                )  # fmt: skip
+                steps = ahead(steps, inputs_of, stream)
+            for step in steps:
+                update.at(learning_rate(recipe, progress.step, train.steps_per_epoch), progress.step)
+                loss = train_step(network, update, step, engine, masks, cell, progress.epoch, rank_batch, speed)
                 first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), progress.step, first_bad)
                 loss_sum += loss
-                if average:
-                    average.update(progress.step)
                 progress.step += 1
                 images += recipe.batch_size
                 # checked every LOG_STEPS steps only, so that no step waits for the device

@@ -61,8 +61,71 @@ class MovingAverage:
         self._average += [own for own, _ in pairs if own.is_floating_point()]
         self._source += [theirs for own, theirs in pairs if own.is_floating_point()]
 
+    def weight(self, step: int) -> float:
+        """Of the weights in the average after optimizer step `step` (from 0)."""
+        return 1 - (min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay)
+
     def update(self, step: int) -> None:
         """Fold in the weights after optimizer step `step` (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         with torch.no_grad():
-            torch._foreach_lerp_(self._average, self._source, 1 - decay)
+            torch._foreach_lerp_(self._average, self._source, self.weight(step))
+
+    def fold_in(self, weight: Tensor) -> None:
+        """As `update`, with the weight () in a tensor: what is compiled is then compiled once for all steps."""
+        with torch.no_grad():
+            change = torch._foreach_sub(self._source, self._average)
+            torch._foreach_mul_(change, weight)
+            torch._foreach_add_(self._average, change)
+
+
+class Update:
+    """What ends a step: the optimizer's update at the step's learning rate, then the moving average's.
+
+    `compiled`: both as one compiled function. The learning rate and the average's weight are tensors in it, so that no
+    step compiles again. PyTorch does not compile its fused optimizers: the update is then that of its loops over
+    tensors, which compiling fuses, the same to rounding. The optimizer's groups keep their own settings outside of it,
+    and so do checkpoints.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, average: MovingAverage | None = None, *, compiled: bool = False
+    ) -> None:
+        self.optimizer, self.average, self.number = optimizer, average, 0
+        self._compiled = torch.compile(self._both) if compiled else None
+        device = optimizer.param_groups[0]["params"][0].device
+        self._rate, self._weight = torch.zeros((), device=device), torch.zeros((), device=device)
+        on_gpu = device.type == "cuda"  # elsewhere AdamW takes no rate in a tensor for all parameters at once
+        self._inside = {"fused": False, "foreach": on_gpu or None, "capturable": on_gpu}
+
+    def at(self, rate: float, number: int) -> None:
+        """Say of the coming step that it is optimizer step `number` (from 0), and its learning rate."""
+        self.number = number
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def step(self) -> None:
+        if self._compiled is None:
+            self.optimizer.step()
+            if self.average:
+                self.average.update(self.number)
+            return
+        groups = self.optimizer.param_groups
+        self._rate.fill_(groups[0]["lr"])
+        if self.average:
+            self._weight.fill_(self.average.weight(self.number))
+        own = [{key: group[key] for key in ("lr", *self._inside) if key in group} for group in groups]
+        for group, kept in zip(groups, own, strict=True):
+            group |= {key: value for key, value in self._inside.items() if key in kept} | {"lr": self._rate}
+        try:
+            self._compiled()
+        finally:
+            for group, kept in zip(groups, own, strict=True):
+                group |= kept
+
+    def zero_grad(self, *, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    def _both(self) -> None:
+        self.optimizer.step()
+        if self.average:
+            self.average.fold_in(self._weight)

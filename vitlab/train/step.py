@@ -6,12 +6,15 @@ How many samples a device takes at a time changes speed and memory only: the glo
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from vitlab.config import CellConfig, ConfigError
@@ -21,79 +24,170 @@ from vitlab.data.loader import Batch
 from vitlab.models.trainable import batch_norms
 from vitlab.train.distributed import World
 from vitlab.train.evaluate import autocast
-from vitlab.train.optim import build_optimizer
+from vitlab.train.optim import Update, build_optimizer
 
 
-def why_not_compiled(wanted: bool, device: torch.device) -> str | None:
+def why_not_compiled(wanted: bool, device: torch.device, on: Sequence[str] = ("cuda",)) -> str | None:
     """Why the step is not compiled here, or None where it is; compiling changes its speed, not the experiment.
 
-    On CUDA torch.compile is tried on one line: a missing C compiler, Triton or Python header shows there, in a second,
-    and the step then runs as it is written. A small ViT's step on a CPU is slower compiled (docs/performance.md).
+    Where it is done, `on` these kinds of device, torch.compile is tried on one line: a missing C compiler, Triton or
+    Python header shows there, in a second, and the step then runs as it is written. A small ViT's step on a CPU is
+    slower compiled (docs/performance.md).
     """
     if not wanted:
         return "recipe.compile=false"
-    if device.type != "cuda":
+    if device.type not in on:
         return f"device {device.type}: compiled only on cuda"
     try:
         torch.compile(_one_line)(torch.ones(8, device=device))
     except Exception as error:  # each missing part raises an error of its own kind
-        reason = f"torch.compile does not work here, the step runs uncompiled: {_first_line(error)}"
+        reason = f"torch.compile does not work here, the step runs uncompiled: {first_line(error)}"
         print(reason, flush=True)
         return reason
     return None
+
+
+def require_tunable(device: torch.device, compiled: bool) -> None:
+    """Raise ConfigError where there is nothing to choose from."""
+    if device.type == "cuda" or (device.type == "cpu" and compiled):
+        return
+    if device.type == "cpu":
+        raise ConfigError(
+            "tune", "on a CPU there is only torch.compile to try, and recipe.compile=false",
+            ["recipe.compile=true", "tune=false"],
+        )  # fmt: skip
+    raise ConfigError("tune", f"there is nothing to try on the device {device.type}", ["tune=false"])
 
 
 def _one_line(x: Tensor) -> Tensor:
     return x * 2 + 1
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]
 
 
-def compile_and_replicate(model: nn.Module, compiled: bool, world: World, device: torch.device) -> nn.Module:
-    """`model` as the step calls it: compiled or not, and replicated over the processes."""
-    network: nn.Module = torch.compile(model) if compiled else model  # pyright: ignore
+@dataclass(frozen=True)
+class Speed:
+    """How a step is run. What it computes stays: `augment` and `stream` change no bit, the others the rounding."""
+
+    compile: str | None = None
+    """The mode of torch.compile for the model; None: it runs as it is written."""
+    attention: Literal["default", "cudnn"] = "default"
+    """The kernel: PyTorch's own choice (Flash where it can), or cuDNN's."""
+    update: bool = False
+    """Whether the optimizer's update and the moving average's are compiled (`optim.Update`)."""
+    augment: bool = False
+    """Whether the operations on images are compiled (`Augment.compiled`)."""
+    stream: bool = False
+    """Whether images are augmented on a CUDA stream of their own, one step ahead."""
+
+    @property
+    def rounding(self) -> str:
+        """What of it can change the last bits, as it is recorded and compared: "compile=default attention=cudnn"."""
+        parts = [f"compile={self.compile}"] if self.compile else []
+        parts += [f"attention={self.attention}"] if self.attention != "default" else []
+        return " ".join([*parts, *["update=compiled"] * self.update]) or "as written"
+
+
+AS_WRITTEN = Speed()
+GRAPHS = "max-autotune"
+"""The mode in which PyTorch records the model's kernels as CUDA graphs."""
+
+
+def compile_and_replicate(model: nn.Module, mode: str | None, world: World, device: torch.device) -> nn.Module:
+    """`model` as the step calls it: compiled in this mode, or None as it is written; replicated over the processes."""
+    network: nn.Module = model if mode is None else torch.compile(model, mode=mode)  # pyright: ignore
     if world.size > 1:
         network = DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
     return network
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """A micro-batch as the model takes it: `images` (b, 3, S, S) float32, and `targets` as the cross-entropy does."""
+
+    batch: Batch
+    draws: Draws
+    images: Tensor
+    targets: Tensor
+
+    @staticmethod
+    def of(batch: Batch, augment: Augment, cell: CellConfig, epoch: int, num_classes: int) -> Inputs:
+        """Augment and mix a micro-batch of `epoch`."""
+        draws = Draws(cell.seed, epoch, batch.index, batch.repetition)
+        group = cell.augment.mix_group
+        groups = Draws(cell.seed, epoch, batch.position[::group] // group)
+        images = augment(batch.images, draws)
+        images, targets = mix(cell.augment, images, batch.labels, num_classes=num_classes, draws_of_groups=groups)
+        return Inputs(batch, draws, images, targets)
+
+
+def ahead(
+    steps: Iterator[list[Batch]], inputs_of: Callable[[Batch], Inputs], stream: torch.cuda.Stream | None
+) -> Iterator[list[Inputs]]:
+    """The inputs of each step, one step ahead: the device augments the next step's images beside this step.
+
+    They are queued on `stream`, copies to the device included; without one (not CUDA) on the only queue there is.
+    """
+    waiting: list[Inputs] | None = None
+    waiting_for: Any = None
+    while True:
+        with torch.cuda.stream(stream) if stream else nullcontext():
+            batches = next(steps, None)
+            following = None if batches is None else [inputs_of(batch) for batch in batches]
+            queued = stream.record_event() if stream else None
+        if waiting is not None:
+            if stream is not None and waiting_for is not None:
+                current = torch.cuda.current_stream()
+                current.wait_event(waiting_for)
+                for tensor in (t for inputs in waiting for t in (inputs.images, inputs.targets)):
+                    tensor.record_stream(current)  # so that its memory is not given to others before the step has run
+            yield waiting
+        if following is None:
+            return
+        waiting, waiting_for = following, queued
+
+
 def train_step(
     network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    micro_batches: list[Batch],
+    optimizer: torch.optim.Optimizer | Update,
+    micro_batches: Sequence[Batch | Inputs],
     augment: Augment,
     masks: Any,
     cell: CellConfig,
     epoch: int,
     share: int,
+    speed: Speed = AS_WRITTEN,
 ) -> Tensor:
     """One optimizer step on this process's `share` of the global batch; returns the mean loss, on the device."""
     total = torch.zeros((), device=micro_batches[0].images.device)
+    if speed.compile == GRAPHS:
+        torch.compiler.cudagraph_mark_step_begin()
     for number, batch in enumerate(micro_batches):
-        draws = Draws(cell.seed, epoch, batch.index, batch.repetition)
-        group = cell.augment.mix_group
-        groups = Draws(cell.seed, epoch, batch.position[::group] // group)
-        images = augment(batch.images, draws)  # (b, 3, S, S) float32
-        images, targets = mix(
-            cell.augment, images, batch.labels, num_classes=_num_classes(network), draws_of_groups=groups
-        )
-        masks.draw(draws, images.device)
+        inputs = batch if isinstance(batch, Inputs) else Inputs.of(batch, augment, cell, epoch, _num_classes(network))
+        images = inputs.images
+        masks.draw(inputs.draws, images.device)
         last = number == len(micro_batches) - 1
         replicated = isinstance(network, DistributedDataParallel)
         if replicated:
             network.require_backward_grad_sync = last  # one all-reduce a step, not one a micro-batch
-        with autocast(images.device, cell.recipe.precision):
-            logits = network(images)
-        loss = F.cross_entropy(logits.float(), targets) * (len(images) / share)
-        loss.backward()
+        with _attention(speed):  # of the backward pass too, which computes checkpointed blocks again
+            with autocast(images.device, cell.recipe.precision):
+                logits = network(images)
+            loss = F.cross_entropy(logits.float(), inputs.targets) * (len(images) / share)
+            loss.backward()
         total += loss.detach()
     if cell.recipe.clip_grad:
         nn.utils.clip_grad_norm_(network.parameters(), cell.recipe.clip_grad)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total
+
+
+def _attention(speed: Speed) -> AbstractContextManager:
+    """Inside, attention has the kernel of `speed`, or fails where that cannot compute it."""
+    return sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if speed.attention == "cudnn" else nullcontext()
 
 
 def _num_classes(network: nn.Module) -> int:

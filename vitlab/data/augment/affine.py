@@ -88,8 +88,7 @@ class Geometry:
     def rotate(self, images: Tensor, degrees: Tensor) -> Tensor:
         """Turn counter-clockwise about the centre."""
         n, channels, height, width = images.shape
-        angle = torch.deg2rad(degrees).view(-1, 1, 1)
-        cosine, sine = angle.cos(), angle.sin()
+        cosine, sine = _directions(degrees)
         y = torch.arange(height, device=images.device).view(1, -1, 1) - (height - 1) / 2
         x = torch.arange(width, device=images.device).view(1, 1, -1) - (width - 1) / 2
         column, row = cosine * x - sine * y, sine * x + cosine * y  # from the centre, (n, H, W)
@@ -124,6 +123,13 @@ class Geometry:
         inside = margin.sign_().clamp_min_(0)
         levels = value.add_(ROUNDING).clamp_(0, 255).floor_()
         return levels.sub_(self.fill).mul_(inside).add_(self.fill).to(torch.int32).to(torch.uint8)
+
+
+@torch.compiler.disable
+def _directions(degrees: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (n, 1, 1) of angles (n,). Never compiled: the last bits of a compiled sine are others."""
+    angle = torch.deg2rad(degrees).view(-1, 1, 1)
+    return angle.cos(), angle.sin()
 
 
 def _weighted(levels: Tensor, weight: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from vitlab.core.device import to_device
 from vitlab.core.plugins import POLICIES
 from vitlab.core.random import Draws
 from vitlab.data.augment.erasing import erase_boxes, fill_with_noise
-from vitlab.data.augment.operations import build_operations
+from vitlab.data.augment.operations import Operations, build_operations
 from vitlab.data.augment.policies import Plan, Stage, plan_color_jitter, plan_flip
 
 CACHED_PIXELS = 2**17
@@ -33,6 +34,7 @@ class Augment:
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (dataset.mean, dataset.std))
         red, green, blue = (min(255, round(255 * m)) for m in dataset.mean)
         self.operations = build_operations((red, green, blue), augment.interpolation)
+        self._scale = _scale
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """uint8 images (B, 3, S, S) on any device → normalised float32 (B, 3, S, S)."""
@@ -91,7 +93,69 @@ class Augment:
         """Grey levels 0 to 255 → (value - mean) / std in float32."""
         if self.mean.device != images.device:
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        return (images - self.mean).div_(self.std)
+        return self._scale(images, self.mean, self.std)
+
+    def compiled(self, images: Tensor, draws: Draws) -> tuple[Augment, dict[str, str]]:
+        """This condition with its operations compiled, and those that are not → why.
+
+        Only what gives the same bits on these images as it is written is taken: each operation that they meet runs
+        both ways on them. An operation that they do not meet stays as it is written.
+        """
+        trial, out = copy.copy(self), copy.copy(self)
+        kept: dict[str, Operation] = {}
+        refused: dict[str, str] = {}
+
+        def both(name: str, written: Operation, fast: Operation) -> Operation:
+            def run(*arguments: Tensor) -> Tensor:
+                expected = written(*arguments)
+                try:
+                    found = fast(*arguments)
+                    if different := int((found != expected).sum()):
+                        refused.setdefault(name, f"{different:,} of {expected.numel():,} values differ")
+                except Exception as error:  # what cannot be compiled raises an error of its own kind
+                    refused.setdefault(name, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200])
+                kept[name] = fast
+                return expected
+
+            return run
+
+        trial.operations = _Tried(lambda name: both(name, self.operations[name], _compile(self.operations[name])))
+        trial._scale = both("normalise", self._scale, _compile(self._scale))
+        trial(images, draws)
+        taken = {name: operation for name, operation in kept.items() if name not in refused}
+        out._scale = taken.pop("normalise", self._scale)
+        out.operations = Operations({**self.operations, **taken})
+        return out, refused
+
+
+Operation = Callable[..., Tensor]
+
+
+class _Tried(Operations):
+    """Operations that are made by `make` when they are first needed."""
+
+    def __init__(self, make: Callable[[str], Operation]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, name: str) -> Operation:
+        self[name] = self.make(name)
+        return self[name]
+
+
+_EAGER_ROUNDING = ("emulate_precision_casts", "eager_numerics.division_rounding")
+"""Options of torch.compile that keep products and sums apart and divide exactly, as PyTorch's own kernels do."""
+
+
+def _compile(operation: Operation) -> Operation:
+    """`operation`, compiled once for any number of images."""
+    known = torch._inductor.list_options()
+    options: dict[str, str | int | bool | Callable] = {name: True for name in _EAGER_ROUNDING if name in known}
+    return torch.compile(operation, dynamic=True, options=options)
+
+
+def _scale(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return (images - mean).div_(std)
 
 
 def _reorder(images: Tensor, order: Tensor) -> Tensor:
