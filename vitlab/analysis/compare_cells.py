@@ -66,10 +66,17 @@ def leave_out_other_images(frame: pd.DataFrame, keep: bool) -> tuple[pd.DataFram
     return frame.assign(**{REFUSED: [refused.get(i) for i in frame.index]}), lines
 
 
-def saw_the_same(frame: pd.DataFrame, first: int, second: int) -> bool:
-    """Whether the records of two cells name the same evaluation images; False where one of them names none."""
-    one, two = (_fingerprint(frame.at[i, "data"] if "data" in frame else None, "eval") for i in (first, second))
-    return one is not None and two is not None and one.agrees(two)
+def values_of(frame: pd.DataFrame, cells: Sequence[int], column: str) -> list[Any]:
+    """A column's values for some cells, in their order; None for each where there is no such column."""
+    return frame[column].loc[list(cells)].tolist() if column in frame else [None] * len(cells)
+
+
+def saw_the_same(frame: pd.DataFrame, cells: Sequence[int]) -> bool:
+    """Whether the records of all cells name the evaluation images of the first; False where one of several has none."""
+    if len(cells) < 2:
+        return True
+    first, *others = (_fingerprint(text, "eval") for text in dict.fromkeys(values_of(frame, cells, "data")))
+    return first is not None and all(other is not None and first.agrees(other) for other in others)
 
 
 def _groups(frame: pd.DataFrame, rows: Sequence[int], split: str) -> list[list[int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.analysis.compare_cells import saw_the_same
+from vitlab.analysis.compare_cells import saw_the_same, values_of
 from vitlab.analysis.conditions import COLUMN, PAIRED, Against, Condition, config_columns, varying
 from vitlab.analysis.prose import p_in_words
 from vitlab.analysis.scatter import excess_line, excess_noise
@@ -65,7 +65,7 @@ def _pairable(frame: pd.DataFrame, base: Entry, entry: Entry) -> bool:
     if "data" not in frame or len(base.ids) != 1 or len(entry.ids) != 1 or base.ids == entry.ids:
         return True
     first, second = (frame.index[frame["id"] == e.ids[0]][0] for e in (base, entry))
-    return saw_the_same(frame, first, second)
+    return saw_the_same(frame, (first, second))
 
 
 def _within(frame: pd.DataFrame, condition: Condition) -> list[str]:
@@ -90,8 +90,8 @@ def _beyond(
 
 
 def _values(frame: pd.DataFrame, condition: Condition, dataset: str, column: str) -> list[str]:
-    cells = [i for i in condition.members if frame.at[i, COLUMN] == dataset]
-    return sorted({_shown(frame.at[i, column]) for i in cells})
+    datasets, values = (values_of(frame, condition.members, key) for key in (COLUMN, column))
+    return sorted({_shown(value) for value, own in zip(values, datasets, strict=True) if own == dataset})
 
 
 def _shown(value: Any) -> str:
@@ -207,6 +207,10 @@ def _equal(value: object, seed: object) -> bool:
     return value is not None and value == value and value == seed
 
 
+FURTHER_SEEDS = {"pretrain.seed": "pre-training", "dataset.subset_seed": "subset of the training images"}
+"""Seeds that may follow the cell's own → what they draw."""
+
+
 def varied_lines(
     frame: pd.DataFrame, conditions: Sequence[Condition]
 ) -> tuple[list[tuple[str, ...]], list[str], list[str]]:
@@ -214,8 +218,8 @@ def varied_lines(
     lines_of_row = [_line(frame, c) for c in conditions]
     known = [line for line in dict.fromkeys(lines_of_row) if line]
     confounds = []
-    for column, name in (("pretrain.seed", "pre-training"), ("dataset.subset_seed", "subset of the training images")):
-        rows = [{_is_paired(frame, i, column) for i in c.members if _concerns(frame, i, column)} for c in conditions]
+    for column, name in FURTHER_SEEDS.items():
+        rows = [_paired(frame, c, column) for c in conditions]
         paired, fixed = ([c.label for c, r in zip(conditions, rows, strict=True) if k in r] for k in (True, False))
         if paired and fixed:
             confounds.append(
@@ -230,31 +234,28 @@ def varied_lines(
 def _line(frame: pd.DataFrame, condition: Condition) -> str:
     if not condition.members or frame.loc[list(condition.members), "seed"].nunique() < 2:
         return ""
-    kinds = {str(frame.at[i, "pretrain.kind"]) if "pretrain.kind" in frame else "scratch" for i in condition.members}
-    start = "initialisation" if kinds == {"scratch"} else "the initialisation that the start leaves open"
+    kinds = set(map(str, values_of(frame, condition.members, "pretrain.kind")))
+    start = "initialisation" if kinds <= {"scratch", "None"} else "the initialisation that the start leaves open"
     varies, fixed = [start, "order and augmentation"], []
-    if "cell" in kinds:
-        paired = all(_is_paired(frame, i, "pretrain.seed") for i in condition.members)
-        (varies if paired else fixed).append("the pre-training")
     if kinds == {"checkpoint"}:
         fixed.append("the checkpoint")
-    if any(_concerns(frame, i, "dataset.subset_seed") for i in condition.members):
-        paired = all(_is_paired(frame, i, "dataset.subset_seed") for i in condition.members)
-        (varies if paired else fixed).append("the subset of the training images")
-    if "dataset.val_fraction" in frame and any(frame.at[i, "dataset.val_fraction"] for i in condition.members):
+    for column, name in FURTHER_SEEDS.items():
+        if paired := _paired(frame, condition, column):
+            (varies if all(paired) else fixed).append(f"the {name}")
+    if any(values_of(frame, condition.members, "dataset.val_fraction")):
         fixed.append("the images set aside to evaluate on")
     return ", ".join(varies) + (f"; not {', '.join(fixed)}" if fixed else "")
 
 
-def _concerns(frame: pd.DataFrame, i: int, column: str) -> bool:
-    """Whether the further seed acts in the cell."""
+def _paired(frame: pd.DataFrame, condition: Condition, column: str) -> list[bool]:
+    """For each cell of a row in which the further seed acts, whether it follows the cell's own."""
+
+    def values(name: str) -> list[Any]:
+        return [None if value != value else value for value in values_of(frame, condition.members, name)]
+
     if column == "pretrain.seed":
-        return "pretrain.kind" in frame and frame.at[i, "pretrain.kind"] == "cell"
-    per_class = frame.at[i, "dataset.train_per_class"] if "dataset.train_per_class" in frame else None
-    fraction = frame.at[i, "dataset.train_fraction"] if "dataset.train_fraction" in frame else None
-    known = per_class is not None and per_class == per_class
-    return bool(known or (fraction is not None and fraction == fraction and fraction < 1))
-
-
-def _is_paired(frame: pd.DataFrame, i: int, column: str) -> bool:
-    return column in frame and frame.at[i, column] == PAIRED
+        acts = [kind == "cell" for kind in values("pretrain.kind")]
+    else:
+        counts, shares = values("dataset.train_per_class"), values("dataset.train_fraction")
+        acts = [count is not None or (share or 1) < 1 for count, share in zip(counts, shares, strict=True)]
+    return [seed == PAIRED for seed, own in zip(values(column), acts, strict=True) if own]

@@ -7,14 +7,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from vitlab.analysis.compare_cells import saw_the_same
+from vitlab.analysis.compare_cells import saw_the_same, values_of
 from vitlab.analysis.table_model import ClassEffect, Entry, Row
 from vitlab.core.comparisons import Group, Rule, compare
 from vitlab.core.errors import ConfigError
@@ -23,22 +23,25 @@ from vitlab.study.contents import load_answers, load_predictions
 from vitlab.study.record import Record
 
 
-def hits(frame: pd.DataFrame, i: int) -> np.ndarray | None:
-    """Which evaluation images the cell's last model gets right (N,) bool; None where that is not stored."""
-    packed = frame.at[i, "hits"] if "hits" in frame else None
-    if isinstance(packed, str):
-        return unpack_hits(packed)
-    found = answers(frame, i)
-    return None if found is None else found[0] == found[1]
+def hits(frame: pd.DataFrame, cells: Sequence[int]) -> list[np.ndarray | None]:
+    """Which evaluation images each cell's last model gets right (N,) bool; None where that is not stored."""
+    found = []
+    for packed, own in zip(values_of(frame, cells, "hits"), answers(frame, cells), strict=True):
+        if isinstance(packed, str):
+            found.append(unpack_hits(packed))
+        else:
+            found.append(None if own is None else own[0] == own[1])
+    return found
 
 
-def answers(frame: pd.DataFrame, i: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The class and the predicted class of each evaluation image, (N,) each; W&B's summaries hold neither."""
-    if "folder" not in frame or not isinstance(frame.at[i, "folder"], str):
-        return None
-    if "predictions.npz" in str(frame.at[i, "faults"] if "faults" in frame else ""):
-        return None
-    return load_answers(Record(Path(str(frame.at[i, "folder"]))))
+def answers(frame: pd.DataFrame, cells: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
+    """For each cell the class and the predicted class of every evaluation image, (N,) each, or None.
+
+    W&B's summaries hold neither.
+    """
+    for folder, faults in zip(values_of(frame, cells, "folder"), values_of(frame, cells, "faults"), strict=True):
+        known = isinstance(folder, str) and "predictions.npz" not in str(faults)
+        yield load_answers(Record(Path(folder))) if known else None
 
 
 def class_names(frame: pd.DataFrame, i: int) -> tuple[str, ...] | None:
@@ -51,9 +54,9 @@ def class_names(frame: pd.DataFrame, i: int) -> tuple[str, ...] | None:
 
 def all_hits(frame: pd.DataFrame, cells: Sequence[int]) -> np.ndarray | None:
     """(S, N) bool of S cells; None where one of them has none, or their records do not name the same images."""
-    if not cells or not all(saw_the_same(frame, cells[0], i) for i in cells[1:]):
+    if not cells or not saw_the_same(frame, cells):
         return None
-    found = [hits(frame, i) for i in cells]
+    found = hits(frame, cells)
     known = [array for array in found if array is not None]
     if len(known) < len(cells) or len({len(array) for array in known}) > 1:
         return None
@@ -121,7 +124,7 @@ def compare_classes(
 
 def _answers(frame: pd.DataFrame, entry: Entry) -> _Answers | None:
     cells = [i for identity in entry.ids for i in frame.index[frame["id"] == identity][:1]]
-    found = [answers(frame, i) for i in cells]
+    found = list(answers(frame, cells))
     known = [pair for pair in found if pair is not None]
     if not known or len(known) < len(found) or any(not np.array_equal(known[0][0], label) for label, _ in known):
         return None

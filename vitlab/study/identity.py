@@ -64,7 +64,7 @@ def deviations(values: Mapping[str, Any], cls: type) -> dict[str, Any]:
     neutral, inner = _schema(cls)
     found = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and key in inner:
+        if key in inner and isinstance(value, Mapping):
             found[key] = deviations(value, inner[key])
         elif key not in neutral or _number(value) != neutral[key]:
             found[key] = _number(value)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -109,34 +111,47 @@ def draw_curves(curves: LearningCurves, shown: Shown, datasets: int = 1) -> Figu
     down = max(1, math.ceil(len(curves) / across))
     size = (2.4 * across, 0.35 + 1.75 * down)
     figure = Figure(figsize=size)
-    axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-    bases = list(curves.values())[:datasets]
-    places = axes.ravel()
-    for place, (axis, (label, seeds)) in enumerate(zip(places, curves.items(), strict=False)):
+    places = figure.subplots(down, across, squeeze=False).ravel()  # matplotlib's shared axes take quadratic time
+    lines = {label: _lines(seeds, shown.row_key) for label, seeds in curves.items()}
+    epochs, values = (_limits([p for drawn in lines.values() for line in drawn for p in line[:, i]]) for i in (0, 1))
+    bases = list(lines.values())[:datasets]
+    for place, (axis, (label, drawn)) in enumerate(zip(places, lines.items(), strict=False)):
         if place >= datasets:
-            _draw_lines(axis, bases[place % datasets], shown.row_key, color="0.45", lw=0.9, ls=(0, (3, 2)))
-        _draw_lines(axis, seeds, shown.row_key, color=KINDS["up"][0], lw=1.2)
+            _draw_lines(axis, bases[place % datasets], color="0.45", lw=0.9, ls=(0, (3, 2)))
+        _draw_lines(axis, drawn, color=KINDS["up"][0], lw=1.2)
+        axis.set(xlim=epochs, ylim=values)
         axis.set_title(label, fontsize=9)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axis.tick_params(labelsize=8)
+        axis.tick_params(labelsize=8, labelleft=place % across == 0, labelbottom=place + across >= len(curves))
         axis.grid(axis="y", color="0.9", lw=0.6)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in places[len(curves) :]:
         axis.set_visible(False)
-    for axis in places[max(0, len(curves) - across) : len(curves)]:
-        axis.tick_params(labelbottom=True)
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel(shown.label, fontsize=9)
     figure.tight_layout()
     return figure
 
 
-def _draw_lines(axis: Axes, seeds: Sequence[Sequence[Mapping[str, Any]]], key: str, **style: Any) -> None:
-    for rows in seeds[:MOST_CURVES]:
-        points = [(r["epoch"], r[key]) for r in rows if key in r]
-        if points:
-            axis.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else "", ms=3, **style)
+def _lines(seeds: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[np.ndarray]:
+    """The points (epochs, 2) of each seed that is drawn and has any."""
+    lines = [np.array([(r["epoch"], r[key]) for r in rows if key in r], float) for rows in seeds[:MOST_CURVES]]
+    return [line for line in lines if len(line)]
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """The range of an axis that all panels have: that of the finite values, and a margin."""
+    known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    margin = 0.05 * (max(known) - min(known)) or 0.5
+    return min(known) - margin, max(known) + margin
+
+
+def _draw_lines(axis: Axes, lines: Sequence[np.ndarray], **style: Any) -> None:
+    axis.add_collection(LineCollection([line for line in lines if len(line) > 1], **style))
+    for line in lines:
+        if len(line) == 1:
+            axis.plot(*line.T, marker="o", ms=3, **style)
 
 
 def draw_cost(table: Table) -> Figure:

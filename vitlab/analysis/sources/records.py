@@ -118,9 +118,16 @@ def result_columns(result: Mapping[str, Any]) -> dict[str, Any]:
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted columns; lists as JSON, so that values can be compared."""
     flat: dict[str, Any] = {}
+    _flatten_into(flat, tree, prefix)
+    return flat
+
+
+def _flatten_into(flat: dict[str, Any], tree: Mapping[str, Any], prefix: str) -> None:
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
+        if type(value) not in _PLAIN and isinstance(value, Mapping):  # asked of millions of values
+            _flatten_into(flat, value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = json.dumps(value) if isinstance(value, list) else value
-    return flat
+
+
+_PLAIN = {str, int, float, bool, list, type(None)}
