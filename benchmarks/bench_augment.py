@@ -1,4 +1,4 @@
-"""The augmentation engine beside timm's and Pillow's: every operation, every condition, and from JPEG to tensor.
+"""The augmentation engine compared with timm's and Pillow's: every operation, every condition, and from JPEG to tensor.
 
 python -m benchmarks.bench_augment [--device cuda] [--images 64] [--batch 32] [--rounds 5]
 
@@ -122,7 +122,7 @@ def engine_alone(batch: torch.Tensor, rounds: int) -> None:
 
 
 def on_gpu(batch: torch.Tensor, device: torch.device, size: int = 1024) -> None:
-    """Images per second of engine and mixing, an error if either waits for the GPU; and the CPU's result beside it."""
+    """Images per second of engine and mixing, and the CPU's; an error if either waits for the GPU."""
     name = torch.cuda.get_device_name(device)
     heading(f"Engine and mixing on {name}, batch {size}", "condition", "images per second", "pixels unlike the CPU's")
     images = batch.repeat(-(-size // len(batch)), 1, 1, 1)[:size].to(device)

@@ -2,7 +2,7 @@
 
 python -m benchmarks.bench_decode [--images 64] [--rounds 3]
 
-Every library that is installed decodes the same JPEGs (500 x 375) to RGB; beside its time stands its largest deviation
+Every library that is installed decodes the same JPEGs (500 x 375) to RGB; next to its time is its largest deviation
 from Pillow. pyvips is measured where it is installed. Sides take turns, the best round of each counts.
 """
 

@@ -1,4 +1,4 @@
-"""Relevance maps beside Chefer's own code: agreement, time and memory, on the same ViT with the same weights.
+"""Relevance maps compared with Chefer's own code: agreement, time and memory, on the same ViT with the same weights.
 
 python -m benchmarks.bench_explain --chefer FOLDER [--model vit_tiny_patch16_224] [--rounds 5] [--device cpu]
 

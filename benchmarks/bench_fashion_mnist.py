@@ -1,4 +1,4 @@
-"""Fashion-MNIST, a small ViT and RandAugment on a CPU, whole commands beside timm's train.py; one cell, then three.
+"""Fashion-MNIST, a small ViT and RandAugment on a CPU, whole commands against timm's train.py; one cell, then three.
 
 python -m benchmarks.bench_fashion_mnist --timm PATH/train.py [--images 12000] [--epochs 2] [--rounds 2] [--threads 2]
 

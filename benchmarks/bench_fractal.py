@@ -1,4 +1,4 @@
-"""FractalDB beside its definition and, where its folder is given, the published renderer; all on one core, in one run.
+"""FractalDB against its definition and, where its folder is given, the published renderer; all on one core, in one run.
 
 python -m benchmarks.bench_fractal [--reference FOLDER/fractal_renderer] [--categories 4] [--all]
 
@@ -161,7 +161,7 @@ def whole_row(name: str, threads: int, work: Callable[[], object]) -> None:
 
 
 def against_the_reference(folder: Path, categories: int) -> Row:
-    """A picture of a category, geometry included, beside the published renderer's: the row of the table of targets."""
+    """A picture of a category, geometry included, against the published renderer's: the row of the table of targets."""
     found = definition.search_categories(categories)
     our_category(0, found[0])  # compiles
     theirs = float(np.mean([by_reference(folder, c, (2, 7, 20, 11)[n % 4]) for n, c in enumerate(found)]))

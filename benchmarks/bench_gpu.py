@@ -1,5 +1,5 @@
 """ViT-Ti/16 at 224 pixels on one GPU: the step alone, cells that share the GPU and a loader, and end to end from JPEGs
-and from a pack, beside timm's train.py.
+and from a pack, against timm's train.py.
 
 python -m benchmarks.bench_gpu --all [--timm PATH/train.py] [--tree FOLDER] [--images 16000] [--epochs 3] [--workers 16]
 
@@ -85,7 +85,7 @@ def cells_together(words: list[str], cells: int, size: Size) -> float:
 
 
 def sharing(size: Size) -> Iterator[Row]:
-    """Cells that share the device, beside one at a time."""
+    """Cells that share the device, against one at a time."""
     unit = f"images/s of the study, {torch.cuda.get_device_name() if size.device == 'cuda' else 'CPU'}"
     make_tree(size.tree, train=size.images, val=max(size.images // 20, 4), classes=min(100, size.images // 4))
     words = [
@@ -192,7 +192,7 @@ def timm_step_alone(batch: int = 1024, steps: int = 30) -> float:
 
 
 def rows(size: Size) -> Iterator[Row]:
-    """The GPU's rows of the table of targets, those beside timm's train.py where it is given."""
+    """The GPU's rows of the table of targets, those that compare with timm's train.py where it is given."""
     unit = f"images/s, {torch.cuda.get_device_name()}" if size.device == "cuda" else "images/s, CPU"
     synthetic: dict[str, float] = {}
     if size.device == "cuda":

@@ -1,4 +1,4 @@
-"""The input pipeline beside timm's: CPU seconds per image from a JPEG tree and from a pack, one core.
+"""The input pipeline compared with timm's: CPU seconds per image from a JPEG tree and from a pack, one core.
 
 python -m benchmarks.bench_loader [--images 256] [--rounds 5] [--data FOLDER]
 

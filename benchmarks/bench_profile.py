@@ -2,7 +2,7 @@
 
 python -m benchmarks.bench_profile [--images 64] [--model vit_tiny_16_224] [--batch 8] [--condition deit]
 
-Python's profiler counts, on the processor's clock; a part's time is that of the function named beside it, with all that
+Python's profiler counts, on the processor's clock; a part's time is that of the function named with it, with all that
 it calls. On a GPU use torch's profiler instead: there the host only queues work.
 """
 

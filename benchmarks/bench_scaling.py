@@ -2,7 +2,7 @@
 
 python -m benchmarks.bench_scaling [--images 256] [--workers 0,1,2] [--batches 1,2,4,8] [--devices 1,2,4] [--plot FILE]
 
-Workers: JPEG → uint8 crops through the whole loader, timm's beside it, by the clock and per second of processors; only
+Workers: JPEG → uint8 crops through the whole loader, and timm's, by the clock and per second of processors; only
 idle cores show the former. Memory of a ViT-Ti/16 training pass: on a GPU its peak, else the bytes that autograd keeps
 for the backward pass, which are exact but not a peak. Devices: whole runs of `run.py devices=N` on CUDA devices.
 """

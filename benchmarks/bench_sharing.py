@@ -1,4 +1,4 @@
-"""Cells that share a loader beside cells with a loader each: whole studies, the loader alone, and one cell by itself.
+"""Cells that share a loader against cells with a loader each: whole studies, the loader alone, and one cell by itself.
 
 python -m benchmarks.bench_sharing [--images 512] [--rounds 3] [--epochs 6]
 

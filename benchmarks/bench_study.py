@@ -2,7 +2,7 @@
 
 python -m benchmarks.bench_study [--cells 1000] [--rounds 3]
 
-Real commands in a new process each, so interpreter start, imports and Hydra are in the figure; beside them, Hydra's
+Real commands in a new process each, so interpreter start, imports and Hydra are in the figure; next to them, Hydra's
 own way: composing every job in full, timed on 50. The best of the rounds counts.
 Processor seconds are what to compare on a machine that does other things too.
 """

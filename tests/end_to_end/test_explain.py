@@ -130,7 +130,7 @@ def test_checkpoints_make_rows_and_studies_make_columns(explain):
 
 
 def test_features_need_no_classifier(explain, folder):
-    """A DINO file as its training writes it, by itself and beside a classifier, whose head is left out."""
+    """A DINO file as its training writes it, by itself and with a classifier, whose head is left out."""
     torch.manual_seed(1)
     backbone = build_model(choice("model", "vit_micro"), 0).state_dict()
     nets = {"teacher": {f"backbone.{k}": v for k, v in backbone.items()}}
@@ -260,7 +260,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("words", "told"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_are_told_in_one_line(words, told, explain, folder):
+def test_mistakes_end_in_one_line(words, told, explain, folder):
     if not (folder / "cnn.pth").exists():
         torch.save(timm.create_model("test_resnet").state_dict(), folder / "cnn.pth")
     with pytest.raises(UserError) as error:

@@ -1,4 +1,4 @@
-"""A cell that the kernel kills for its memory, again and again, beside one that fits."""
+"""A cell that the kernel kills for its memory, again and again, next to one that fits."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_every_source_gives_the_same_table(server, tmp_path, monkeypatch):
     scores = {"none": [90.0, 91.0], "randaug": [80.0, None], "mixup": [92.0, 93.5]}
     with monkeypatch.context() as alone:
         alone.setenv("WANDB_MODE", "offline")
-        write_all(runs, scores, mirror=True)
+        write_all(runs, scores, offline=True)
     ours = analyze(tmp_path / "a", f"output_dir={runs}")
     sync(runs)
     server.queries.clear()
@@ -69,7 +69,7 @@ def test_every_source_gives_the_same_table(server, tmp_path, monkeypatch):
 def test_the_server_is_asked_once_and_again_when_told(server, tmp_path, monkeypatch):
     with monkeypatch.context() as alone:
         alone.setenv("WANDB_MODE", "offline")
-        write_all(tmp_path / "runs", {"none": [90.0], "mixup": [92.0]}, mirror=True)
+        write_all(tmp_path / "runs", {"none": [90.0], "mixup": [92.0]}, offline=True)
     sync(tmp_path / "runs")
     other = tmp_path / "other"
     first = collect_wandb("me", study="s", output_dir=other)

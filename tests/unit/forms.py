@@ -71,7 +71,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def webdataset(tree: Path, target: Path, *, shards: int = 2, keys: str = "folder") -> Path:
     """Shards as webdataset's ShardWriter leaves them. `keys`: CLASS/STEM with .cls (folder), or timm's: STEM with .cls
-    and a .json that has the file's name, and _info.json beside the shards."""
+    and a .json that has the file's name, and _info.json next to the shards."""
     target.mkdir()
     info = {"splits": {}}
     for split, name in (("train", "train"), ("val", "validation")):

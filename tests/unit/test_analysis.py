@@ -92,7 +92,7 @@ def test_two_names_of_one_cell_are_counted_once(tmp_path):
 
 
 def test_a_product_has_main_effects_and_an_interaction(tmp_path):
-    """augment × pretrain, beside statsmodels' own table."""
+    """augment × pretrain, compared with statsmodels' own table."""
     rng = np.random.default_rng(0)
     cells = [write_cell(tmp_path, a, s, float(round(80 + (a == "mixup") + 4 * (p == "checkpoint") + rng.normal(), 2)),
                         pretrain=p)

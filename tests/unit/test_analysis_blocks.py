@@ -34,7 +34,7 @@ def two_factors(folder, values=VALUES):
 
 
 def by_hand(base, rows, of=1.0):
-    """(delta, low, high) of each row beside one baseline, at that part `of` the error."""
+    """(delta, low, high) of each row against one baseline, at that part `of` the error."""
     variances = [np.var(v, ddof=1) for v in (base, *rows)]
     level = 1 - 0.95**of
     if len(rows) > 1:

@@ -89,7 +89,7 @@ def test_records_of_older_vitlabs_are_compared_with_one_another(tmp_path):
 def test_the_mirror_knows_the_images_too(tmp_path):
     from vitlab.analysis.sources.wandb_runs import collect_wandb
 
-    write_all(tmp_path, {"none": [90.0], "mixup": [91.0]}, mirror=True)
-    write_cell(tmp_path, "erase", 0, 90.0, mirror=True, data=images(eval=OTHER["eval"]), place=2)
+    write_all(tmp_path, {"none": [90.0], "mixup": [91.0]}, offline=True)
+    write_cell(tmp_path, "erase", 0, 90.0, offline=True, data=images(eval=OTHER["eval"]), place=2)
     table = build_table(collect_wandb(output_dir=tmp_path), dataclasses.replace(SPEC, rows=("none", "mixup", "erase")))
     assert any("left out: erase/s0" in flag for flag in table.flags)

@@ -162,7 +162,7 @@ def single_seeds(folder):
     ],
 )
 def test_every_format_holds_the_same_facts(tmp_path, build, names):
-    """Every cell of every grid and every sentence, as each file has them, beside those of the Markdown."""
+    """Every cell of every grid and every sentence, as each file has them, compared with those of the Markdown."""
     table = build(tmp_path)
     assert [block.name for block in blocks(table)] == names
     if build is everything:

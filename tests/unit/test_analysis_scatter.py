@@ -1,4 +1,4 @@
-"""Why a table is unsure: where a width comes from, seed noise beside converged training's, classes, confusions."""
+"""Why a table is unsure: where a width comes from, seed noise against converged training's, classes, confusions."""
 
 import dataclasses
 

@@ -20,7 +20,7 @@ from vitlab.study.record import Record
 
 
 def test_offline_wandb_gives_the_same_table(tmp_path):
-    frame = write_all(tmp_path / "runs", {"none": [90.0, 91.0], "mixup": [92.0, 93.5]}, mirror=True)
+    frame = write_all(tmp_path / "runs", {"none": [90.0, 91.0], "mixup": [92.0, 93.5]}, offline=True)
     spec = dataclasses.replace(SPEC, rows=("none", "mixup"))
     ours = build_table(frame, spec)
     theirs = build_table(collect_wandb(study="s", output_dir=tmp_path / "runs"), spec)
@@ -31,7 +31,7 @@ def test_offline_wandb_gives_the_same_table(tmp_path):
 
 
 def test_a_torn_wandb_file_is_a_crashed_run(tmp_path):
-    write_all(tmp_path / "runs", {"none": [90.0]}, mirror=True)
+    write_all(tmp_path / "runs", {"none": [90.0]}, offline=True)
     (file,) = (tmp_path / "runs").rglob("run-*.wandb")
     file.write_bytes(file.read_bytes()[:-200])
     assert [r["state"] for r in offline_runs(tmp_path / "runs")] == ["crashed"]
@@ -48,7 +48,7 @@ def test_a_torn_wandb_file_is_a_crashed_run(tmp_path):
 
 def test_finished_runs_of_one_cell_that_disagree_are_refused(tmp_path):
     for place, score in (("a", 90.0), ("b", 91.0)):
-        write_all(tmp_path / place, {"none": [score], "mixup": [80.0] if place == "a" else []}, mirror=True)
+        write_all(tmp_path / place, {"none": [score], "mixup": [80.0] if place == "a" else []}, offline=True)
     frame = collect_wandb(study="s", output_dir=tmp_path)
     assert dict(zip(frame["name"], frame["state"], strict=True)) == {"none/s0": "damaged", "mixup/s0": "finished"}
     text = to_markdown(build_table(frame, dataclasses.replace(SPEC, rows=("none", "mixup"))))
@@ -57,7 +57,7 @@ def test_finished_runs_of_one_cell_that_disagree_are_refused(tmp_path):
 
 def test_the_order_gaps_and_found_rows_are_the_studys(tmp_path):
     """Without a layout: rows in the order of the plan, a failure with its reason, from either source."""
-    frame = write_all(tmp_path, {"none": [90.0, 90.5], "randaug": [80.0, None], "autoaug": [85.0, 86.0]}, mirror=True)
+    frame = write_all(tmp_path, {"none": [90.0, 90.5], "randaug": [80.0, None], "autoaug": [85.0, 86.0]}, offline=True)
     spec = TableSpec("s", "Study s", study="s")
     ours, theirs = (build_table(f, spec) for f in (frame, collect_wandb(study="s", output_dir=tmp_path)))
     assert [row.label for row in theirs.rows] == ["none", "randaug", "autoaug"]
@@ -65,8 +65,8 @@ def test_the_order_gaps_and_found_rows_are_the_studys(tmp_path):
 
 
 def test_a_run_saved_before_its_end_is_no_result(tmp_path):
-    write_all(tmp_path, {"none": [90.0]}, mirror=True)
-    write_cell(tmp_path, "mixup", 0, None, state="interrupted", mirror=True)
+    write_all(tmp_path, {"none": [90.0]}, offline=True)
+    write_cell(tmp_path, "mixup", 0, None, state="interrupted", offline=True)
     frame = collect_wandb(study="s", output_dir=tmp_path)
     assert dict(zip(frame["name"], frame["state"], strict=True)) == {"none/s0": "finished", "mixup/s0": "interrupted"}
     (cell,) = [r for r in map(Record, tmp_path.glob("c[0-9a-f]*")) if r.read("config.yaml")["name"] == "mixup/s0"]
@@ -114,15 +114,15 @@ def test_a_cell_that_two_studies_share_is_in_both_tables(tmp_path, monkeypatch):
 
 
 def test_archived_attempts_do_not_count(tmp_path):
-    write_all(tmp_path, {"none": [90.0]}, mirror=True)
+    write_all(tmp_path, {"none": [90.0]}, offline=True)
     (record,) = (Record(folder) for folder in tmp_path.glob("c[0-9a-f]*"))
     record.archive()
-    write_all(tmp_path, {"none": [91.0]}, mirror=True)
+    write_all(tmp_path, {"none": [91.0]}, offline=True)
     assert list(collect_wandb(study="s", output_dir=tmp_path)["last.top1"]) == [91.0]
 
 
 def test_damage_and_mistakes_are_one_message(tmp_path):
-    write_all(tmp_path, {"none": [90.0]}, mirror=True)
+    write_all(tmp_path, {"none": [90.0]}, offline=True)
     with pytest.raises(ConfigError, match="filters: W&B's server applies them"):
         collect_wandb(output_dir=tmp_path, filters={"tags": "paper"})
     cached = tmp_path / "wandb_cache"

@@ -94,7 +94,7 @@ def test_what_the_user_asks_for_begins_to_count_again(record, monkeypatch):
     attempt(record)
     assert len(attempts.without_progress(record)) == 1
     record.remove("failure.json")
-    monkeypatch.setenv("SLURM_JOB_ID", "13")  # submitted anew, not requeued
+    monkeypatch.setenv("SLURM_JOB_ID", "13")  # submitted again, not requeued
     attempt(record)
     assert len(attempts.without_progress(record)) == 1
 

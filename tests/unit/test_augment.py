@@ -1,4 +1,4 @@
-"""Policies, erasing and mixing: their distributions beside timm's, and that no batch changes a sample."""
+"""Policies, erasing and mixing: their distributions compared with timm's, and that no batch changes a sample."""
 
 import dataclasses
 import hashlib
@@ -180,7 +180,7 @@ def test_counter_noise_is_normal_and_independent():
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "deit"])
 def test_mixing_is_timms_at_equal_lambda(name, monkeypatch):
-    """One group at a time beside timm's Mixup(mode="batch") that is given our lambda and box."""
+    """One group at a time compared with timm's Mixup(mode="batch") that is given our lambda and box."""
     augment = dataclasses.replace(choice("augment", name), mix_group=8)
     images = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(8) % 5

@@ -1,4 +1,4 @@
-"""The schema, the files under conf/, and what a user is told about each kind of mistake."""
+"""The schema, the files under conf/, and what a user reads about each kind of mistake."""
 
 import dataclasses
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_choices_are_short():
 
 
 def test_published_augmentations(compose_config):
-    """The values of DeiT (Touvron et al., 2021, Table 9) and timm's meaning of colour jitter beside RandAugment."""
+    """The values of DeiT (Touvron et al., 2021, Table 9) and timm's meaning of colour jitter with RandAugment."""
     deit = compose_config("augment=deit").cell.augment
     assert (deit.auto_augment, deit.mixup, deit.cutmix, deit.erase) == ("rand-m9-mstd0.5-inc1", 0.8, 1.0, 0.25)
     assert (deit.smoothing, deit.color_jitter, deit.mixup_switch_prob) == (0.1, 0.0, 0.5)

@@ -1,4 +1,4 @@
-"""Boxes beside torchvision's, resampling beside Pillow's."""
+"""Boxes compared with torchvision's, resampling compared with Pillow's."""
 
 import numpy as np
 import pytest

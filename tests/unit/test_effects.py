@@ -1,4 +1,4 @@
-"""The table of when a field acts is true: every field is changed and trained, beside what the table says of it."""
+"""The table of when a field acts is true: every field is changed and trained, and compared with the table."""
 
 import dataclasses
 import functools

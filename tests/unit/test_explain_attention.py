@@ -1,4 +1,4 @@
-"""Attention maps and rollout, by hand and beside explicit attention."""
+"""Attention maps and rollout, by hand and compared with explicit attention."""
 
 import pytest
 import timm

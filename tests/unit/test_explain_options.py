@@ -1,4 +1,4 @@
-"""The keys of explain: one schema, contradictions told by name, nothing heavy imported."""
+"""The keys of explain: one schema, contradictions named, nothing heavy imported."""
 
 import dataclasses
 import subprocess

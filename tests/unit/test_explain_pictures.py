@@ -1,4 +1,4 @@
-"""Pictures and class names: what a user may name, and what is told when it is not there."""
+"""Pictures and class names: what a user may name, and what is said when it is not there."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_files_folders_and_patterns(photos):
 
 
 def test_cropping_is_evaluations(photos):
-    """Resize(256) and CenterCrop(224) of a picture that differs from left to right, beside torchvision."""
+    """Resize(256) and CenterCrop(224) of a picture that differs from left to right, compared with torchvision."""
     from torchvision.transforms.v2 import functional as tv
 
     ramp = np.tile(np.linspace(0, 255, 600).astype(np.uint8)[None, :, None], (400, 1, 3))

@@ -1,4 +1,4 @@
-"""Relevance beside independent implementations, and what must hold whatever the model."""
+"""Relevance compared with independent implementations, and what must hold whatever the model."""
 
 import copy
 

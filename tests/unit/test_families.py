@@ -1,4 +1,4 @@
-"""Dunnett's distribution beside scipy's."""
+"""Dunnett's distribution compared with scipy's."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_without_a_degree_of_freedom_there_is_none():
 
 
 def test_blocks_with_controls_of_their_own():
-    """Two blocks of three groups, five each, one variance: beside a simulation."""
+    """Two blocks of three groups, five each, one variance: compared with a simulation."""
     blocks, df = ((5, (5, 5, 5)), (5, (5, 5, 5))), 32
     critical = dunnett_critical_value(blocks, df)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""FractalDB's mathematics, beside a renderer that follows the definition step by step."""
+"""FractalDB's mathematics, compared with a renderer that follows the definition step by step."""
 
 import hashlib
 

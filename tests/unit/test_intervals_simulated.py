@@ -36,7 +36,7 @@ def test_published_error_rates_are_reproduced():
     wrong = {"T2": np.zeros(runs, bool), "T3": np.zeros(runs, bool)}
     for i in range(4):
         for j in range(i):
-            # each pair beside five more of its kind, whose intervals are not looked at: six comparisons
+            # each pair with five more of its kind, whose intervals are not looked at: six comparisons
             pair = Studies(means[:, [i, *[j] * 6]], variances[:, [i, *[j] * 6]], np.full(7, n))
             off = np.abs(pair.means[:, 1] - pair.means[:, 0])
             wrong["T2"] |= off > tamhane(pair)[:, 0]

@@ -1,4 +1,4 @@
-"""Parameter groups, learning rates and the moving average beside timm's."""
+"""Parameter groups, learning rates and the moving average compared with timm's."""
 
 import dataclasses
 

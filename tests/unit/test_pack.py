@@ -43,7 +43,7 @@ def tree(tmp_path, small_shards):
 
 @pytest.fixture()
 def packed(tree, compose_config):
-    """`packed("key=value", …)` → the lines that task=pack prints, for the tree into the folder `pack` beside it."""
+    """`packed("key=value", …)` → the lines that task=pack prints, for the tree into the folder `pack` next to it."""
 
     def run(*more):
         return pack_task.run_pack(
@@ -69,7 +69,7 @@ def from_files(tree):
 def test_a_pack_holds_the_images_at_its_size(tree, packed):
     assert "10 + 4 images" in packed()[0]
     dataset = dataset_of(tree)
-    assert (dataset.num_classes, dataset.num_train, dataset.num_eval) == (2, 10, 4), "told without the images"
+    assert (dataset.num_classes, dataset.num_train, dataset.num_eval) == (2, 10, 4), "known without the images"
     for split in ("train", "eval"):
         ours, files = build_source(dataset, split), build_source(from_files(tree), split)
         assert np.array_equal(ours.labels, files.labels) and ours.classes == files.classes
@@ -134,7 +134,7 @@ def test_a_killed_pack_goes_on_and_a_second_run_verifies(tree, packed, monkeypat
     packed()
     assert {f.name: f.read_bytes() for f in whole.iterdir() if f.suffix != ".npz"} == {
         name: content for name, content in contents.items() if not name.endswith(".npz")
-    }, "a flipped bit is found by the digest and mended"
+    }, "a flipped bit is found by the digest and repaired"
 
 
 def test_processes_write_the_same_pack(tree, packed):

@@ -68,7 +68,7 @@ def epochs(made, recipe=RECIPE, start=(0, 0)):
 
 
 def member(ring, number, dataset, pipe, options, delay=0.0, late=0, start=(0, 0), stop=None):
-    """The life of a training process: what it read is told through `pipe`, and how it was joined."""
+    """The life of a training process: what it read is sent through `pipe`, and how it was joined."""
     options = dict(options)
     recipe = options.pop("recipe", RECIPE)
     shared.take(Given(ring, number - options.get("rank", 0)))

@@ -1,4 +1,4 @@
-"""Data sets: what they hold, which parts a split takes, and what a broken one is told."""
+"""Data sets: what they hold, which parts a split takes, and what is said of a broken one."""
 
 import dataclasses
 import gzip

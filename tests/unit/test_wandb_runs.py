@@ -15,7 +15,7 @@ from vitlab.core.wandb import log_figures, pack_curve, pack_hits, unpack_curve, 
 
 @pytest.fixture
 def sdk(monkeypatch):
-    """A stand-in for the wandb module that notes what it is told."""
+    """A stand-in for the wandb module that notes what it is given."""
     told: dict = {"logged": {}}
     run = types.SimpleNamespace(log=told["logged"].update, finish=lambda: told.update(finished=True))
 

@@ -35,7 +35,7 @@ def composed(words: list[str], root: str):
 
 def sweeper_of(loader: Any, master: Any, launcher: Any = None) -> Any:
     """A StudySweeper as Hydra sets it up."""
-    sweeper = object.__new__(StudySweeper)  # Hydra loads its plugins anew, after which super() in them fails here
+    sweeper = object.__new__(StudySweeper)  # Hydra loads its plugins again, after which super() in them fails here
     sweeper.params, sweeper.overrides = dict(master.hydra.sweeper.params or {}), None
     sweeper.config, sweeper.hydra_context = master, SimpleNamespace(config_loader=loader)  # pyright: ignore
     sweeper.launcher = launcher

@@ -42,11 +42,11 @@ def make_cell(augment, seed, dataset="digits", pretrain="scratch", start=None, *
 
 
 def write_cell(
-    folder, augment, seed, top1, state="finished", dataset="digits", mirror=False, commit="abc123456789", place=None,
+    folder, augment, seed, top1, state="finished", dataset="digits", offline=False, commit="abc123456789", place=None,
     pretrain="scratch", earlier=(), packages=None, code=None, threads=1, data=IMAGES, sealed=True, cell=None,
     **recipe,
 ):  # fmt: skip
-    """A record as a run leaves it, or as older versions left it (`sealed=False`); `mirror` adds its offline W&B run."""
+    """A record as a run leaves it, or as older versions left it (`sealed=False`); `offline` adds its W&B run."""
     cell = cell or make_cell(augment, seed, dataset, pretrain, **recipe)
     record = Record(folder / identity(cell))
     labels = {"model": "vit_micro", "dataset": dataset, "augment": augment, "pretrain": pretrain, "recipe": "quick"}
@@ -60,7 +60,7 @@ def write_cell(
     entry = {"id": record.id, "name": name, "part": "cell", "labels": labels, "aliases": [], "overrides": []}
     entry |= {"experiment": experiment(cell)}
     run = None
-    if mirror:
+    if offline:
         about = {"id": record.id, "name": name, "study": "s", "labels": labels, "devices": 1,
                  "part": "cell", "table": None, "place": place}  # fmt: skip
         about |= origin | {"digest": experiment_digest(experiment(cell))}
