@@ -48,7 +48,7 @@ def test_every_group_has_its_own_scatter():
 
 
 def test_groups_of_other_numbers_of_seeds_have_critical_values_of_their_own():
-    """Next to a baseline of five seeds, two groups of five share theirs, at two thirds of the error; one of three does not."""
+    """Two groups of five, as the baseline, share theirs, at two thirds of the error; one of three does not."""
     five = [Group(tuple(np.array([0.0, 1.0, 2.0, 3.5, 4.0]) * scale)) for scale in (1.0, 2.0, 0.5)]
     three = Group((1.0, 2.0, 9.0))
     ours = compare([*five, three], [(0, 1), (0, 2), (0, 3)])
