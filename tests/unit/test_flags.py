@@ -1,8 +1,11 @@
 """The book's names and flags, typed where ours are expected."""
 
-import pytest
+import argparse
 
-from vitlab.cli.flags import NAMES, hint_for, hint_for_flag, hints_for_flags, mistakes_in_flags
+import pytest
+from hydra._internal.utils import get_args_parser
+
+from vitlab.cli.flags import NAMES, hint_for, hint_for_flag, hints_for_flags, mistakes_in_flags, split_command
 from vitlab.config import options
 
 
@@ -47,3 +50,25 @@ def test_a_flag_that_only_leaves_its_value_open_is_answered_with_it():
     assert hint_for_flag("--mixup=0.2") == "--mixup: type augment.mixup=0.2 (docs/from_the_book.md)"
     assert hint_for_flag("--output_dir=my runs") == "--output_dir: type 'output_dir=my runs' (docs/from_the_book.md)"
     assert "recipe.batch_size=N, of all devices together" in (hint_for_flag("--batch-size=512") or "")
+
+
+def test_hydras_parser_is_made_where_help_texts_are_checked(monkeypatch):
+    """As argparse does since Python 3.14: `'%' in help` of an object that only becomes a text when it is shown."""
+
+    def check(self, action):
+        if "%" not in (action.help or ""):
+            return
+
+    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check, raising=False)
+    add = argparse.ArgumentParser.add_argument
+
+    def add_checked(self, *names, **options):
+        action = add(self, *names, **options)
+        self._check_help(action)
+        return action
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_checked)
+    with pytest.raises((TypeError, ValueError)):
+        get_args_parser()
+    assert split_command(["-m", "seed=0,1"]) == (["-m"], ["seed=0,1"])
+    assert argparse.ArgumentParser._check_help is check

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab.cli.flags import mistakes_in_flags, split_command
+from vitlab.cli.flags import hydra_on_new_python, mistakes_in_flags, split_command
 from vitlab.cli.keys import keys_of
 from vitlab.cli.typos import mistakes_in_words
 from vitlab.cli.values import pieces, readable, split_override, typed
@@ -36,7 +36,8 @@ def command_line(root: str) -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors itself, cut short, with the advice to set this
     try:
         sys.argv[1:] = read_command(sys.argv[1:], root)
-        yield
+        with hydra_on_new_python():
+            yield
     except UserError as error:
         sys.exit("\n".join(f"vitlab: {line}" for line in str(error).splitlines()))
     except (HydraException, OmegaConfBaseException) as error:

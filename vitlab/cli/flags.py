@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -36,8 +38,23 @@ def split_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, [word for word in given.overrides if word not in unknown]
 
 
+@contextlib.contextmanager
+def hydra_on_new_python() -> Iterator[None]:
+    """Inside, Hydra can make its parser: argparse checks every help text since Python 3.14, and refuses Hydra's object
+    that makes one only when it is shown (all releases up to 1.3.8)."""
+    check = getattr(argparse.ArgumentParser, "_check_help", None)
+    if check is not None:
+        argparse.ArgumentParser._check_help = lambda self, action: None  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        if check is not None:
+            argparse.ArgumentParser._check_help = check  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _parse(words: Sequence[str]) -> tuple[Any, list[str]]:
-    parser = get_args_parser()
+    with hydra_on_new_python():
+        parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
         raise _WrongFlagError(message)
