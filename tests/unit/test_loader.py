@@ -1,6 +1,9 @@
 """Batches: the same on any number of workers, ranks and micro-batches; bad files named or left out."""
 
 import dataclasses
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -62,6 +65,19 @@ def test_workers_change_nothing(tree, workers):
 
 
 @pytest.mark.parametrize("kind", ["folder", "digits"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_workers_read_on_while_their_reader_is_asked_to_save(tree, number):
+    """Slurm sends its signals, and a terminal Ctrl-C, to all processes of a job."""
+    made, before = loader(tree, workers=2), {*multiprocessing.active_children()}
+    steps = []
+    for step in made.epoch(0):
+        steps.append(step)
+        for worker in {*multiprocessing.active_children()} - before if len(steps) == 1 else ():
+            os.kill(worker.pid, number)
+    alone = list(loader(tree).epoch(0))
+    assert [torch.equal(a.images, b.images) for x, y in zip(steps, alone, strict=True) for a, b in zip(x, y, strict=True)]
+
+
 def test_ranks_and_micro_batches_divide_the_global_batch(tree, kind):
     dataset = (
         dataset_of(tree) if kind == "folder" else dataclasses.replace(choice("dataset", "digits"), train_per_class=4)

@@ -298,20 +298,3 @@ def mapped_names():
         with contextlib.suppress(OSError):  # it has ended
             found |= set(re.findall(r"/dev/shm/(\S+)", file.read_text(encoding="utf-8", errors="replace")))
     return found
-
-
-def test_jobs_of_several_cells_hold_those_that_see_the_same_crops(planned):
-    from vitlab.study.launch_slurm import _job_of, _line_of, _together
-    from vitlab.study.slurm_group import GroupJob
-    from vitlab.study.slurm_job import CellJob
-
-    plan = planned(*SIX)
-    names = [[c.name for c in cells] for cells in _together(list(plan.todo), 2)]
-    assert names == [["none/s0", "mixup/s0"], ["erase/s0", "none/s1"], ["mixup/s1", "erase/s1"]]
-    assert [len(cells) for cells in _together(list(plan.todo), 1)] == [1] * 6
-    job = _job_of(list(plan.todo[:3]), plan, "code")
-    assert isinstance(job, GroupJob) and isinstance(_job_of([plan.todo[0]], plan, "code"), CellJob)
-    assert {c.config.study.cells_per_device for c in job.cells} == {3} and all(c.selected for c in job.cells)
-    assert [c.config.cell for c in job.cells] == [c.config.cell for c in plan.todo[:3]]
-    line = _line_of(list(plan.todo[:3]), plan.output_dir / "slurm" / "s-1", 7, plan)
-    assert line == "slurm/s-1/job-7 s/none/s0+2\n"

@@ -77,7 +77,7 @@ class FileReader:
         self._loader = DataLoader(
             ImageChunks(source, cropping), sampler=self._order, batch_size=None, num_workers=workers,
             persistent_workers=workers > 0, pin_memory=pinned, prefetch_factor=8 if workers else None,
-            worker_init_fn=_end_with_reader,
+            worker_init_fn=_serve_reader,
         )  # fmt: skip
 
     def read(
@@ -108,8 +108,12 @@ class FileReader:
                 order.go_on = _always
 
 
-def _end_with_reader(worker: int) -> None:
-    """torch's workers look for the death of their parent: where that is a fork server, it is not the one that reads."""
+def _serve_reader(worker: int) -> None:
+    """End with the reader, and not before: Slurm and terminals send their signals to all processes of a job, and the
+    reader may still need images while it saves. (torch's workers look for the death of their parent: where that is a
+    fork server, it is not the one that reads.)"""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     end_with_parent(signal.SIGKILL)
 
 

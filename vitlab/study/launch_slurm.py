@@ -23,8 +23,7 @@ from vitlab.study.attempts import FILE as ATTEMPTS
 from vitlab.study.plan import Plan, PlannedCell, counted
 from vitlab.study.progress import View
 from vitlab.study.provenance import EXPECTED, MANIFEST, ROOT, code_fingerprint
-from vitlab.study.sharing import groups_of
-from vitlab.study.slurm_group import GroupJob, for_the_node
+from vitlab.study.slurm_group import GroupJob, evenly, for_the_node, in_jobs, kinds_of, suited, trial_file
 from vitlab.study.slurm_job import NO_CODE, SAVED_AND_CONTINUE, CellJob
 from vitlab.study.slurm_limits import NO_SUCH_ARRAY, REFUSED, ask_limits
 from vitlab.study.slurm_options import SlurmOptions
@@ -54,6 +53,12 @@ def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str
     if SlurmExecutor.affinity() < 0:
         raise ConfigError(
             "hydra/launcher", "Slurm's srun is not on this machine; submit from a login node of a cluster"
+        )
+    if (several := plan.cells[0].config.study.cells_per_device) is not None:
+        raise ConfigError(
+            "study.cells_per_device",
+            f"got {several}, which is about cells that this machine trains; on Slurm leave it out, and give "
+            f"hydra.launcher.cells_per_job={several}",
         )
     cells = [replace(cell, config=_on_devices(cell, options)) for cell in plan.todo]
     queueing = Queueing(plan, view, options, cells)
@@ -94,6 +99,7 @@ class Queueing:
         self.outcomes: dict[str, str] = {}
         """Identity → outcome, of what needs no job or can have none."""
         self._limits = ask_limits(options)
+        self._said: set[str] = set()
 
     @property
     def pending(self) -> list[PlannedCell]:
@@ -148,7 +154,20 @@ class Queueing:
             before = self.jobs.get(cell.needs or "", "")
             groups.setdefault((before if before in now else "", self.plan.code_of(cell)), []).append(cell)
         for (before, _), group in groups.items():
-            yield _together(group, self.options.cells_per_job), before
+            yield self._together(group), before
+
+    def _together(self, cells: list[PlannedCell]) -> list[list[PlannedCell]]:
+        """The cells of each job."""
+        if self.options.cells_per_job != "auto":
+            return in_jobs(cells, self.options.cells_per_job)
+        jobs = [[cell] for cell in cells if cell.stage == 0]
+        for kind in kinds_of([cell for cell in cells if cell.stage]):
+            most, why = suited(kind, self.options, self.plan.output_dir)
+            if why not in self._said:
+                self.view.say(why)
+            self._said.add(why)
+            jobs += evenly(kind, most)
+        return jobs
 
     def _submit(self, groups: list[list[PlannedCell]], before: str, now: Mapping[str, Queued]) -> dict[str, Queued]:
         """Submit as many of these jobs as there is room for; returns the queue with them."""
@@ -194,20 +213,12 @@ def _on_devices(cell: PlannedCell, options: SlurmOptions) -> Any:
     return config
 
 
-def _together(cells: list[PlannedCell], most: int) -> list[list[PlannedCell]]:
-    """The cells of each job: those that see the same crops side by side. A pre-training, whose job others wait for, has
-    a job of its own."""
-    alone = [cell for cell in cells if cell.stage == 0 or most == 1]
-    sharing = [cell for group in groups_of(cells) for cell in group]
-    rest = sorted((c for c in cells if c not in alone), key=lambda c: sharing.index(c) if c in sharing else len(cells))
-    return [[cell] for cell in alone] + [rest[at : at + most] for at in range(0, len(rest), most)]
-
-
-def _job_of(cells: list[PlannedCell], plan: Plan, code: str) -> CellJob | GroupJob:
+def _job_of(cells: list[PlannedCell], plan: Plan, code: str, options: SlurmOptions) -> CellJob | GroupJob:
     first = cells[0]
     if len(cells) == 1:
         return CellJob(first.config, first.name, plan.study, code)
-    return GroupJob(for_the_node(cells), plan.study, plan.output_dir, code)
+    file = trial_file(first, options, plan.output_dir) if options.cells_per_job == "auto" else None
+    return GroupJob(for_the_node(cells), plan.study, plan.output_dir, code, file)
 
 
 def _line_of(cells: list[PlannedCell], batch: Path, number: int, plan: Plan) -> str:
@@ -246,7 +257,7 @@ def _submit_array(groups: list[list[PlannedCell]], before: str, plan: Plan, opti
     submitted_code = code_fingerprint(code or ROOT)
     try:
         with _outside_any_job(), contextlib.redirect_stderr(None), executor.batch():
-            submitted = [executor.submit(_job_of(cells, plan, submitted_code)) for cells in groups]
+            submitted = [executor.submit(_job_of(cells, plan, submitted_code, options)) for cells in groups]
     except FailedJobError as error:
         shutil.rmtree(batch)
         said = str(error).strip().replace("sbatch: error: ", "")

@@ -1,19 +1,32 @@
-"""One Slurm job of several cells: what it runs on the node, a small study of its own on one device.
+"""One Slurm job of several cells: which they are, and what it runs on the node, a small study of its own on one device.
 
 The cells are processes of their own, as on a machine without Slurm, and share a loader where they see the same crops.
 A cell that fails takes no other down; all save at the limit, and the job goes on with those that are not finished.
+
+`cells_per_job=auto`: how many cells train at once is found by a trial on the node. How many a job holds has to be known
+before, when it is submitted: as many as the trial of an earlier job with such a model and node found, or, before there
+is one, a small number that is within what the job has.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from vitlab.config import experiment
+from vitlab.core.errors import UserError
+from vitlab.core.integrity import digest_of
+from vitlab.study.cell import cell_of
+from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.provenance import device_kind
+from vitlab.study.sharing import groups_of
 from vitlab.study.slurm_job import (
     SAVED_AND_CONTINUE,
     about_job,
@@ -22,13 +35,16 @@ from vitlab.study.slurm_job import (
     requeue,
     wait_for_predecessor,
 )
+from vitlab.study.slurm_options import SlurmOptions
+from vitlab.study.trial import keep_trial, kept_trial
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-    from vitlab.study.plan import PlannedCell
-
 FAILED = 1
+UNMEASURED = 4
+"""Cells that a job of `cells_per_job=auto` holds at most, before a trial on such a node: should only one at a time suit
+it, the others wait that long."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,8 @@ class GroupJob:
     study: str
     output_dir: Path
     code: str
+    trial: Path | None = None
+    """Where to keep the trial that says how many of them train at once; None: all do."""
 
     def __call__(self) -> dict[str, str]:
         """Train the cells that are not finished; returns the outcomes, or raises SystemExit with the exit code.
@@ -50,7 +68,6 @@ class GroupJob:
         prepare_output()
         signals = note_signals()
         from vitlab.study.launch_local import run_locally
-        from vitlab.study.plan import Plan
         from vitlab.study.progress import View
         from vitlab.study.provenance import code_fingerprint
 
@@ -65,6 +82,9 @@ class GroupJob:
         ended = ("finished", "failed") if restarts else ("finished",)
         kept = tuple(dataclasses.replace(c, selected=plan.record(c).state() not in ended) for c in self.cells)
         plan = dataclasses.replace(plan, cells=kept)
+        if self.trial is not None and len(plan.todo) > 1:
+            number = _number_here(plan, self.trial)
+            plan = dataclasses.replace(plan, cells=tuple(_at_once(cell, number) for cell in plan.cells))
 
         class JobView(View):
             def event(self, identity: str, event: Any) -> None:
@@ -75,7 +95,10 @@ class GroupJob:
             write=sys.stdout.write, flush=sys.stdout.flush, isatty=lambda: False
         )  # srun has a terminal
         with JobView(plan, lines) as view:
-            outcomes = run_locally(plan, view) if plan.todo else {}
+            if signals():  # came before the launcher could listen, in the trial maybe
+                outcomes = {cell.id: "interrupted" for cell in plan.todo}
+            else:
+                outcomes = run_locally(plan, view) if plan.todo else {}
         if "interrupted" in outcomes.values():
             code = exit_code("interrupted", signals())
             if code == SAVED_AND_CONTINUE:
@@ -93,15 +116,95 @@ class GroupJob:
         return DelayedSubmission(self)
 
 
-def for_the_node(cells: list[PlannedCell]) -> tuple[PlannedCell, ...]:
+def _number_here(plan: Plan, file: Path) -> int:
+    """How many of a job's cells suit its device at once, by a trial, which is kept in `file`; it says why."""
+    given = [os.environ.get(name, "") for name in ("SLURM_CPUS_PER_TASK", "SLURM_MEM_PER_NODE")]
+    cores, megabytes = (int(text) if text.isdigit() else 0 for text in given)
+    try:
+        trial = plan.trial.within(cores or None, megabytes << 20 or None)
+    except UserError as error:
+        print(f"vitlab: one cell at a time, since the trial of hydra.launcher.cells_per_job=auto failed: {error}")
+        return 1
+    keep_trial(file, trial, device_kind(plan.todo[0].config.device))
+    sharing = max(map(len, groups_of(plan.todo)), default=1)
+    number = trial.best(sharing, len(plan.todo))
+    print(
+        f"hydra.launcher.cells_per_job=auto: {number} of {len(plan.todo)} cells at once ({trial.why(number, sharing)})"
+    )
+    return number
+
+
+def suited(kind: Sequence[PlannedCell], options: SlurmOptions, output_dir: Path) -> tuple[int, str]:
+    """How many of these cells, which are alike, one job holds under `cells_per_job=auto`, and why."""
+    first = kind[0]
+    model = first.config.labels.get("model", cell_of(first.config).model.name)
+    sharing = max(map(len, groups_of(kind)), default=1)
+    if found := kept_trial(trial_file(first, options, output_dir)):
+        trial, origin = found
+        most = trial.best(sharing, len(kind))
+        why = f"{most} cells of {model} in a job, by a trial on such a node ({origin}): {trial.why(most, sharing)}"
+    else:
+        bounds = {"before a trial on such a node": UNMEASURED}
+        if options.cpus_per_task is not None:
+            words = f"hydra.launcher.cpus_per_task={options.cpus_per_task}, threads={first.config.threads}"
+            bounds[words] = max(1, options.cpus_per_task // first.config.threads)
+        most, said = min(bounds.values()), min(bounds, key=lambda words: bounds[words])
+        why = f"at most {most} cells of {model} in a job ({said}); on the node, a trial says how many at once"
+    return most, f"hydra.launcher.cells_per_job=auto: {why}"
+
+
+def trial_file(cell: PlannedCell, options: SlurmOptions, output_dir: Path) -> Path:
+    """Where the trial is kept of such a cell on a node such as these options ask for."""
+    config, content = cell.config, experiment(cell_of(cell.config))
+    alike = {
+        "model": content["model"], "dataset": content["dataset"]["name"],
+        "recipe": {key: content["recipe"][key] for key in ("batch_size", "precision")},
+        "cell": {key: getattr(config, key) for key in ("device", "device_batch", "workers", "threads")},
+        "node": {
+            key: getattr(options, key) for key in (
+                "partition", "constraint", "gpus_per_node", "gpus_per_task", "gres", "cpus_per_task", "cpus_per_gpu",
+                "mem_gb", "mem_per_gpu", "mem_per_cpu",
+            )
+        },
+    }  # fmt: skip
+    return output_dir.absolute() / "slurm" / "trials" / f"{digest_of(alike)[:16]}.json"
+
+
+def kinds_of(cells: Sequence[PlannedCell]) -> list[list[PlannedCell]]:
+    """Cells that one job can hold under `cells_per_job=auto`: of the same crops, and the rest by model and data."""
+    sharing = groups_of(cells)
+    taken = {cell.id for group in sharing for cell in group}
+    rest: dict[tuple[object, str], list[PlannedCell]] = {}
+    for cell in cells:
+        if cell.id not in taken:
+            content = cell_of(cell.config)
+            rest.setdefault((content.model, str(content.dataset.name)), []).append(cell)
+    return [*sharing, *rest.values()]
+
+
+def evenly(cells: Sequence[PlannedCell], most: int) -> list[list[PlannedCell]]:
+    """As few jobs as hold all cells, up to `most` in each, as equal as can be: 4 and 3, or 3, 3 and 3."""
+    jobs = -(-len(cells) // most)
+    starts = [number * len(cells) // jobs for number in range(jobs + 1)]
+    return [list(cells[start:end]) for start, end in itertools.pairwise(starts)]
+
+
+def in_jobs(cells: list[PlannedCell], most: int) -> list[list[PlannedCell]]:
+    """The cells of each job: those that see the same crops side by side. A pre-training, whose job others wait for, has
+    a job of its own."""
+    alone = [cell for cell in cells if cell.stage == 0 or most == 1]
+    sharing = [cell for group in groups_of(cells) for cell in group]
+    rest = sorted((c for c in cells if c not in alone), key=lambda c: sharing.index(c) if c in sharing else len(cells))
+    return [[cell] for cell in alone] + [rest[at : at + most] for at in range(0, len(rest), most)]
+
+
+def for_the_node(cells: Sequence[PlannedCell]) -> tuple[PlannedCell, ...]:
     """The cells as their job trains them: all at once, on the one device that it has."""
     return tuple(
-        dataclasses.replace(
-            cell, selected=True, needs=None, code=None,
-            config=dataclasses.replace(
-                cell.config,
-                study=dataclasses.replace(cell.config.study, cells_per_device=len(cells), cells_at_once="auto"),
-            ),
-        )
-        for cell in cells
-    )  # fmt: skip
+        _at_once(dataclasses.replace(cell, selected=True, needs=None, code=None), len(cells)) for cell in cells
+    )
+
+
+def _at_once(cell: PlannedCell, number: int) -> PlannedCell:
+    study = dataclasses.replace(cell.config.study, cells_per_device=number, cells_at_once="auto")
+    return dataclasses.replace(cell, config=dataclasses.replace(cell.config, study=study))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from vitlab.config import ConfigError
 
@@ -54,7 +54,7 @@ class SlurmOptions:
     timeout_min: int = 1440
     signal_delay_s: int = 120
     array_parallelism: int | None = None
-    cells_per_job: int = 1
+    cells_per_job: int | Literal["auto"] = 1
     setup: Sequence[str] = ()
     additional_parameters: Mapping[str, Any] = field(default_factory=dict)
     poll_seconds: float = 5
@@ -78,9 +78,11 @@ class SlurmOptions:
     def __post_init__(self) -> None:
         numbers = ("nodes", "timeout_min", "signal_delay_s", "tasks_per_node", "array_parallelism", "cpus_per_task")
         for key in (*numbers, "cells_per_job"):
-            value = getattr(self, key)
+            value, or_auto = getattr(self, key), ", or auto" if key == "cells_per_job" else ""
+            if or_auto and value == "auto":
+                continue
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"hydra.launcher.{key}", f"got {value!r}, expected an integer of at least 1")
+                raise ConfigError(f"hydra.launcher.{key}", f"got {value!r}, expected an integer of at least 1{or_auto}")
         if self.gpus_per_task not in (None, 1):
             raise ConfigError(
                 "hydra.launcher.gpus_per_task",
@@ -99,10 +101,11 @@ class SlurmOptions:
                 f"{self.gres if self._gres_gpus else self.gpus_per_node}, one each; "
                 "leave tasks_per_node out, or make the two equal",
             )
-        if self.cells_per_job > 1 and self.tasks * self.nodes > 1:
+        if self.cells_per_job != 1 and self.tasks * self.nodes > 1:
+            several = "several" if self.cells_per_job == "auto" else self.cells_per_job
             raise ConfigError(
                 "hydra.launcher.cells_per_job",
-                f"{self.cells_per_job} cells share one device, and each job has {self.tasks * self.nodes} processes "
+                f"{several} cells share one device, and each job has {self.tasks * self.nodes} processes "
                 "(tasks_per_node, or gpus_per_node, times nodes); give it one GPU, or one cell",
             )
         if self.signal_delay_s >= 60 * self.timeout_min:

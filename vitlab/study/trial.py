@@ -1,25 +1,32 @@
 """A short trial on the device: what a step, a cell's memory and reading an image take, and how many cells that suits.
 
-What follows from the trial is arithmetic (`images_per_second`), so that the plan can say why.
+What follows from the trial is arithmetic (`images_per_second`), so that the plan can say why. A trial on a node of a
+cluster is kept in a file, for the jobs that are submitted later.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import math
 import multiprocessing as mp
-import resource
 import signal
 import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from vitlab.config import Config, ConfigError
 from vitlab.core.device import free_memory, usable_cores
 from vitlab.core.errors import as_user_error
+from vitlab.core.files import make_folder, write_text
+from vitlab.core.integrity import DamagedError, read_mapping, sealed
 from vitlab.core.plugins import import_plugins
 from vitlab.core.processes import end_with_parent
+from vitlab.study.attempts import peak_memory
 from vitlab.study.cell import cell_of
 
 MOST = 16
@@ -50,11 +57,23 @@ class Trial:
     workers: int
     seconds: float
     """How long the trial took."""
+    process_bytes: int = 0
+    host_bytes: int = 0
+    """Memory of the machine that a cell's process takes, and that is free; 0: not known."""
 
     @property
     def fitting(self) -> int:
-        """Cells whose memory the device has; at least one."""
-        return max(1, int(0.9 * self.free_bytes / max(1, self.cell_bytes)))
+        """Cells whose memory the device and the machine have; at least one."""
+        on_device = 0.9 * self.free_bytes / max(1, self.cell_bytes)
+        on_host = 0.9 * self.host_bytes / self.process_bytes if self.process_bytes else math.inf
+        return max(1, int(min(on_device, on_host)))
+
+    def within(self, cores: int | None, memory: int | None) -> Trial:
+        """The trial where cells may use no more than so many cores, and bytes of the machine's memory."""
+        memory = memory or self.host_bytes
+        free = self.free_bytes if self.on_gpu else min(self.free_bytes, memory or self.free_bytes)
+        cores, host = min(self.cores, cores or self.cores), min(self.host_bytes, memory)
+        return dataclasses.replace(self, cores=cores, free_bytes=free, host_bytes=host)
 
     def images_per_second(self, cells: int, sharing: int) -> float:
         """What `cells` on the device train in all, where each loader serves `sharing` of them.
@@ -88,6 +107,21 @@ class Trial:
             f"an image takes {1e3 * alone:.2g} ms to train on, {reading}; {self.cell_bytes / 1e9:.1f} GB a cell of "
             f"{self.free_bytes / 1e9:,.0f} GB; a trial of {self.seconds:.0f} s"
         )
+
+
+def keep_trial(file: Path, trial: Trial, device_name: str) -> None:
+    """Write what was measured, and on what, for the plans of later commands."""
+    make_folder(file.parent)
+    content = {"trial": dataclasses.asdict(trial), "device_name": device_name, "at": time.strftime("%Y-%m-%d %H:%M")}
+    write_text(file, json.dumps(sealed(content)))
+
+
+def kept_trial(file: Path) -> tuple[Trial, str] | None:
+    """What `keep_trial` wrote, and where and when it was measured; None where there is no such file, or none of use."""
+    with contextlib.suppress(DamagedError, TypeError, KeyError):  # of another version, too: it is measured again
+        if content := read_mapping(file, ""):
+            return Trial(**content["trial"]), f"{content['device_name']}, {content['at']}"
+    return None
 
 
 def run_trial(config: Config) -> Trial:
@@ -145,13 +179,14 @@ def measure(config: Config) -> Trial:
     half, whole = seconds_of_steps(model, cell, (max(1, batch // 2), batch), device)
     each = max((whole - half) / (batch - batch // 2 or 1), 0.05 * whole / batch)
     fixed = max(0.0, whole - batch * each)
+    process = round(1e9 * peak_memory())
     if on_gpu:
         free, total = torch.cuda.mem_get_info(device)
         taken = torch.cuda.max_memory_reserved(device) + (total - free - torch.cuda.memory_reserved(device))
         free = total
     else:
-        taken, free = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, free_memory()
+        taken, free = process, free_memory()
     return Trial(
         on_gpu, fixed, each, batch, reading, int(taken), int(free), usable_cores(), config.threads, config.workers,
-        time.perf_counter() - began,
+        time.perf_counter() - began, process, free_memory(),
     )  # fmt: skip
