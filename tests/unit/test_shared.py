@@ -129,7 +129,15 @@ def own_names(monkeypatch):
     return lambda: [name for name in os.listdir("/dev/shm") if name.startswith(f"sem.{prefix}-")]
 
 
-@pytest.mark.parametrize(("members", "workers", "reading_workers"), [(1, 0, 0), (2, 2, 1), (4, 0, 2)])
+FEW = [(1, 0, 0), (2, 2, 1), (4, 0, 2)]
+ALL = [
+    pytest.param(members, workers, reading_workers, marks=pytest.mark.slow)
+    for members in (1, 2, 4) for workers in (0, 1, 2) for reading_workers in (0, 1, 2)
+    if (members, workers, reading_workers) not in FEW
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("members", "workers", "reading_workers"), [*FEW, *ALL])
 def test_members_read_what_each_would_alone(tree, members, workers, reading_workers, own_names):
     dataset = dataset_of(tree)
     alone = digest(epochs(loader(dataset)))

@@ -257,7 +257,57 @@ def test_studies_shared_alone_and_under_fire_have_the_same_figures(pictures, tmp
     assert len(alone) == len(figures(tmp_path / "alone2")) == 3
     assert figures(tmp_path / "shared2") == figures(tmp_path / "alone2")
     assert left_of(marker) == []
-    assert left_in_memory(before) == set()
+    assert left_in_memory(before) == set() and processes_in(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_two_studies_at_once_train_each_cell_once(pictures, tmp_path):
+    """They overlap in a cell, and have a loader each; the figures are those of cells alone."""
+    import subprocess
+
+    words = [
+        sys.executable, str(Path(__file__).parents[2] / "run.py"), "-m", "dataset=folder", f"dataset.root={pictures}",
+        "model=vit_micro", "model.image_size=32", "recipe.epochs=20", "recipe.warmup_epochs=0", "recipe.batch_size=16",
+        "wandb.mode=disabled", "workers=2", "study.keep_evaluation=true", "augment.mix_group=4",
+    ]  # fmt: skip
+    before = {*os.listdir("/dev/shm")}
+
+    def start(*more):
+        return subprocess.Popen(
+            [*words, *more], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, encoding="utf-8",
+        )  # fmt: skip
+
+    two = ("output_dir=together", "study.cells_per_device=2")
+    studies = [
+        start("augment=none,mixup", "study.name=one", *two),
+        start("augment=mixup,erase,jitter", "study.name=two", *two),
+    ]
+    said = [study.communicate(timeout=600)[0] for study in studies]
+    alone = start(
+        "augment=none,mixup,erase,jitter", "output_dir=alone", "study.cells_at_once=1", "study.share_loader=false"
+    )
+    assert alone.communicate(timeout=600)[0] and alone.returncode == 0
+    assert [study.returncode for study in studies] == [0, 0], said
+    assert any("one loader" in text for text in said), said
+    assert len(figures(tmp_path / "alone")) == 4 and figures(tmp_path / "together") == figures(tmp_path / "alone")
+    for file in (tmp_path / "together").glob("c*/attempts.jsonl"):
+        assert file.read_text(encoding="utf-8").count('"begun"') == 1
+    assert left_in_memory(before) == set() and processes_in(tmp_path) == []
+
+
+def processes_in(folder, seconds=30):
+    """The commands of the processes that still work in a folder, some time after all have been asked to end."""
+    end = time.monotonic() + seconds
+    while True:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (process / "cwd").readlink() == folder:
+                    found.append((process / "cmdline").read_text(encoding="utf-8", errors="replace"))
+        if not found or time.monotonic() > end:
+            return found
+        time.sleep(0.5)
 
 
 def victim_of(controller, kind, folder):
