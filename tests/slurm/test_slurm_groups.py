@@ -14,7 +14,7 @@ from forms import draw_photographs
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["model.image_size=32", "recipe.batch_size=16"]
+SMALL = ["model.image_size=32", "recipe.batch_size=16", "augment.mix_group=4"]
 
 
 @pytest.fixture
