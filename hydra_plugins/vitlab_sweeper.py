@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.cli.command_line import explain, with_whole_commands
 from vitlab.cli.flags import split_command
-from vitlab.cli.keys import context_of, keys_of, typed_keys
+from vitlab.cli.keys import keys_of, location_words, typed_keys
 from vitlab.cli.train_task import program
 from vitlab.cli.typos import mistakes_in_words
 from vitlab.cli.values import readable, typed
@@ -170,7 +170,7 @@ def _words_of(cell: str, parser: OverridesParser) -> list[str]:
 
 def _checked(words: list[str], where: str, entry: str = "") -> list[str]:
     """Overrides inside a value, as Hydra can read them. Raises ConfigError, naming `where`, for a mistake."""
-    context = context_of(sys.argv[1:])
+    context = location_words(sys.argv[1:])
     if wrong := mistakes_in_words([*context, *words]):
         raise ConfigError(where, f"{wrong[0]}{entry}")
     keys = keys_of("config", context)

@@ -12,7 +12,7 @@ from vitlab.analysis.table import build_table
 from vitlab.analysis.table_model import TableSpec
 from vitlab.config import choice
 from vitlab.data.sources.registry import build_source
-from vitlab.study.estimate import describe
+from vitlab.study.estimate import plan_lines
 from vitlab.study.identity import identity
 from vitlab.study.plan import build_plan
 from vitlab.study.studies import write_study
@@ -100,7 +100,7 @@ def test_the_plan_has_a_pretraining_for_each_seed(requests_for):
     plan = build_plan(requests_for(*cells), "s")
     starts = [cell for cell in plan.cells if cell.config.study.part == "pretraining"]
     assert len(starts) == 2 and {cell.config.cell.pretraining.seed for cell in plan.cells if cell.needs} == {0, 1}
-    assert "2 seeds and 1 comparison" in "\n".join(describe(plan)), "a condition, not one for each seed"
+    assert "2 seeds and 1 comparison" in "\n".join(plan_lines(plan)), "a condition, not one for each seed"
 
 
 @pytest.mark.parametrize("words", [("pretrain.seed=pared",), ("dataset.subset_seed=-1",), ("dataset.subset_seed=1.5",)])

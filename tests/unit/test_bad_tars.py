@@ -24,7 +24,7 @@ from vitlab.data.crop import Cropping
 from vitlab.data.readers import ImageChunks
 from vitlab.data.sources import index, tar_files
 from vitlab.data.sources.registry import build_source
-from vitlab.data.sources.survey import describe
+from vitlab.data.sources.survey import describe_survey
 from vitlab.data.sources.tar_files import Tar, scan_tar
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -141,7 +141,7 @@ def test_labels_that_are_wrong(shards, members, message):
 def test_what_is_no_image_is_left_out_and_counted(shards):
     more = [("n01440764/notes.txt", b"x"), ("n01440764/z.cls", b"0"), ("__MACOSX/._a.png", b"x"), (".DS_Store", b"x")]
     rewrite(shards / "birds-train-0002.tar", *more, mode="a")
-    assert describe(birds(shards))[0].endswith("3 + 3 files; left out: 1 .cls, 1 .txt")
+    assert describe_survey(birds(shards))[0].endswith("3 + 3 files; left out: 1 .cls, 1 .txt")
     assert len(build_source(birds(shards), "train")) == 15
 
 
@@ -179,7 +179,7 @@ def test_two_splits_that_disagree_on_classes(tmp_path):
 def test_a_test_split_without_labels_is_said_and_no_trouble(shards):
     rewrite(shards / "birds-test-0000.tar", ("1.png", picture()), ("1.cls", b"-1"))
     assert len(build_source(birds(shards), "train")) == 15
-    assert "test without labels" in describe(birds(shards))[0]
+    assert "test without labels" in describe_survey(birds(shards))[0]
 
 
 def test_names_as_people_have_them(tmp_path):

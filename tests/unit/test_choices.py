@@ -66,15 +66,15 @@ def test_a_label_of_another_model_is_a_bug_that_shows():
 
 
 def test_the_plan_calls_cells_by_the_model_that_is_built(requests_for):
-    from vitlab.study.estimate import describe
+    from vitlab.study.estimate import plan_lines
 
     names = ("vit_small_patch16_224", "vit_base_patch16_224")
     plan = build_plan(requests_for(*[[f"model.name={name}"] for name in names]), "s")
     assert [cell.name for cell in plan.cells] == [f"{name}/s0" for name in names]
-    assert "models: vit_small_patch16_224 21.7 M, vit_base_patch16_224 85.8 M parameters" in describe(plan)
-    assert not [line for line in describe(build_plan(requests_for([]), "s")) if line.startswith("models")]
+    assert "models: vit_small_patch16_224 21.7 M, vit_base_patch16_224 85.8 M parameters" in plan_lines(plan)
+    assert not [line for line in plan_lines(build_plan(requests_for([]), "s")) if line.startswith("models")]
     one = build_plan(requests_for(["model.name=vit_small_patch16_224", "model.depth=2"]), "s")
-    assert "models: vit_small_patch16_224(depth=2) 3.92 M parameters" in describe(one)
+    assert "models: vit_small_patch16_224(depth=2) 3.92 M parameters" in plan_lines(one)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 from planned import begin, finish, with_study
 
 from vitlab.study.cost import Price, wall_seconds
-from vitlab.study.estimate import describe
+from vitlab.study.estimate import plan_lines
 from vitlab.study.identity import identity
 from vitlab.study.plan import build_plan
 from vitlab.study.provenance import device_kind
@@ -14,7 +14,7 @@ from vitlab.study.record import Record
 
 
 def text_of(plan):
-    return "\n".join(describe(plan))
+    return "\n".join(plan_lines(plan))
 
 
 def test_the_price_comes_from_what_was_measured(requests_for, tmp_path):
@@ -57,7 +57,7 @@ def test_evaluations_are_priced_by_themselves(requests_for, tmp_path):
     """18 epochs train 22.5 s at 1,126 images a second; the other 18 s are 18 evaluations; every third costs a third."""
     requests = requests_for(["seed=0"], ["seed=1"], ["seed=1", "recipe.eval_every=3"])
     finish(tmp_path, requests[0].config, seconds=40.5, rate=18 * 44 * 32 / 22.5)
-    lines = describe(build_plan(requests, "s"))
+    lines = plan_lines(build_plan(requests, "s"))
     assert "about 40 s" in lines[1] and "about 28 s" in lines[2]
 
 
@@ -68,10 +68,10 @@ def test_a_cell_cut_short_costs_what_is_left_of_it(requests_for, tmp_path):
     (cut.folder / "last.pt").touch()
     for epoch in range(1, 10):
         cut.append_row({"epoch": epoch})
-    line = describe(build_plan(requests, "s"))[1]
+    line = plan_lines(build_plan(requests, "s"))[1]
     assert "to continue" in line and "396 steps" in line and "about 6 s" in line
     again = [dataclasses.replace(r, config=with_study(r.config, rerun="all")) for r in requests]
-    line = describe(build_plan(again, "s"))[1]
+    line = plan_lines(build_plan(again, "s"))[1]
     assert "interrupted: again" in line and "792 steps" in line and "about 13 s" in line
 
 
@@ -104,14 +104,14 @@ def test_every_cell_says_where_it_stands(requests_for, tmp_path):
     running = Record(tmp_path / identity(requests[1].config.cell))
     with running.locked():
         plan = build_plan(requests, "s")
-        standing = {line.split()[1]: re.split(r"  +", line)[3] for line in describe(plan)[: len(plan.cells)]}
+        standing = {line.split()[1]: re.split(r"  +", line)[3] for line in plan_lines(plan)[: len(plan.cells)]}
     assert standing == {
         "scratch/s0": "finished", "scratch/s1": "running elsewhere",
         "pretrain/fractaldb60/instances=10/s0": "failed", "fractaldb_small/instances=10/s0": "blocked",
         "fractaldb_small/instances=10/s1": "blocked", "pretrain/fractaldb60/instances=20/s0": "to train",
         "fractaldb_small/instances=20/s0": "to train", "fractaldb_small/instances=20/s1": "to train",
     }  # fmt: skip
-    lines = describe(plan)
+    lines = plan_lines(plan)
     assert f"after {plan.cells[5].id}" in lines[6] and "3 cells to train" in "\n".join(lines)
 
 
@@ -120,9 +120,9 @@ def test_the_plan_says_which_cells_wait_for_a_failed_pretraining(requests_for):
     plan = build_plan([request], "s")
     plan.record(plan.todo[0]).write("failure.json", {"type": "ValueError", "message": "no luck", "traceback": "…"})
     words = f"after {plan.todo[0].id}, which failed: study.retry_failed=true"
-    assert words in " ".join(describe(build_plan([request], "s")))
+    assert words in " ".join(plan_lines(build_plan([request], "s")))
     again = dataclasses.replace(request, config=with_study(request.config, retry_failed=True))
-    assert words not in " ".join(describe(build_plan([again], "s")))
+    assert words not in " ".join(plan_lines(build_plan([again], "s")))
 
 
 def test_nothing_to_train_is_said_with_what_there_is(requests_for, tmp_path):
@@ -136,7 +136,7 @@ def test_nothing_to_train_is_said_with_what_there_is(requests_for, tmp_path):
 
 def test_names_give_way_in_a_narrow_terminal(requests_for):
     requests = requests_for(*[["recipe.weight_decay=0.123456789", f"recipe.lr=0.{n}", "seed=3"] for n in (1, 2)])
-    one, two, *_ = describe(build_plan(requests, "s"), 60)
+    one, two, *_ = plan_lines(build_plan(requests, "s"), 60)
     assert max(len(one), len(two)) <= 60 and one[15:27] != two[15:27] and "to train" in one
 
 
@@ -145,32 +145,32 @@ def _seeds(count):
 
 
 def test_detectable_difference_is_told(requests_for):
-    one = describe(build_plan(requests_for(["augment=none"], ["augment=mixup"]), "s"))
+    one = plan_lines(build_plan(requests_for(["augment=none"], ["augment=mixup"]), "s"))
     assert "no difference between cells can be distinguished from noise" in one[-1]
     three = requests_for(*_seeds(3))
-    told = describe(build_plan(three, "s"))[-1]
+    told = plan_lines(build_plan(three, "s"))[-1]
     points = re.search(r"3 seeds and 1 comparison detect a difference of (\d\.\d\d) points", told)
     assert points and "2.36 points (assumed for 360 evaluation images); 5 seeds: 4.97" in told
-    assert "5 seeds:" not in describe(build_plan(requests_for(*_seeds(5)), "s"))[-1]
+    assert "5 seeds:" not in plan_lines(build_plan(requests_for(*_seeds(5)), "s"))[-1]
 
 
 def test_each_data_set_has_the_difference_that_its_size_allows(requests_for):
     data = ("digits", "fashion_mnist")
     cells = [[f"augment={a}", f"seed={s}", f"dataset={d}"] for a in ("none", "mixup") for s in range(3) for d in data]
-    small, large = describe(build_plan(requests_for(*cells), "s"))[-2:]
+    small, large = plan_lines(build_plan(requests_for(*cells), "s"))[-2:]
     assert small.startswith("digits: 3 seeds and 2 comparisons") and "scatter by 2.36 points" in small
     assert large.startswith("fashion_mnist: 3 seeds") and "scatter by 0.45 points" in large
 
 
 def test_the_measuring_command_is_one_short_cell(requests_for):
     """It names the seed and starts from scratch, so that an experiment's own sweep and pre-training stay out."""
-    text = " ".join(describe(build_plan(requests_for(["pretrain=fractaldb", "seed=1", "recipe.lr=0.1"]), "s")))
+    text = " ".join(plan_lines(build_plan(requests_for(["pretrain=fractaldb", "seed=1", "recipe.lr=0.1"]), "s")))
     told = "python run.py seed=1 recipe.lr=0.1 pretrain=scratch recipe.epochs=1 recipe.warmup_epochs=0"
     assert f"{told} study.name=measure" in text
 
 
 def test_baselines_are_compared_within_their_column(requests_for):
     cells = _seeds(2)
-    one = describe(build_plan(requests_for(*cells), "s"))[-1]
-    two = describe(build_plan(requests_for(*cells, *[[*c, "model.depth=2"] for c in cells]), "s"))[-1]
+    one = plan_lines(build_plan(requests_for(*cells), "s"))[-1]
+    two = plan_lines(build_plan(requests_for(*cells, *[[*c, "model.depth=2"] for c in cells]), "s"))[-1]
     assert one.startswith("2 seeds and 1 comparison") and two.startswith("2 seeds and 2 comparisons"), "not 3"

@@ -14,7 +14,7 @@ from vitlab.config import DatasetConfig
 from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.registry import build_source
-from vitlab.data.sources.survey import describe
+from vitlab.data.sources.survey import describe_survey
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -71,4 +71,4 @@ def test_a_container_holds_the_data_of_its_folder(form, tree, tmp_path, compose_
         dataclasses.replace(resolve_class_list(d, str(tmp_path / form)), root="", table="") for d in (folder, other)
     ]
     assert counts[0] == counts[1] and counts[0].num_train == 15 and counts[0].num_eval == 6
-    assert describe(other) == [f"data: birds: 3 classes, 15 + 6 images in {root}: {recognised}"]
+    assert describe_survey(other) == [f"data: birds: 3 classes, 15 + 6 images in {root}: {recognised}"]

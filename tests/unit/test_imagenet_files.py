@@ -13,7 +13,7 @@ from forms import add, draw_tree, image_net_org, kaggle, numbered
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.data.sources.folder import recognise
 from vitlab.data.sources.registry import build_source
-from vitlab.data.sources.survey import describe
+from vitlab.data.sources.survey import describe_survey
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -112,7 +112,7 @@ def test_classes_that_kaggles_list_has_and_the_folders_lack_are_named(lines, sai
         shutil.copytree(tree / "val", root / "ILSVRC/Data/CLS-LOC/val")
     remark = recognise(imagenet(root)).remark
     assert remark == (f"train/ {said}".replace(" L:", " LOC_synset_mapping.txt:") if said else "")
-    (line,) = describe(imagenet(root, num_classes=3, num_train=None, num_eval=None))
+    (line,) = describe_survey(imagenet(root, num_classes=3, num_train=None, num_eval=None))
     assert line.endswith(remark) and "3 classes" in line
 
 

@@ -17,7 +17,7 @@ from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.data.sources.listing import list_tree
 from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.registry import build_source
-from vitlab.data.sources.survey import describe
+from vitlab.data.sources.survey import describe_survey
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -69,14 +69,16 @@ def test_the_other_names_of_the_second_split(tree):
         (other / "val").rename(other / name)
         source = build_source(birds(other), "eval")
         assert source.fingerprint() == expected.fingerprint() and greys(source) == greys(expected)
-        assert describe(birds(other)) == [
+        assert describe_survey(birds(other)) == [
             f"data: birds: 2 classes, 7 + 2 images in {other}: class folders in train/ and {name}/"
         ]
 
 
 def test_of_two_splits_one_is_evaluated_on_and_it_is_said(tree):
     draw(tree / "test" / "gull", "t.png", first=40)
-    assert describe(birds(tree))[0].endswith(f"in {tree}: evaluated on val; on test with dataset.eval_split=test")
+    assert describe_survey(birds(tree))[0].endswith(
+        f"in {tree}: evaluated on val; on test with dataset.eval_split=test"
+    )
     shutil.rmtree(tree / "test")
     (tree / "val").rename(tree / "valid")
     draw(tree / "test" / "gull", "t.png", first=40)
@@ -85,7 +87,7 @@ def test_of_two_splits_one_is_evaluated_on_and_it_is_said(tree):
     assert greys(build_source(tested, "eval")) == [40]
     assert inventories(birds(tree))["eval"].fingerprint != inventories(tested)["eval"].fingerprint
     assert resolve_class_list(tested, str(tree.parent / "runs")).num_eval == 1
-    assert describe(birds(tree))[0].endswith(
+    assert describe_survey(birds(tree))[0].endswith(
         "class folders in train/ and valid/; evaluated on valid; on test with dataset.eval_split=test"
     )
     with pytest.raises(
@@ -105,7 +107,7 @@ def test_one_tree_needs_to_be_told_what_to_evaluate_on(tree):
     split = resolve_class_list(birds(one, val_fraction=0.3), str(tree.parent / "runs"))
     assert (split.num_classes, split.num_train, split.num_eval) == (2, 7, 0)
     assert len(build_source(split, "train")) == 5 and len(build_source(split, "eval")) == 2
-    assert describe(split) == [f"data: birds: 2 classes, 7 images in {one}: one tree of class folders"]
+    assert describe_survey(split) == [f"data: birds: 2 classes, 7 images in {one}: one tree of class folders"]
     shutil.move(one, tree / "train")
     with_split = inventories(birds(tree, val_fraction=0.3))["train"].fingerprint
     shutil.move(tree / "train", one)

@@ -13,7 +13,7 @@ from PIL import Image
 from vitlab.config import ConfigError, DatasetConfig, choice
 from vitlab.core.integrity import Fingerprint, fingerprint_from
 from vitlab.data.sources import listing, on_disk
-from vitlab.data.sources.inventory import differences, load_items, save_items
+from vitlab.data.sources.inventory import item_differences, load_items, save_items
 from vitlab.data.sources.on_disk import inventories, take_inventory
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -83,7 +83,7 @@ def test_one_changed_file_changes_one_split_and_is_named(tree, change, phrase):
     after = inventories(birds(tree))
     assert not before["train"].fingerprint.agrees(after["train"].fingerprint)
     assert before["eval"].fingerprint == after["eval"].fingerprint
-    assert differences(before["train"].items(), after["train"].items()) == [phrase]
+    assert item_differences(before["train"].items(), after["train"].items()) == [phrase]
 
 
 def test_what_is_no_image_does_not_count(tree):
@@ -102,7 +102,7 @@ def test_bytes_outside_the_sample_are_seen_by_contents_alone(tree, monkeypatch):
     after = take_inventory(sizes, "train").fingerprint, take_inventory(contents, "train")
     assert before[0] == after[0], "names, sizes and the sample's ends are the same"
     assert not before[1].fingerprint.agrees(after[1].fingerprint) and before[0].agrees(after[1].fingerprint)
-    assert differences(before[1].items(), after[1].items()) == ["gull été/3.JPG (other contents)"]
+    assert item_differences(before[1].items(), after[1].items()) == ["gull été/3.JPG (other contents)"]
 
 
 def test_contents_are_read_once_while_size_and_time_stay(tree, monkeypatch):
@@ -175,7 +175,7 @@ def test_other_files_of_the_same_names_are_other_images(tmp_path):
         found.append((inventory.fingerprint, inventory.items()))
     (before, old), (after, new) = found
     assert before.names == after.names and not before.agrees(after)
-    phrases = differences(old, new)
+    phrases = item_differences(old, new)
     assert len(phrases) == 20 and phrases[3] == "image 3 (other contents)"
 
 
@@ -208,7 +208,7 @@ def test_lists_of_images_survive_the_disk(tree, tmp_path):
     inventory = take_inventory(birds(tree, verify="contents"), "train")
     save_items(tmp_path / "files", inventory)
     loaded = load_items(tmp_path / "files", inventory.fingerprint)
-    assert loaded and loaded.names == inventory.items().names and not differences(loaded, inventory.items())
+    assert loaded and loaded.names == inventory.items().names and not item_differences(loaded, inventory.items())
     plain = inventory.fingerprint.plain()
     assert fingerprint_from(plain) == inventory.fingerprint
     next((tmp_path / "files").iterdir()).write_bytes(b"no archive")

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def code(tmp_path):
     """A snapshot of this code."""
-    return snapshot.take(snapshot.make_folder(tmp_path / "code"), ())
+    return snapshot.take_snapshot(snapshot.make_folder(tmp_path / "code"), ())
 
 
 def edit(file: Path, text: str = "# edited\n") -> None:
@@ -33,7 +33,7 @@ def edit(file: Path, text: str = "# edited\n") -> None:
 
 
 def test_equal_code_is_one_copy_that_nobody_writes_to(code, tmp_path):
-    assert snapshot.take(tmp_path / "code", ()) == code and snapshot.damage(code) == ""
+    assert snapshot.take_snapshot(tmp_path / "code", ()) == code and snapshot.damage(code) == ""
     assert [entry.name for entry in (tmp_path / "code").iterdir() if entry.is_dir()] == [code.name]
     copied = {file.relative_to(code).as_posix() for file in code.rglob("*") if file.is_file()}
     ours = {file.relative_to(ROOT).as_posix() for file in (ROOT / "vitlab").rglob("*.py")}
@@ -78,7 +78,7 @@ def test_other_code_than_the_one_that_was_meant_is_refused(code, monkeypatch):
 def test_damage_is_named_and_made_good_by_code_that_is_the_same(code, tmp_path):
     edit(code / "vitlab/train/loop.py")
     assert snapshot.damage(code) == "is damaged (vitlab/train/loop.py has changed)"
-    assert snapshot.take(tmp_path / "code", ()) == code and snapshot.damage(code) == ""
+    assert snapshot.take_snapshot(tmp_path / "code", ()) == code and snapshot.damage(code) == ""
     edit(code / snapshot.MANIFEST)
     assert snapshot.damage(code) == "is damaged (files.sha256 has changed)"
     snapshot._remove(code)
@@ -94,11 +94,11 @@ def test_plugins_are_copied_with_their_package(tmp_path, monkeypatch):
     (tmp_path / "frozen_single.py").write_text("Y = 1\n", encoding="utf-8")
     plugins = ("frozen_package.mine", "frozen_single", "timm")
     import_plugins(plugins)
-    code = snapshot.take(snapshot.make_folder(tmp_path / "runs/code"), plugins)
+    code = snapshot.take_snapshot(snapshot.make_folder(tmp_path / "runs/code"), plugins)
     assert (code / "frozen_package/other.py").is_file() and (code / "frozen_single.py").is_file()
     assert not (code / "timm").exists(), "an installed library"
     edit(package / "other.py")
-    assert snapshot.take(tmp_path / "runs/code", plugins) != code
+    assert snapshot.take_snapshot(tmp_path / "runs/code", plugins) != code
 
 
 def test_a_full_disk_leaves_nothing_half_made(tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_a_full_disk_leaves_nothing_half_made(tmp_path, monkeypatch):
 
     monkeypatch.setattr(snapshot.shutil, "copy2", full)
     with pytest.raises(DiskError, match=r"code/\w{16}: No space left on device.*make room"):
-        snapshot.take(snapshot.make_folder(tmp_path / "code"), ())
+        snapshot.take_snapshot(snapshot.make_folder(tmp_path / "code"), ())
     assert not list((tmp_path / "code").iterdir())
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.data.decode import grey_kind, is_deep
 from vitlab.data.sources import listing, survey
-from vitlab.data.sources.survey import RANGED, describe
+from vitlab.data.sources.survey import RANGED, describe_survey
 
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)
 
@@ -44,7 +44,7 @@ def test_all_that_is_peculiar_is_said(tree):
     (tree / "train" / "a" / "x.heic").write_bytes(b"x")
     (tree / "val" / "b" / "note").write_bytes(b"x")
     (tree / "val" / "README.txt").write_bytes(b"x")
-    assert describe(about(tree)) == [
+    assert describe_survey(about(tree)) == [
         f"data: birds: 2 classes, 24 + 8 images in {tree}; left out: 1 .heic, 1 without an extension, "
         "1 .txt outside the class folders",
         "note: 8 of 32 images carry an EXIF rotation, which is not applied (as in every ImageFolder); "
@@ -52,7 +52,7 @@ def test_all_that_is_peculiar_is_said(tree):
         "note: the data set mixes depths: of 32 images 8 are 16-bit grey, 24 have 8 bits; grey of more than 8 bits is "
         "scaled by the range of its format (dataset.grey16=range)",
     ]
-    chosen = describe(about(tree, exif="apply", grey16="minmax"))
+    chosen = describe_survey(about(tree, exif="apply", grey16="minmax"))
     assert chosen[1] == "note: 8 of 32 images carry an EXIF rotation, which is applied"
     assert chosen[2].endswith("scaled each by its own smallest and largest value (dataset.grey16=minmax)")
 
@@ -60,7 +60,7 @@ def test_all_that_is_peculiar_is_said(tree):
 def test_a_plain_tree_is_one_line(tree):
     for file in [*tree.rglob("*.jpg"), *tree.rglob("[159].png")]:
         Image.fromarray(NOISE).save(file)
-    assert describe(about(tree)) == [f"data: birds: 2 classes, 24 + 8 images in {tree}"]
+    assert describe_survey(about(tree)) == [f"data: birds: 2 classes, 24 + 8 images in {tree}"]
 
 
 def test_the_record_holds_the_same(tree):
@@ -71,12 +71,12 @@ def test_the_record_holds_the_same(tree):
 
 
 def test_headers_are_read_once(tree, monkeypatch):
-    first = describe(about(tree))
+    first = describe_survey(about(tree))
     monkeypatch.setattr(survey, "_header", no_header)
-    assert describe(about(tree)) == first
+    assert describe_survey(about(tree)) == first
     (tree / "train" / "a" / "99.png").write_bytes(b"x")
     with pytest.raises(AssertionError, match="was opened"):
-        describe(about(tree))
+        describe_survey(about(tree))
 
 
 def test_of_a_large_tree_a_sample_is_looked_at(tree, monkeypatch):
@@ -86,7 +86,7 @@ def test_of_a_large_tree_a_sample_is_looked_at(tree, monkeypatch):
     opened = []
     header = survey._header
     monkeypatch.setattr(survey, "_header", lambda *of: opened.append(of) or header(*of))
-    lines = describe(about(tree))
+    lines = describe_survey(about(tree))
     assert lines[0] == f"data: birds: 2 classes, 24 + 8 images in {tree}; left out (in 2 of 4 class folders): 1 .heic"
     assert "of a sample of 8 images carry an EXIF rotation" in lines[1] and len(opened) == 8
 
@@ -94,20 +94,22 @@ def test_of_a_large_tree_a_sample_is_looked_at(tree, monkeypatch):
 def test_grey_without_a_range_stops_the_command_unless_it_is_skipped_or_scaled(tree):
     Image.fromarray(NOISE[..., 0].astype(np.float32)).save(tree / "train" / "a" / "f.tif")
     with pytest.raises(ConfigError, match=r"dataset.grey16: 1 of 33 images of birds are 32-bit float grey.*=minmax"):
-        describe(about(tree))
-    assert "32-bit float grey is left out (dataset.bad_images=skip)" in describe(about(tree, bad_images="skip"))[-1]
-    assert "minmax" in describe(about(tree, grey16="minmax"))[-1]
+        describe_survey(about(tree))
+    assert (
+        "32-bit float grey is left out (dataset.bad_images=skip)" in describe_survey(about(tree, bad_images="skip"))[-1]
+    )
+    assert "minmax" in describe_survey(about(tree, grey16="minmax"))[-1]
 
 
 def test_what_cannot_be_read_is_counted(tree):
     (tree / "train" / "a" / "0.jpg").write_bytes(b"no image")
-    assert "note: 1 of 32 images cannot be read (dataset.bad_images=error)" in describe(about(tree))
+    assert "note: 1 of 32 images cannot be read (dataset.bad_images=error)" in describe_survey(about(tree))
 
 
 def test_nothing_is_said_of_data_that_are_not_here(tree, compose_config):
-    assert describe(compose_config().cell.dataset) == []
-    assert describe(about(tree / "nowhere")) == []
-    assert describe(about(tree / "train")) == [], "whoever needs the files says what is wrong"
+    assert describe_survey(compose_config().cell.dataset) == []
+    assert describe_survey(about(tree / "nowhere")) == []
+    assert describe_survey(about(tree / "train")) == [], "whoever needs the files says what is wrong"
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(np.uint16, "x.png"), (np.uint16, "x.tif"), (np.int32, "x.tif"),

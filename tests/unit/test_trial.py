@@ -7,7 +7,7 @@ import torch
 
 from vitlab.config import CellConfig, ConfigError, choice
 from vitlab.models.build import build_model
-from vitlab.study.estimate import describe
+from vitlab.study.estimate import plan_lines
 from vitlab.study.plan import build_plan, planned_steps
 from vitlab.study.trial import Trial, measure
 from vitlab.train.step import seconds_of_steps
@@ -66,7 +66,7 @@ def test_auto_is_what_the_trial_finds(requests_for, monkeypatch):
     assert plan.capacity.reason == f"study.cells_per_device=auto: {CPU.best(3, 3)} on one device, the CPU"
     images = sum(planned_steps(cell) * 32 for cell in plan.todo)
     alone = images / CPU.images_per_second(1, 1)
-    lines = [line for line in describe(plan) if "one loader" in line or "alone" in line]
+    lines = [line for line in plan_lines(plan) if "one loader" in line or "alone" in line]
     assert lines[0].startswith(
         "one loader for cells that train at once and see the same crops (1,024 images, 154 MB): "
     )

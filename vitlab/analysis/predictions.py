@@ -44,7 +44,7 @@ def answers(frame: pd.DataFrame, cells: Sequence[int]) -> Iterator[tuple[np.ndar
         yield load_answers(Record(Path(folder))) if known else None
 
 
-def class_names(frame: pd.DataFrame, i: int) -> tuple[str, ...] | None:
+def recorded_class_names(frame: pd.DataFrame, i: int) -> tuple[str, ...] | None:
     """The classes' names, as the cell's record has them."""
     if "folder" not in frame or not isinstance(frame.at[i, "folder"], str):
         return None
@@ -138,7 +138,7 @@ def _names(
     highest = max((int(max(a.label.max(), a.predicted.max())) for a in known.values() if a is not None), default=-1)
     for row in rows:
         for identity in row.entries[dataset].ids:
-            found = class_names(frame, frame.index[frame["id"] == identity][0])
+            found = recorded_class_names(frame, frame.index[frame["id"] == identity][0])
             if found is not None and len(found) > highest:
                 return found
     return tuple(f"class {number}" for number in range(highest + 1))

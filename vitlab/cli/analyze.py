@@ -78,9 +78,9 @@ def analyze(composed: Mapping[str, Any], table_name: str | None) -> list[str]:
     if config.study is not None and config.source == "runs":
         require_name("study", config.study, "study")
     if config.watch:
-        from vitlab.cli.live_page import watch  # which builds on this module
+        from vitlab.cli.live_page import watch_study  # which builds on this module
 
-        return watch(config, layout, table_name)
+        return watch_study(config, layout, table_name)
     if config.sync:
         return sync(Path(config.output_dir), config.study, config.entity, config.project)
     if config.diff is not None:

@@ -20,7 +20,7 @@ from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader
 from vitlab.data.sources.registry import build_source
 from vitlab.data.sources.staging import Copies, staged
-from vitlab.data.sources.survey import describe
+from vitlab.data.sources.survey import describe_survey
 from vitlab.models.build import shorten_last_block
 from vitlab.models.restore import Restored, centred, restore, short_name
 from vitlab.study.provenance import evaluated_data, require_evaluated_data
@@ -66,7 +66,7 @@ def _evaluate_all(config: Config) -> list[str]:
                 written = _write(config, restored, evaluation)
                 lines += [
                     *restored.describe(),
-                    *describe(restored.dataset),
+                    *describe_survey(restored.dataset),
                     f"{restored.dataset.name}: top-1 {evaluation.top1:.3f} %, top-5 {evaluation.top5:.3f} %, "
                     f"loss {evaluation.loss:.6f}, n {len(evaluation.label)} ({config.weights} weights; {written})",
                 ]

@@ -25,7 +25,7 @@ def run_explain(config: Config) -> list[str]:
 
     from vitlab.core.wandb import log_figures
     from vitlab.explain.explained_model import load_subjects
-    from vitlab.explain.faithfulness import measure, measure_scenes
+    from vitlab.explain.faithfulness import measure_faithfulness, measure_scenes
     from vitlab.explain.features import draw_features
     from vitlab.explain.position import draw_position
     from vitlab.explain.reports import draw_panels
@@ -48,7 +48,7 @@ def run_explain(config: Config) -> list[str]:
         if options.kind == "position":
             files = draw_position(subjects, options, folder, config.output_dir)
         elif options.kind == "faithfulness":
-            files, table = measure(subjects, options, folder, config.output_dir)
+            files, table = measure_faithfulness(subjects, options, folder, config.output_dir)
             lines += table
         elif options.kind == "features":
             files, said = draw_features(subjects, options, folder, config.output_dir)

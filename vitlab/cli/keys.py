@@ -86,7 +86,7 @@ def keys_of(root: str, words: Sequence[str] = ()) -> Keys:
     return dataclasses.replace(known, folders=tuple(own_folders(words)), closed=closed)
 
 
-def context_of(words: Sequence[str]) -> list[str]:
+def location_words(words: Sequence[str]) -> list[str]:
     """Those of a command's words that say where its configuration is: what `keys_of` reads."""
     found = []
     for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):

@@ -189,7 +189,7 @@ def keep_current(
         last = ends(pause)
 
 
-def watch(config: AnalyzeConfig, layout: Mapping[str, Any] | None, table_name: str | None) -> list[str]:
+def watch_study(config: AnalyzeConfig, layout: Mapping[str, Any] | None, table_name: str | None) -> list[str]:
     """Keep the page of a study current until all its cells have ended, or Ctrl-C; returns closing lines.
 
     Raises ConfigError where there is no such study, or something is asked for that has no page.

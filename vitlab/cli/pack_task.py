@@ -26,7 +26,7 @@ from vitlab.data.sources.files_pack import write_files
 from vitlab.data.sources.folder import FileSource
 from vitlab.data.sources.pack import FORMAT, SHARD, fingerprint_of, pixel_choices, shard_file
 from vitlab.data.sources.registry import Source, load_split
-from vitlab.data.sources.survey import describe
+from vitlab.data.sources.survey import describe_survey
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def run_pack(config: Config) -> list[str]:
         raise ConfigError("dataset.pack", "task=pack reads the images themselves; leave dataset.pack out")
     if dataset.kind == "fractal":
         raise ConfigError("dataset", f"{dataset.name} is rendered as it is asked for, and needs no pack")
-    about_files = describe(dataset)  # before anything is written: it may refuse them
+    about_files = describe_survey(dataset)  # before anything is written: it may refuse them
     splits = {split: load_split(dataset, split) for split in ("train", "eval") if split == "train" or dataset.num_eval}
     if options.format == "files":
         return [*about_files, *_pack_files(splits, dataset, folder, config)]

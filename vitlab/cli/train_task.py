@@ -20,7 +20,7 @@ from vitlab.config import FROM_ROOT, Config, named_after_folder
 from vitlab.core.errors import UserError
 from vitlab.study import snapshot
 from vitlab.study.contents import Contents, read_contents
-from vitlab.study.estimate import describe
+from vitlab.study.estimate import plan_lines
 from vitlab.study.identity import Request, identity, name_cells, study_name
 from vitlab.study.mixture import Compose
 from vitlab.study.plan import Plan, PlannedCell, build_plan, counted, study_content
@@ -172,7 +172,7 @@ def load_task(place: str) -> Callable[[Config], list[str]]:
 
 def describe_plan(plan: Plan) -> None:
     """Print a plan, and after a dry run how to carry it out. Of a large study only the lines on the whole are shown."""
-    lines = describe(plan, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+    lines = plan_lines(plan, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
     dry = plan.cells[0].config.study.dry_run
     cells = counted(len(plan.cells), "cell")
     print(f"study {plan.study}: {cells}, {len(plan.todo)} to train, records in {plan.output_dir}/")

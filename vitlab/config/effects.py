@@ -25,7 +25,7 @@ PARTS = ("dataset", "augment", "recipe")
 
 
 @dataclass(frozen=True)
-class Rule:
+class Acts:
     """`key` acts only where `acts(part, cell)`: `part` is the key's group; `cell` is None where it is not known."""
 
     key: str
@@ -53,59 +53,59 @@ def _has_files(data: DatasetConfig) -> bool:
 
 
 RULES = (
-    Rule("dataset.root", "with a data set that is read from files, such as dataset=folder",
+    Acts("dataset.root", "with a data set that is read from files, such as dataset=folder",
          lambda d, c: d.kind != "digits"),
-    Rule("dataset.table", "with image files, such as dataset=folder", lambda d, c: d.kind == "folder"),
-    *(Rule(f"dataset.{name}", "with dataset.table", lambda d, c: bool(d.table))
+    Acts("dataset.table", "with image files, such as dataset=folder", lambda d, c: d.kind == "folder"),
+    *(Acts(f"dataset.{name}", "with dataset.table", lambda d, c: bool(d.table))
       for name in ("eval_table", "file_column", "label_column", "split_column")),
-    Rule("dataset.stage", "with image files in tars, parquet files or a pack (dataset=folder and its like)",
+    Acts("dataset.stage", "with image files in tars, parquet files or a pack (dataset=folder and its like)",
          lambda d, c: d.kind == "folder" or bool(d.pack or d.pack_id)),
-    Rule("dataset.class_list", "with a tree of image files, such as dataset=folder", lambda d, c: d.kind == "folder"),
-    Rule("dataset.image_size", "where all images have one size (a claim that is compared with the data)",
+    Acts("dataset.class_list", "with a tree of image files, such as dataset=folder", lambda d, c: d.kind == "folder"),
+    Acts("dataset.image_size", "where all images have one size (a claim that is compared with the data)",
          lambda d, c: not _has_files(d) and d.kind != "fractal"),
-    Rule("dataset.crop_scale", "with dataset.train_crop=random_resized", lambda d, c: d.train_crop == "random_resized"),
-    Rule("dataset.crop_ratio", "with dataset.train_crop=random_resized", lambda d, c: d.train_crop == "random_resized"),
-    Rule("dataset.pad", "with dataset.train_crop=pad", lambda d, c: d.train_crop == "pad"),
-    Rule("dataset.eval_crop", "where there are images to evaluate on", lambda d, c: evaluates(d)),
-    Rule("dataset.eval_interpolation", "where images to evaluate on are resized",
+    Acts("dataset.crop_scale", "with dataset.train_crop=random_resized", lambda d, c: d.train_crop == "random_resized"),
+    Acts("dataset.crop_ratio", "with dataset.train_crop=random_resized", lambda d, c: d.train_crop == "random_resized"),
+    Acts("dataset.pad", "with dataset.train_crop=pad", lambda d, c: d.train_crop == "pad"),
+    Acts("dataset.eval_crop", "where there are images to evaluate on", lambda d, c: evaluates(d)),
+    Acts("dataset.eval_interpolation", "where images to evaluate on are resized",
          lambda d, c: _resizes_to_evaluate(d, c)),
-    Rule("dataset.subset_seed", "with dataset.train_per_class, or dataset.train_fraction below 1",
+    Acts("dataset.subset_seed", "with dataset.train_per_class, or dataset.train_fraction below 1",
          lambda d, c: bool(d.train_per_class) or d.train_fraction < 1),
-    Rule("dataset.bad_images", "with image files (dataset=folder and its like, or a pack)",
+    Acts("dataset.bad_images", "with image files (dataset=folder and its like, or a pack)",
          lambda d, c: _has_files(d) or bool(d.pack or d.pack_id)),
-    Rule("dataset.eval_split", "with image files that have a split to evaluate on, without dataset.val_fraction",
+    Acts("dataset.eval_split", "with image files that have a split to evaluate on, without dataset.val_fraction",
          lambda d, c: d.kind == "folder" and d.num_eval != 0 and d.val_fraction == 0),
-    Rule("dataset.grey16", "with image files (dataset=folder and its like)", lambda d, c: _has_files(d)),
-    Rule("dataset.exif", "with image files (dataset=folder and its like)", lambda d, c: _has_files(d)),
-    Rule("augment.mixup", "with augment.mixup_prob above 0 and, where cutmix is on, augment.mixup_switch_prob below 1",
+    Acts("dataset.grey16", "with image files (dataset=folder and its like)", lambda d, c: _has_files(d)),
+    Acts("dataset.exif", "with image files (dataset=folder and its like)", lambda d, c: _has_files(d)),
+    Acts("augment.mixup", "with augment.mixup_prob above 0 and, where cutmix is on, augment.mixup_switch_prob below 1",
          lambda a, c: a.mixup_prob > 0 and not (a.cutmix and a.mixup_switch_prob == 1)),
-    Rule("augment.cutmix", "with augment.mixup_prob above 0 and, where mixup is on, augment.mixup_switch_prob above 0",
+    Acts("augment.cutmix", "with augment.mixup_prob above 0 and, where mixup is on, augment.mixup_switch_prob above 0",
          lambda a, c: a.mixup_prob > 0 and not (a.mixup and a.mixup_switch_prob == 0)),
-    Rule("augment.mixup_prob", "with mixup or cutmix", lambda a, c: a.mixes),
-    Rule("augment.mix_group", "with mixup or cutmix", lambda a, c: a.mixes),
-    Rule("augment.mixup_switch_prob", "with both mixup and cutmix", lambda a, c: a.mixup > 0 and a.cutmix > 0),
-    Rule("augment.interpolation", "where images are resized or rotated", lambda a, c: c is None or _resamples(a, c)),
-    Rule("recipe.lr_base_batch", "with recipe.lr_rule=linear", lambda r, c: r.lr_rule == "linear"),
-    Rule("recipe.betas", "with recipe.optimizer=adamw", lambda r, c: r.optimizer == "adamw"),
-    Rule("recipe.eps", "with recipe.optimizer=adamw", lambda r, c: r.optimizer == "adamw"),
-    Rule("recipe.momentum", "with recipe.optimizer=sgd", lambda r, c: r.optimizer == "sgd"),
-    Rule("recipe.min_lr", "with recipe.schedule=cosine", lambda r, c: r.schedule == "cosine"),
-    Rule("recipe.warmup_lr", "with recipe.warmup_epochs above 0", lambda r, c: r.warmup_epochs > 0),
-    Rule("recipe.schedule_by", "with recipe.schedule=cosine or recipe.warmup_epochs above 0",
+    Acts("augment.mixup_prob", "with mixup or cutmix", lambda a, c: a.mixes),
+    Acts("augment.mix_group", "with mixup or cutmix", lambda a, c: a.mixes),
+    Acts("augment.mixup_switch_prob", "with both mixup and cutmix", lambda a, c: a.mixup > 0 and a.cutmix > 0),
+    Acts("augment.interpolation", "where images are resized or rotated", lambda a, c: c is None or _resamples(a, c)),
+    Acts("recipe.lr_base_batch", "with recipe.lr_rule=linear", lambda r, c: r.lr_rule == "linear"),
+    Acts("recipe.betas", "with recipe.optimizer=adamw", lambda r, c: r.optimizer == "adamw"),
+    Acts("recipe.eps", "with recipe.optimizer=adamw", lambda r, c: r.optimizer == "adamw"),
+    Acts("recipe.momentum", "with recipe.optimizer=sgd", lambda r, c: r.optimizer == "sgd"),
+    Acts("recipe.min_lr", "with recipe.schedule=cosine", lambda r, c: r.schedule == "cosine"),
+    Acts("recipe.warmup_lr", "with recipe.warmup_epochs above 0", lambda r, c: r.warmup_epochs > 0),
+    Acts("recipe.schedule_by", "with recipe.schedule=cosine or recipe.warmup_epochs above 0",
          lambda r, c: r.schedule == "cosine" or r.warmup_epochs > 0),
-    Rule("recipe.ema_warmup", "with recipe.ema_decay above 0", lambda r, c: r.ema_decay > 0),
-    Rule("recipe.drop_path", "with recipe.train_mode=train", lambda r, c: r.train_mode == "train"),
-    Rule("recipe.train_mode", "with recipe.drop_path above 0, or a model with batch normalisation",
+    Acts("recipe.ema_warmup", "with recipe.ema_decay above 0", lambda r, c: r.ema_decay > 0),
+    Acts("recipe.drop_path", "with recipe.train_mode=train", lambda r, c: r.train_mode == "train"),
+    Acts("recipe.train_mode", "with recipe.drop_path above 0, or a model with batch normalisation",
          lambda r, c: r.drop_path > 0 or (c is not None and not _VITS.match(c.model.name))),
-    Rule("recipe.eval_every", "where there are images to evaluate on", lambda r, c: c is None or evaluates(c.dataset)),
-    Rule("pretrain.path", "with pretrain=checkpoint", lambda p, c: p.kind == "checkpoint"),
-    Rule("pretrain.digest", "with pretrain=checkpoint", lambda p, c: p.kind == "checkpoint"),
-    Rule("pretrain.weights", "with a start that is trained (pretrain=checkpoint, pretrain=fractaldb, …)",
+    Acts("recipe.eval_every", "where there are images to evaluate on", lambda r, c: c is None or evaluates(c.dataset)),
+    Acts("pretrain.path", "with pretrain=checkpoint", lambda p, c: p.kind == "checkpoint"),
+    Acts("pretrain.digest", "with pretrain=checkpoint", lambda p, c: p.kind == "checkpoint"),
+    Acts("pretrain.weights", "with a start that is trained (pretrain=checkpoint, pretrain=fractaldb, …)",
          lambda p, c: p.kind != "scratch"),
-    Rule("pretrain.keep_head", "with a start that is trained and has as many classes as the data set",
+    Acts("pretrain.keep_head", "with a start that is trained and has as many classes as the data set",
          lambda p, c: p.kind != "scratch" and (c is None or _same_head(c))),
-    Rule("pretrain.seed", "with a pre-training (pretrain=fractaldb, …)", lambda p, c: p.kind == "cell"),
-    *(Rule(f"pretrain.{part}", "with a pre-training (pretrain=fractaldb, …)", lambda p, c: p.kind == "cell")
+    Acts("pretrain.seed", "with a pre-training (pretrain=fractaldb, …)", lambda p, c: p.kind == "cell"),
+    *(Acts(f"pretrain.{part}", "with a pre-training (pretrain=fractaldb, …)", lambda p, c: p.kind == "cell")
       for part in PARTS),
 )  # fmt: skip
 """Field → when it acts. A pre-training's own parts obey the same rules, below `pretrain`."""
@@ -139,7 +139,7 @@ def _same_head(cell: CellConfig) -> bool:
 
 
 @functools.cache
-def _rules_of(group: str) -> tuple[Rule, ...]:
+def _rules_of(group: str) -> tuple[Acts, ...]:
     return tuple(rule for rule in RULES if rule.group == group)
 
 

@@ -137,13 +137,13 @@ Shape = Any
 of such values."""
 
 
-def number(value: Any) -> bool:
+def any_number(value: Any) -> bool:
     """A number, which may be infinite or NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def finite(value: Any) -> bool:
-    return number(value) and math.isfinite(value)
+    return any_number(value) and math.isfinite(value)
 
 
 def percent(value: Any) -> bool:

@@ -130,7 +130,7 @@ PERTURBED_AT_ONCE = 64
 SCENES = 256
 
 
-def measure(
+def measure_faithfulness(
     subjects: Sequence[Subject], options: ExplainConfig, folder: Path, output_dir: str
 ) -> tuple[list[Path], list[str]]:
     """Measure each checkpoint; returns the files and the tables' lines."""

@@ -22,7 +22,7 @@ WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """One program's names: `anchor` is its patch embedding's weight, `rename` turns the tensors into timm's."""
 
     name: str
@@ -34,7 +34,7 @@ class Layout:
     """Modules outside a prefix that may hold the classifier."""
 
 
-def known_layout(state: Mapping[str, Tensor], whose: str = "teacher") -> tuple[Layout, str] | None:
+def known_layout(state: Mapping[str, Tensor], whose: str = "teacher") -> tuple[TensorLayout, str] | None:
     """Whose names these are, and the prefix before them; None for names of no Vision Transformer known here.
 
     Of several networks side by side it is the one with `whose` in its name, else the first of the shortest name.
@@ -47,7 +47,7 @@ def known_layout(state: Mapping[str, Tensor], whose: str = "teacher") -> tuple[L
 
 
 def in_timms_names(
-    state: Mapping[str, Tensor], layout: Layout, prefix: str, *, named: bool = False
+    state: Mapping[str, Tensor], layout: TensorLayout, prefix: str, *, named: bool = False
 ) -> tuple[Tensors, list[str]]:
     """The tensors below `prefix` by timm's names, and lines that say which others are the classifier's.
 
@@ -198,9 +198,9 @@ def _heads_of_google(state: Tensors) -> int | None:
 
 
 LAYOUTS = (
-    Layout("transformers", "embeddings.patch_embeddings.projection.weight", _of_transformers),
-    Layout("torchvision", "conv_proj.weight", _of_torchvision),
-    Layout("google", "embedding/kernel", _of_google, _heads_of_google),
-    Layout("timm", "patch_embed.proj.weight", _of_meta),
+    TensorLayout("transformers", "embeddings.patch_embeddings.projection.weight", _of_transformers),
+    TensorLayout("torchvision", "conv_proj.weight", _of_torchvision),
+    TensorLayout("google", "embedding/kernel", _of_google, _heads_of_google),
+    TensorLayout("timm", "patch_embed.proj.weight", _of_meta),
 )
 """Whose names are known, by the name of the weight that embeds the patches."""

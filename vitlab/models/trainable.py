@@ -31,7 +31,7 @@ _RANDOM = (
 
 
 @dataclass(frozen=True)
-class Trial:
+class TriedModel:
     """What one step showed."""
 
     calls: Mapping[str, int] = field(default_factory=dict)
@@ -66,14 +66,14 @@ class _RandomOperations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def try_training(network: nn.Module, model: ModelConfig, num_classes: int) -> Trial:
+def try_training(network: nn.Module, model: ModelConfig, num_classes: int) -> TriedModel:
     """One step of a copy of `network`, on the meta device where it runs there.
 
     Raises ConfigError, naming the model and the reason, for one that cannot keep the promise or cannot be trained on
     images of this size.
     """
     if isinstance(network, VisionTransformer):
-        return Trial()
+        return TriedModel()
     for name, module in network.named_modules():
         if getattr(module, "running_var", None) is not None and not isinstance(module, _BatchNorm):
             _refuse(
@@ -87,7 +87,7 @@ def try_training(network: nn.Module, model: ModelConfig, num_classes: int) -> Tr
         return _step(network, model, num_classes, torch.device("cpu"))
 
 
-def _step(network: nn.Module, model: ModelConfig, num_classes: int, device: torch.device) -> Trial:
+def _step(network: nn.Module, model: ModelConfig, num_classes: int, device: torch.device) -> TriedModel:
     tried = copy.deepcopy(network).to(device).train()
     counted = {}
     for name, module in list(tried.named_modules()):
@@ -126,7 +126,7 @@ def _step(network: nn.Module, model: ModelConfig, num_classes: int, device: torc
                 ["recipe.drop_path=0"],
             )
     unused = tuple(name for name, p in tried.named_parameters() if p.requires_grad and p.grad is None)
-    return Trial({name: len(module.rows) for name, module in counted.items()}, unused)
+    return TriedModel({name: len(module.rows) for name, module in counted.items()}, unused)
 
 
 def _refuse(model: ModelConfig, reason: str) -> None:

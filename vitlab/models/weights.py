@@ -41,7 +41,7 @@ from vitlab.models.formats import (
     told_by_transformers,
     what_was_found,
 )
-from vitlab.models.layouts import Layout, in_timms_names, known_layout, without_wrappers
+from vitlab.models.layouts import TensorLayout, in_timms_names, known_layout, without_wrappers
 from vitlab.models.model_files import read_file, remedy_of, require_held
 from vitlab.models.published import dataset_of_training, fill_in
 
@@ -184,7 +184,7 @@ def _state_of(path: Path, content: Mapping[str, Any], weights: str) -> tuple[Map
 
 def _describe(
     path: Path, content: Mapping[str, Any], card: Mapping[str, Any], state: Mapping[str, Tensor], wrapped: bool,
-    layout: Layout | None, heads: int | None,
+    layout: TensorLayout | None, heads: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that a checkpoint's content says apart from its tensors, as fields of `Weights`."""
     config, arguments, name = content.get("config"), content.get("args"), content.get("arch")

@@ -23,7 +23,7 @@ RECOMMENDED_SEEDS = 5
 """With three the intervals are twice as wide (benchmarks/RESULTS.md): each row's scatter comes from its own seeds."""
 
 
-def describe(plan: Plan, columns: int | None = None) -> list[str]:
+def plan_lines(plan: Plan, columns: int | None = None) -> list[str]:
     """One line per cell, in the plan's order, and then those on the whole. Names give way to fit `columns`."""
     needed = plan.todo or plan.cells[0].config.study.dry_run
     here, known = kind_here(plan), throughputs(plan) if needed else []

@@ -27,7 +27,7 @@ from vitlab.study.slurm_group import GroupJob, evenly, for_the_node, in_jobs, ki
 from vitlab.study.slurm_job import NO_CODE, SAVED_AND_CONTINUE, CellJob
 from vitlab.study.slurm_limits import NO_SUCH_ARRAY, REFUSED, ask_limits
 from vitlab.study.slurm_options import SlurmOptions
-from vitlab.study.slurm_watch import Queued, queue, submitted_jobs, watch
+from vitlab.study.slurm_watch import Queued, queue, submitted_jobs, watch_jobs
 
 NOT_YET = "not submitted"
 """What became of a cell for which Slurm has no place yet."""
@@ -77,7 +77,7 @@ def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str
     if not attached:
         return outcomes | dict.fromkeys(jobs, "submitted") | {cell.id: NOT_YET for cell in pending}
     try:
-        return watch(queueing, plan, view, options.poll_seconds)
+        return watch_jobs(queueing, plan, view, options.poll_seconds)
     except KeyboardInterrupt:
         view.say(f"left to Slurm; the same command looks again; to end the jobs: scancel {' '.join(_arrays(jobs))}")
         left = dict.fromkeys(jobs, "submitted") | {cell.id: NOT_YET for cell in queueing.pending}

@@ -22,7 +22,7 @@ from vitlab.data.sources.catalogue import describe_changes, known_data, other_na
 from vitlab.data.sources.claims import check_claims, require_data
 from vitlab.data.sources.on_disk import inventories
 from vitlab.data.sources.staging import require_large_files
-from vitlab.data.sources.survey import describe
+from vitlab.data.sources.survey import describe_survey
 from vitlab.study.capacity import require_devices
 from vitlab.study.cell import cell_of
 from vitlab.study.identity import Request
@@ -47,7 +47,7 @@ def check_requests(requests: Sequence[Request], say: Callable[[str], None] = pri
     cells = [request.config.cell for request in requests]
     downloads = not requests[0].config.study.dry_run
     for dataset in dict.fromkeys(data for cell in cells for data in (cell.dataset, cell.pretrain.dataset)):
-        for line in describe(dataset) if dataset else ():
+        for line in describe_survey(dataset) if dataset else ():
             say(line)
         if dataset:
             require_large_files(dataset)

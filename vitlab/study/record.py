@@ -24,11 +24,11 @@ from vitlab.core.files import append_line, is_locked, locked, make_folder, remov
 from vitlab.core.integrity import (
     DamagedError,
     Shape,
+    any_number,
     digest_of,
     file_digest,
     finite,
     misfit,
-    number,
     percent,
     plain_fingerprints,
     read_mapping,
@@ -45,10 +45,10 @@ DIGESTED = ("config.yaml", "metrics.jsonl", "predictions.npz", "predictions_ema.
 State = Literal["finished", "running", "failed", "interrupted", "missing", "damaged"]
 """`damaged`: something of the record that counts cannot be read, or is not what was written (see study/contents.py)."""
 
-FIGURES: dict[str, Shape] = {"loss": number, "top1": percent, "top5": percent}
+FIGURES: dict[str, Shape] = {"loss": any_number, "top1": percent, "top5": percent}
 """An evaluation: mean cross-entropy in nats, accuracies in percent."""
 ROW: dict[str, Shape] = {
-    "epoch": int, "step?": int, "train/loss?": number, "train/lr?": number, "images_per_second?": finite,
+    "epoch": int, "step?": int, "train/loss?": any_number, "train/lr?": any_number, "images_per_second?": finite,
     "seconds?": finite,
 } | {f"{name}/{key}?": shape for name in ("eval", "eval_ema") for key, shape in FIGURES.items()}  # fmt: skip
 """A line of metrics.jsonl."""

@@ -83,7 +83,7 @@ class Submits(Protocol):
     def submit(self) -> None: ...
 
 
-def watch(queueing: Submits, plan: Plan, view: View, seconds: float) -> dict[str, str]:
+def watch_jobs(queueing: Submits, plan: Plan, view: View, seconds: float) -> dict[str, str]:
     """Show the cells' progress until none is in the queue or waits for a place in it; returns what became of each.
 
     What cells without a network have kept of W&B is uploaded from here.

@@ -64,7 +64,7 @@ def frozen(plan: Plan) -> Iterator[Plan]:
         with contextlib.ExitStack() as stack:
             with _alone(folder):
                 stack.enter_context(locked(user))
-                code = take(folder, plan.cells[0].config.plugins)
+                code = take_snapshot(folder, plan.cells[0].config.plugins)
                 user.write_text("\n".join({code.name, *(c.code for c in plan.todo if c.code)}), encoding="utf-8")
                 for cell in plan.todo:
                     if cell.code and (problem := damage(folder / cell.code)):
@@ -84,7 +84,7 @@ def _refusal(cell: PlannedCell, folder: Path, problem: str) -> str:
     )
 
 
-def take(folder: Path, plugins: Sequence[str]) -> Path:
+def take_snapshot(folder: Path, plugins: Sequence[str]) -> Path:
     """The snapshot of today's code in `folder`, made where it is missing or damaged. Raises DiskError."""
     files = _sources(plugins)
     manifest = _manifest(files)

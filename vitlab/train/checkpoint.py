@@ -30,7 +30,7 @@ def save_predictions(folder: Path, name: str, evaluation: Evaluation, classes: S
                 top5=evaluation.ranking, loss=evaluation.losses, classes=names)  # fmt: skip
 
 
-class Progress:
+class TrainingProgress:
     """What is known of a training apart from its tensors: where it is, and its figures so far."""
 
     def __init__(self, fingerprint: str) -> None:

@@ -29,7 +29,7 @@ from vitlab.models.build import build_model, shorten_last_block
 from vitlab.models.drop_path import install_drop_path
 from vitlab.models.trainable import require_whole_batches, try_training
 from vitlab.models.weights import load_start
-from vitlab.train.checkpoint import Progress, fitting, load_checkpoint, save_checkpoint, save_predictions
+from vitlab.train.checkpoint import TrainingProgress, fitting, load_checkpoint, save_checkpoint, save_predictions
 from vitlab.train.distributed import (
     World,
     max_over_ranks,
@@ -131,7 +131,7 @@ def fit(
         stream = torch.cuda.Stream(device) if speed.stream else None
         total_steps = recipe.epochs * train.steps_per_epoch
 
-        progress = Progress("-".join(source.fingerprint() for source in (train_source, eval_source) if source))
+        progress = TrainingProgress("-".join(source.fingerprint() for source in (train_source, eval_source) if source))
         state = load_checkpoint(folder / "last.pt")
         if state is not None:
             progress.load(state, experiment(cell), folder / "last.pt")

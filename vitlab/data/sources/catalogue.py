@@ -26,8 +26,8 @@ from vitlab.core.integrity import (
     read_mapping,
     sealed,
 )
-from vitlab.data.sources.claims import compare
-from vitlab.data.sources.inventory import Inventory, differences, load_items, save_items
+from vitlab.data.sources.claims import compare_claims
+from vitlab.data.sources.inventory import Inventory, item_differences, load_items, save_items
 from vitlab.data.sources.on_disk import inventories
 
 SHOWN = 3
@@ -108,7 +108,7 @@ def describe_changes(
 
 def _describe_change(folder: Path, noun: str, old: Fingerprint, new: Inventory) -> str:
     before = load_items(folder, old)
-    named = [] if before is None else differences(before, new.items())
+    named = [] if before is None else item_differences(before, new.items())
     if not named:
         return (
             f"{old.images:,} {noun} images then, {new.fingerprint.images:,} now, with other fingerprints (which images "
@@ -174,7 +174,7 @@ def resolve_class_list(
             "dataset.root=FOLDER with train/CLASS/IMAGE and val/CLASS/IMAGE in it, or dataset.class_list=FILE",
         )
     counts = _counts(content)
-    compare(dataset, counts, dataset.pack or dataset.class_list or dataset.root or "the recorded class list")
+    compare_claims(dataset, counts, dataset.pack or dataset.class_list or dataset.root or "the recorded class list")
     if found:  # only now: a refused folder must not stand in the right one's way
         write_known(output_dir, dataset.name, **content)
     return dataclasses.replace(dataset, **counts)

@@ -29,16 +29,16 @@ def check_claims(dataset: DatasetConfig, typed: Collection[str] = ()) -> None:
     `typed` are the claims that the user typed: where any is, a tree of files that can be seen is counted.
     """
     if dataset.kind in _FIXED and not dataset.pack:
-        compare(dataset, _published(dataset.kind), dataset.name)
+        compare_claims(dataset, _published(dataset.kind), dataset.name)
     elif dataset.kind == "fashion_mnist" and not dataset.pack:
         from vitlab.data.sources.arrays import fashion_counts
 
-        compare(dataset, fashion_counts(dataset), dataset.name)
+        compare_claims(dataset, fashion_counts(dataset), dataset.name)
     elif dataset.kind == "folder" and not dataset.pack and set(typed) & set(COUNTS):
         from vitlab.data.sources.catalogue import count_folder
 
         if dataset.root and Path(dataset.root).exists():
-            compare(dataset, count_folder(dataset), dataset.root)
+            compare_claims(dataset, count_folder(dataset), dataset.root)
 
 
 def check_loaded(dataset: DatasetConfig, split: str, source: Any) -> None:
@@ -47,21 +47,21 @@ def check_loaded(dataset: DatasetConfig, split: str, source: Any) -> None:
     shape = getattr(getattr(source, "images", None), "shape", None)
     if shape is not None and shape[1] == shape[2]:
         true["image_size"] = shape[1]
-    compare(dataset, true, dataset.name)
+    compare_claims(dataset, true, dataset.name)
 
 
-def compare(dataset: DatasetConfig, true: Mapping[str, int], where: str) -> None:
+def compare_claims(dataset: DatasetConfig, true: Mapping[str, int], where: str) -> None:
     """Raise ConfigError where `dataset` says otherwise than `true`, the figures of the data at `where`."""
     for key, value in true.items():
         claimed = getattr(dataset, key)
         if claimed not in (None, value) and not (key == "num_eval" and claimed == 0):  # 0: not to be evaluated on
-            raise ConfigError(f"dataset.{key}", contradiction(dataset, key, value, where))
+            raise ConfigError(f"dataset.{key}", wrong_claim(dataset, key, value, where))
 
 
 _NOUNS = {"num_classes": "classes", "num_train": "training images", "num_eval": "evaluation images"}
 
 
-def contradiction(dataset: DatasetConfig, key: str, true: int, where: str) -> str:
+def wrong_claim(dataset: DatasetConfig, key: str, true: int, where: str) -> str:
     """What is wrong with a claim, and the key that does what may have been meant."""
     claimed = getattr(dataset, key)
     if key == "image_size":

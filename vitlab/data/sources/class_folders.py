@@ -63,7 +63,7 @@ class ClassFolders:
             self.form += f" in train/ and {val.name}/"
 
     def classes(self) -> list[str]:
-        return class_names(self.train or self._folder("eval"))
+        return class_folder_names(self.train or self._folder("eval"))
 
     def has(self, split: str) -> bool:
         return (self.train if split == "train" else self.val) is not None
@@ -75,7 +75,7 @@ class ClassFolders:
 
     def glance(self, split: str) -> tuple[SplitFiles, int, int]:
         """What is quickly known of a split, of how many of its classes, and how many it has."""
-        folder, names = self._folder(split), class_names(self._folder(split))
+        folder, names = self._folder(split), class_folder_names(self._folder(split))
         listing, known = glance(folder, names)
         outside = [entry.name for entry in os.scandir(folder) if entry.is_file() and not is_hidden(entry.name)]
         for name in outside if not self.one_tree or folder != self.root else ():
@@ -90,7 +90,7 @@ class ClassFolders:
         return folder
 
     def _class_folders(self, split: str) -> list[str]:
-        names, known = class_names(self._folder(split)), self.classes()
+        names, known = class_folder_names(self._folder(split)), self.classes()
         if unknown := sorted(set(names) - set(known)):
             raise ConfigError("dataset.root", f"{self.val} has class {unknown[0]!r}, which {self.train} lacks")
         return names
@@ -102,7 +102,7 @@ class ClassFolders:
         return SplitFiles(files, labels, listing.sizes, LooseFiles(folder, files), listing.left_out)
 
 
-def class_names(folder: Path) -> list[str]:
+def class_folder_names(folder: Path) -> list[str]:
     """Names of the class folders in `folder`, sorted. Raises ConfigError if there is none."""
     names = subfolders(folder)
     if not names:

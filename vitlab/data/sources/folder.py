@@ -12,7 +12,7 @@ from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.files import text_of
 from vitlab.core.plugins import register_dataset
 from vitlab.data.decode import AS_STORED, Reading, decode_bytes, reading_of
-from vitlab.data.sources.claims import compare
+from vitlab.data.sources.claims import compare_claims
 from vitlab.data.sources.class_folders import EVALUATED, TRAINED, recognise_class_folders, subfolders
 from vitlab.data.sources.containers import SplitFiles
 from vitlab.data.sources.files_pack import recognise_files_pack
@@ -95,7 +95,7 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
     layout = recognise(dataset, evaluating=split == "eval")
     classes = layout.classes()
     where = str(layout.root if layout.one_tree or isinstance(layout, Indexed) else layout.root / TRAINED)
-    compare(dataset, {"num_classes": len(classes)}, where)
+    compare_claims(dataset, {"num_classes": len(classes)}, where)
     found = layout.files(split)
     counts = np.bincount(found.labels, minlength=len(classes))
     if split == "train" and not counts.all():
@@ -104,7 +104,7 @@ def load_folder(dataset: DatasetConfig, split: str) -> FileSource:
         if isinstance(layout, Indexed):
             raise ConfigError("dataset.root", f"class {empty!r} has no image {kinds} to train on in {layout.root}")
         raise ConfigError("dataset.root", f"class folder {where}/{empty} holds no image {kinds}")
-    compare(dataset, {f"num_{split}": len(found.names)}, where if split == "train" else str(layout.root))
+    compare_claims(dataset, {f"num_{split}": len(found.names)}, where if split == "train" else str(layout.root))
     bare = layout.one_tree and dataset.num_eval == 0 and dataset.val_fraction == 0
     prefix = "" if bare else "train/" if split == "train" else "val/"
     return FileSource(found, tuple(map(text_of, classes)), reading_of(dataset), prefix)

@@ -106,7 +106,7 @@ def load_items(folder: Path, fingerprint: Fingerprint) -> Items | None:
     return Items(names.split("\0"), content["sizes"], content["sampled"], content["hashes"])
 
 
-def differences(old: Items, new: Items) -> list[str]:
+def item_differences(old: Items, new: Items) -> list[str]:
     """One phrase for each image that differs, in the order of the names: what it was, what it is."""
     was, now = ({name: i for i, name in enumerate(items.names)} for items in (old, new))
     known = [len(old.hashes), len(new.hashes)] == [len(old.names), len(new.names)]

@@ -21,7 +21,7 @@ import numpy as np
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.archives import load_arrays
 from vitlab.core.integrity import DamagedError, misfit, read_mapping
-from vitlab.data.sources.claims import compare
+from vitlab.data.sources.claims import compare_claims
 from vitlab.data.sources.containers import BadImageError, State, is_still, state_of
 
 SHARD = 1024
@@ -162,7 +162,7 @@ def load_pack(dataset: DatasetConfig, split: str) -> PackSource:
     except DamagedError as error:
         raise ConfigError("dataset.pack", f"{error.path} cannot be read ({error.problem}); {AGAIN}") from error
     sizes, labels = index["sizes"], index["labels"]
-    compare(dataset, {"num_classes": len(manifest["classes"]), f"num_{split}": len(labels)}, str(folder))
+    compare_claims(dataset, {"num_classes": len(manifest["classes"]), f"num_{split}": len(labels)}, str(folder))
     for shard in manifest["splits"][split]:
         file = folder / shard["file"]
         size = file.stat().st_size if file.is_file() else None

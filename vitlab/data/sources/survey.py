@@ -124,7 +124,7 @@ def _header(content: Content, index: int) -> tuple[str, bool]:
         return "", False
 
 
-def describe(dataset: DatasetConfig) -> list[str]:
+def describe_survey(dataset: DatasetConfig) -> list[str]:
     """What to say of a data set's files before anything trains: one line, and one more for each peculiarity.
 
     Raises ConfigError where images are of a grey that `dataset.grey16` refuses and `dataset.bad_images` does not skip.
