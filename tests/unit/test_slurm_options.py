@@ -11,7 +11,7 @@ from vitlab.config import ConfigError
 from vitlab.study.launch_slurm import run_on_slurm
 from vitlab.study.slurm_job import ELSEWHERE, SAVED, SAVED_AND_CONTINUE, exit_code
 from vitlab.study.slurm_options import _SET_HERE, SlurmOptions
-from vitlab.study.slurm_watch import explained, was_ended
+from vitlab.study.slurm_queue import explained, was_ended
 
 
 @pytest.mark.parametrize(

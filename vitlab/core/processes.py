@@ -8,6 +8,7 @@ import mmap
 import multiprocessing as mp
 import os
 import signal
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -116,3 +117,14 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def answer_of(*command: str, seconds: float = 60) -> str | None:
+    """What a command prints; None where it is not on this machine, fails, or takes more than so many seconds."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, encoding="utf-8", errors="replace"
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else done.stdout

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from vitlab.config import Config, ConfigError
 from vitlab.core.device import usable_cores
+from vitlab.core.processes import answer_of
 from vitlab.study.provenance import visible_gpus
 
 BUSY_SHARE = 0.1
@@ -117,14 +117,8 @@ def _names(written: str, known: str) -> bool:
 
 def _ask(query: str) -> list[list[str]]:
     """The rows that nvidia-smi answers; none where it is absent or fails."""
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, encoding="utf-8", errors="replace")
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    if done.returncode:
-        return []
-    return [[field.strip() for field in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    answer = answer_of("nvidia-smi", query, "--format=csv,noheader,nounits", seconds=30) or ""
+    return [[field.strip() for field in line.split(",")] for line in answer.splitlines() if line.strip()]
 
 
 def _number(text: str) -> float:

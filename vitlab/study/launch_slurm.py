@@ -25,9 +25,8 @@ from vitlab.study.progress import View
 from vitlab.study.provenance import EXPECTED, MANIFEST, ROOT, code_fingerprint
 from vitlab.study.slurm_group import GroupJob, evenly, for_the_node, in_jobs, kinds_of, suited, trial_file
 from vitlab.study.slurm_job import NO_CODE, SAVED_AND_CONTINUE, CellJob
-from vitlab.study.slurm_limits import NO_SUCH_ARRAY, REFUSED, ask_limits
 from vitlab.study.slurm_options import SlurmOptions
-from vitlab.study.slurm_watch import Queued, queue, submitted_jobs, watch_jobs
+from vitlab.study.slurm_queue import NO_SUCH_ARRAY, REFUSED, Queued, ask_limits, queue, submitted_jobs, watch_jobs
 
 NOT_YET = "not submitted"
 """What became of a cell for which Slurm has no place yet."""

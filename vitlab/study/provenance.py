@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.errors import UserError
 from vitlab.core.integrity import fingerprints_from
 from vitlab.core.plugins import source_digest
+from vitlab.core.processes import answer_of
 from vitlab.data.sources.catalogue import describe_changes, other_name, remember_data
 from vitlab.data.sources.inventory import Inventory
 from vitlab.data.sources.on_disk import inventories, take_inventory
@@ -89,18 +89,7 @@ def code_fingerprint(root: Path = ROOT) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    return answer_of("git", "-C", str(ROOT), *arguments, seconds=20)
 
 
 @functools.cache

@@ -12,7 +12,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,8 +118,10 @@ def requeue() -> None:
     Asked from here, since srun's exit code is another one where it has to end ranks that are slower than rank 0. Where
     Slurm does not answer, the batch script asks again.
     """
+    from vitlab.core.processes import answer_of
+
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if _ask("scontrol", "requeue", _job()) is not None:
+    if answer_of("scontrol", "requeue", _job(), seconds=30) is not None:
         time.sleep(REQUEUE_SECONDS)
 
 
@@ -143,7 +144,9 @@ def _join_ranks() -> int:
 
 def _address(host: str) -> str:
     """A name or address that can be reached: the node's name, else the address that Slurm has for it."""
-    words = (_ask("scontrol", "-o", "show", "node", host) or "").split()
+    from vitlab.core.processes import answer_of
+
+    words = (answer_of("scontrol", "-o", "show", "node", host, seconds=30) or "").split()
     described = {key: value for key, _, value in (word.partition("=") for word in words)}
     for name in (host, described.get("NodeAddr", "")):
         try:
@@ -151,16 +154,6 @@ def _address(host: str) -> str:
         except OSError:
             continue
     return "127.0.0.1"
-
-
-def _ask(*words: str) -> str | None:
-    """What a command of Slurm prints; None where it fails."""
-    try:
-        return subprocess.run(
-            words, capture_output=True, text=True, timeout=30, check=True, encoding="utf-8", errors="replace"
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _job() -> str:

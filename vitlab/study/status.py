@@ -15,7 +15,7 @@ from typing import Any
 
 from vitlab.study.progress import MARKS, duration
 from vitlab.study.record import Record
-from vitlab.study.slurm_watch import Queued, queue, submitted_jobs
+from vitlab.study.slurm_queue import Queued, queue, submitted_jobs
 from vitlab.study.studies import Entry, read_studies
 
 SILENT = 10

@@ -1,10 +1,11 @@
-"""What Slurm says of submitted cells, and what became of them."""
+"""What Slurm says of this user's jobs: how many it takes, where submitted cells are, and what became of them."""
 
 from __future__ import annotations
 
-import contextlib
+import getpass
+import re
 import signal
-import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -12,16 +13,82 @@ from pathlib import Path
 from typing import Protocol
 
 from vitlab.core.integrity import DamagedError, read_mapping
+from vitlab.core.processes import answer_of
 from vitlab.study.attempts import describe_attempts, without_progress
 from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
 from vitlab.study.slurm_job import SAVED, SAVED_AND_CONTINUE
+from vitlab.study.slurm_options import SlurmOptions
 from vitlab.study.sync import sync_unasked
 from vitlab.train.events import EpochEnded, Started
 
+MAX_ARRAY_SIZE = 1001
+"""Slurm's default, for clusters that do not say."""
+NO_SUCH_ARRAY = "Invalid job array specification"
+REFUSED = re.compile(rf"MaxSubmit|SubmitJob|job submit limit|{NO_SUCH_ARRAY}", re.IGNORECASE)
+"""In sbatch's answer where there are too many jobs, and not where something is wrong with them."""
+_SHARE = 8
+"""An array is not submitted for less than this part of the places, while jobs of this user still wait for nodes."""
 UPLOAD_SECONDS = 60.0
 """How often the attached command uploads what cells without a network have kept."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a cluster takes from this user; `at_once` is None where it does not say, or has no limit."""
+
+    array: int = MAX_ARRAY_SIZE
+    """Jobs of one array (MaxArraySize: the largest index is one less)."""
+    at_once: int | None = None
+    """Jobs that have not ended, each of an array counted (MaxSubmitJobs)."""
+
+    def room(self, taken: int) -> int:
+        """Jobs that may be submitted now, where this user has so many that have not ended."""
+        return sys.maxsize if self.at_once is None else max(0, self.at_once - taken)
+
+    def array_of(self, count: int) -> int:
+        """Jobs of the first array of so many: arrays are as equal as can be, 6 and 6 rather than 11 and 1."""
+        arrays = -(-count // self.array)
+        return -(-count // arrays)
+
+    def worth_it(self, room: int, waiting: int, wanted: int) -> bool:
+        """Whether to submit into `room` places, `waiting` being jobs that are queued for nodes: one by one, thousands
+        of cells would be thousands of arrays."""
+        least = 1 if self.at_once is None or not waiting else max(1, self.at_once // _SHARE)
+        return room >= min(least, wanted)
+
+
+def ask_limits(options: SlurmOptions) -> Limits:
+    """The limits of jobs with these options, by scontrol and sacctmgr."""
+    shown = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer_of("scontrol", "show", "config") or "", re.MULTILINE)
+    array = max(1, int(shown[1])) if shown else MAX_ARRAY_SIZE
+    found, qualities = _of_associations(options)
+    if options.qos is not None:
+        qualities = {options.qos}
+    if qualities:
+        limits = _table("sacctmgr", "-n", "-P", "show", "qos", "format=Name,MaxSubmitJobsPU,MaxSubmitJobsPA,GrpSubmit")
+        found += [number for name, *numbers in limits if name in qualities for number in numbers]
+    return Limits(array, min((int(number) for number in found if number.isdigit()), default=None))
+
+
+def _of_associations(options: SlurmOptions) -> tuple[list[str], set[str]]:
+    """The limits that this user's associations set for such jobs, and the qualities of service that they begin in."""
+    account = options.account
+    if account is None:
+        words = ("sacctmgr", "-n", "-P", "show", "user", getpass.getuser(), "format=DefaultAccount")
+        account = next((row[0] for row in _table(*words) if row[0]), None)
+    found, qualities = [], set()
+    columns = "format=Account,Partition,MaxSubmitJobs,GrpSubmitJobs,DefaultQOS"
+    for row in _table("sacctmgr", "-n", "-P", "show", "assoc", f"user={getpass.getuser()}", columns):
+        if len(row) == 5 and account in (None, row[0]) and row[1] in ("", options.partition or row[1]):
+            found += row[2:4]
+            qualities |= {row[4]} - {""}
+    return found, qualities
+
+
+def _table(*words: str) -> list[list[str]]:
+    return [line.split("|") for line in (answer_of(*words) or "").splitlines() if line]
 
 
 @dataclass(frozen=True)
@@ -34,14 +101,10 @@ class Queued:
 
 def queue() -> dict[str, Queued] | None:
     """This user's jobs that have not ended; None where Slurm does not answer just now, or is not on this machine."""
-    words = ["squeue", "-h", "-r", "--me", "-o", "%i|%T|%r"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, encoding="utf-8", errors="replace")
-    except (OSError, subprocess.TimeoutExpired):
+    answer = answer_of("squeue", "-h", "-r", "--me", "-o", "%i|%T|%r")
+    if answer is None:
         return None
-    if done.returncode:
-        return None
-    return {job: Queued(*rest) for job, *rest in (line.split("|", 2) for line in done.stdout.splitlines()) if rest}
+    return {job: Queued(*rest) for job, *rest in (line.split("|", 2) for line in answer.splitlines()) if rest}
 
 
 def submitted_jobs(output_dir: Path) -> dict[str, str]:
@@ -59,17 +122,14 @@ def final_state(job: str) -> str:
         ["sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job],
         ["scontrol", "-o", "show", "job", job],
     ):
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            lines = subprocess.run(
-                words, capture_output=True, text=True, timeout=60, encoding="utf-8", errors="replace"
-            ).stdout.splitlines()
-            if lines and words[0] == "sacct":
-                state, _, code = lines[-1].partition("|")
-                if state.split()[0] not in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING"):
-                    return f"{state} {code}"
-            elif lines:
-                said = {key: value for key, _, value in (w.partition("=") for w in lines[-1].split())}
-                return f"{said.get('JobState', '')} {said.get('ExitCode', '')}".strip()
+        lines = (answer_of(*words) or "").splitlines()
+        if lines and words[0] == "sacct":
+            state, _, code = lines[-1].partition("|")
+            if state.split()[0] not in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING"):
+                return f"{state} {code}"
+        elif lines:
+            said = {key: value for key, _, value in (w.partition("=") for w in lines[-1].split())}
+            return f"{said.get('JobState', '')} {said.get('ExitCode', '')}".strip()
     return ""
 
 

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from vitlab.config import ConfigError
-from vitlab.study import launch_slurm, slurm_limits, slurm_watch
+from vitlab.study import launch_slurm, slurm_queue
 from vitlab.study.identity import Request
 from vitlab.study.launch_slurm import TooManyError, run_on_slurm
 from vitlab.study.plan import build_plan
-from vitlab.study.slurm_limits import Limits, ask_limits
 from vitlab.study.slurm_options import SlurmOptions
-from vitlab.study.slurm_watch import Queued
+from vitlab.study.slurm_queue import Limits, Queued, ask_limits
 
 CONFIG = "MaxArraySize            = 11\nMaxJobCount             = 10000\n"
 ASSOCIATIONS = "lab||40||normal\nlab|gpu|15|30|normal\nother||2||\n"
@@ -37,7 +36,7 @@ def test_limits_are_those_of_the_account_the_partition_and_the_quality_of_servic
         kind = words[4] if words[0] == "sacctmgr" else "config"
         return {"config": CONFIG, "user": "lab\n", "assoc": ASSOCIATIONS, "qos": QUALITIES}[kind]
 
-    monkeypatch.setattr(slurm_limits, "_answer", answer)
+    monkeypatch.setattr(slurm_queue, "answer_of", answer)
     assert ask_limits(SlurmOptions(**options)) == Limits(11, most)
 
 
@@ -50,7 +49,7 @@ def test_a_cluster_that_does_not_answer_has_the_default_limits(monkeypatch):
 class Cluster:
     """Takes jobs as sbatch does, or refuses them, and finishes some of them whenever it is asked for its queue."""
 
-    def __init__(self, monkeypatch, most, array, told=True):
+    def __init__(self, monkeypatch, most, array, known=True):
         self.most, self.array, self.numbers = most, array, itertools.count(1)
         self.waiting: dict[str, list] = {}
         self.arrays: list[int] = []
@@ -59,10 +58,10 @@ class Cluster:
         monkeypatch.setattr("submitit.SlurmExecutor.affinity", lambda: 1)
         monkeypatch.setattr(launch_slurm, "_submit_array", self.submit)
         monkeypatch.setattr(launch_slurm, "queue", self.queue)
-        monkeypatch.setattr(slurm_watch, "queue", self.queue)
+        monkeypatch.setattr(slurm_queue, "queue", self.queue)
         monkeypatch.setattr(launch_slurm, "submitted_jobs", lambda folder: self.known)
-        monkeypatch.setattr(launch_slurm, "ask_limits", lambda o: Limits(array, most) if told else Limits())
-        monkeypatch.setattr(slurm_watch, "sync_unasked", lambda *words: [])
+        monkeypatch.setattr(launch_slurm, "ask_limits", lambda o: Limits(array, most) if known else Limits())
+        monkeypatch.setattr(slurm_queue, "sync_unasked", lambda *words: [])
         self.known: dict[str, str] = {}
 
     def submit(self, groups, before, plan, options):
@@ -136,7 +135,7 @@ def test_2000_cells_under_a_limit_of_100_are_each_trained_once(compose_config, t
 
 
 def test_limits_that_slurm_does_not_tell_are_found_by_its_refusals(compose_config, tmp_path, monkeypatch):
-    plan, cluster = plan_of(compose_config(), tmp_path, 60), Cluster(monkeypatch, 15, 11, told=False)
+    plan, cluster = plan_of(compose_config(), tmp_path, 60), Cluster(monkeypatch, 15, 11, known=False)
     cluster.per_poll = 3
     run_on_slurm(plan, Screen(), OPTIONS)
     assert sorted(cluster.trained) == sorted(cell.id for cell in plan.cells)
@@ -144,7 +143,7 @@ def test_limits_that_slurm_does_not_tell_are_found_by_its_refusals(compose_confi
 
 
 def test_where_not_one_job_is_taken_that_is_an_error(compose_config, tmp_path, monkeypatch):
-    Cluster(monkeypatch, 0, 11, told=False)
+    Cluster(monkeypatch, 0, 11, known=False)
     with pytest.raises(ConfigError, match="AssocMaxSubmitJobLimit"):
         run_on_slurm(plan_of(compose_config(), tmp_path, 3), Screen(), OPTIONS)
 
