@@ -21,6 +21,8 @@ from vitlab.core.processes import SharedMemory
 from vitlab.data.order import CHUNK, Crops, evaluated_as, pixel_bytes
 
 if TYPE_CHECKING:  # the process that makes a ring needs no torch
+    from torch import Tensor
+
     from vitlab.data.readers import Chunk
 
 FREE, EXPECTED, JOINED, APART = range(4)
@@ -31,6 +33,8 @@ STATE, NEXT, UNTIL, WANTED = range(4)  # columns of the members: chunks, `WANTED
 CHUNK_OF, OWNER, TEXT = 1, 2, 3  # columns of the places after STATE: its chunk, who fills it, bytes of its text
 IMAGES, OPEN, TICK, STARVED, MADE = range(5)  # the facts: images of the data set (-1: no use), the rest in ns
 _FACTS, _NAME, _TEXT_BYTES = 8, 64, 2048
+KEPT, BAD = 1, 2
+"""Of an image to evaluate on; 0: not yet read."""
 
 
 class Ring:
@@ -267,10 +271,25 @@ class EvaluationMemory:
         self.memory = memory or SharedMemory(pixel_bytes(count, image_size) + count)
         self.images = self.memory.array(0, (count, 3, image_size, image_size), np.uint8)
         self.there = self.memory.array(self.images.nbytes, (count,), np.uint8)
-        """Which of them are in it."""
+        """Which of them are in it: KEPT, or BAD where their batch cannot be."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EvaluationMemory, (self.dataset, self.image_size, len(self.images), self.memory)
+
+    def has(self, index: np.ndarray) -> bool:
+        """Whether a batch, images in a row, is in the memory."""
+        return bool((self.there[index[0] : index[-1] + 1] == KEPT).all())
+
+    def is_bad(self, index: np.ndarray) -> bool:
+        """Whether a batch has to be read each time."""
+        return bool((self.there[index[0] : index[-1] + 1] == BAD).any())
+
+    def keep(self, index: np.ndarray, images: Tensor | None) -> None:
+        """Take a batch into the memory; None: some of it is bad."""
+        rows = slice(index[0], index[-1] + 1)
+        if images is not None:
+            self.images[rows] = images.cpu().numpy()
+        self.there[rows] = BAD if images is None else KEPT
 
     def is_for(self, dataset: DatasetConfig, image_size: int, count: int) -> bool:
         wanted = (evaluated_as(dataset), image_size, count)

@@ -241,30 +241,49 @@ def _fill(ring: Ring, chunks: ImageChunks, reader: int) -> None:
 
 
 class KeepingReader:
-    """Reads with `own` what is not yet in `memory`, and keeps it there; batches with bad images are read each time."""
+    """Reads with `own` what is not yet in `memory`, and keeps it there; batches with bad images are read each time.
 
-    def __init__(self, own: FileReader, memory: EvaluationMemory) -> None:
-        self.own, self.memory = own, memory
+    Of cells that need the same batches at once, one reads, and the others wait for each batch, up to `patience` s.
+    """
+
+    def __init__(self, own: FileReader, memory: EvaluationMemory, patience: float = 60) -> None:
+        self.own, self.memory, self.patience = own, memory, patience
         self.bad = own.bad
+        self._reads = False
+        """Whether this is the one that reads."""
 
     def read(self, epoch: int, requests: Sequence[Request]) -> Iterator[tuple[Tensor, np.ndarray]]:
-        done = 0
-        while done < len(requests):
-            index = requests[done].index
-            if self._has(index):
-                done += 1
-                images = torch.from_numpy(self.memory.images[index[0] : index[-1] + 1])
-                yield images.to(self.own.device, non_blocking=True), index
-                continue
-            first = done
-            rest = requests[first:]
-            for images, kept in self.own.read(epoch, rest, lambda i, r=rest: not self._has(r[i].index)):
+        memory, done = self.memory, 0
+        lock = int(requests[0].index[0]) if requests else 0  # ranks of a cell need other batches, and read all at once
+        try:
+            while done < len(requests):
                 index = requests[done].index
-                if len(kept) == len(index):
-                    self.memory.images[index[0] : index[-1] + 1] = images.cpu().numpy()
-                    self.memory.there[index[0] : index[-1] + 1] = 1
-                done += 1
-                yield images, kept
+                if self._is_read(index, lock):
+                    done += 1
+                    images = torch.from_numpy(memory.images[index[0] : index[-1] + 1])
+                    yield images.to(self.own.device, non_blocking=True), index
+                    continue
+                rest = requests[done:]
+                for images, kept in self.own.read(
+                    epoch, rest, lambda i, r=rest: self._reads and not memory.has(r[i].index)
+                ):
+                    memory.keep(requests[done].index, images if len(kept) == len(requests[done].index) else None)
+                    done += 1
+                    yield images, kept
+        finally:
+            if self._reads:
+                self._reads = False
+                memory.memory.release(lock)
 
-    def _has(self, index: np.ndarray) -> bool:
-        return bool(self.memory.there[index[0] : index[-1] + 1].all())
+    def _is_read(self, index: np.ndarray, lock: int) -> bool:
+        """Whether images are in the memory, or come while another cell reads; False where this one has to read them."""
+        memory, end = self.memory, time.monotonic() + self.patience
+        while not memory.has(index):
+            if self._reads or memory.is_bad(index):
+                return False
+            if time.monotonic() > end:
+                self.patience = 0.0  # whoever reads is stuck, or slower than reading
+                return False
+            self._reads = memory.memory.hold(lock)
+            time.sleep(0 if self._reads else 0.005)
+        return True
