@@ -56,6 +56,18 @@ def test_steps_of_each_size_are_timed():
     assert len(found) == 2 and min(found) > 0
 
 
+def test_the_dry_run_says_what_fits(requests_for, monkeypatch):
+    found = dataclasses.replace(CPU, cell_bytes=8 * 10**9, process_bytes=10**9, host_bytes=20 * 10**9)
+    monkeypatch.setattr("vitlab.study.trial.run_trial", lambda config: found)
+    cells = [[f"seed={seed}"] for seed in range(5)]
+    for number, most in ((2, 0), (5, 1)):
+        words = (f"study.cells_per_device={number}", "device=cpu", "study.dry_run=true")
+        lines = describe(build_plan(requests_for(*cells, shared=words), "s"))
+        assert [line for line in lines if "NOT ENOUGH" in line] == most * [
+            "memory: NOT ENOUGH for 5 cells on a device; 2 fit: study.cells_per_device=2"
+        ]
+
+
 def test_auto_is_what_the_trial_finds(requests_for, monkeypatch):
     monkeypatch.setattr("vitlab.study.trial.run_trial", lambda config: CPU)
     words = ("study.cells_per_device=auto", "device=cpu", "dataset=folder", "dataset.num_classes=2", "dataset.name=p",

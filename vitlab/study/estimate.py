@@ -142,6 +142,11 @@ def _shared(plan: Plan, todo: list[PlannedCell]) -> list[str]:
             f"training alone: about {images / alone / 3600:,.3g} {unit}, one cell at a time; shared: about "
             f"{images / together / 3600:,.3g}, {each} on a device ({why})"
         )
+        if each > trial.fitting:
+            lines.append(
+                f"memory: NOT ENOUGH for {each} cells on a device; {trial.fitting} fit: "
+                f"study.cells_per_device={trial.fitting}"
+            )
     return lines
 
 
