@@ -62,7 +62,7 @@ def test_the_dry_run_says_what_fits(requests_for, monkeypatch):
     cells = [[f"seed={seed}"] for seed in range(5)]
     for number, most in ((2, 0), (5, 1)):
         words = (f"study.cells_per_device={number}", "device=cpu", "study.dry_run=true")
-        lines = describe(build_plan(requests_for(*cells, shared=words), "s"))
+        lines = plan_lines(build_plan(requests_for(*cells, shared=words), "s"))
         assert [line for line in lines if "NOT ENOUGH" in line] == most * [
             "memory: NOT ENOUGH for 5 cells on a device; 2 fit: study.cells_per_device=2"
         ]
