@@ -28,16 +28,20 @@ from vitlab.data.sources.arrays import load_fashion_mnist
 BATCH = 128
 
 
+def write_idx(folder: Path, name: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Grey images (n, 28, 28) and labels (n,), both uint8, as the IDX files of a split, plain and packed."""
+    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+        header = np.array([0x800 + array.ndim, *array.shape], dtype=">i4").tobytes()
+        for file, opener in ((f"{name}-{kind}-ubyte", open), (f"{name}-{kind}-ubyte.gz", gzip.open)):
+            with opener(folder / file, "wb") as out:
+                out.write(header + np.ascontiguousarray(array).tobytes())
+
+
 def write_subset(folder: Path, images: int) -> None:
     """The first `images` training and images/6 test pictures as the IDX files both sides read."""
     for split, name, count in (("train", "train", images), ("eval", "t10k", images // 6)):
         source = load_fashion_mnist(choice("dataset", "fashion_mnist"), split)
-        arrays = {"images-idx3": source.images[:count, ..., 0], "labels-idx1": source.labels[:count].astype(np.uint8)}
-        for kind, array in arrays.items():
-            header = np.array([0x800 + array.ndim, *array.shape], dtype=">i4").tobytes()
-            for file, opener in ((f"{name}-{kind}-ubyte", open), (f"{name}-{kind}-ubyte.gz", gzip.open)):
-                with opener(folder / file, "wb") as out:
-                    out.write(header + np.ascontiguousarray(array).tobytes())
+        write_idx(folder, name, source.images[:count, ..., 0], source.labels[:count].astype(np.uint8))
 
 
 def ours(root: Path, images: int, epochs: int, *words: str) -> Seconds:

@@ -55,16 +55,16 @@ def a_gpu(monkeypatch):
             raise rate
         return float(rate)
 
-    monkeypatch.setattr(tuning._Rig, "images_per_second", found)
-    monkeypatch.setattr(tuning._Rig, "clear", lambda self: None)
+    monkeypatch.setattr(tuning.Rig, "images_per_second", found)
+    monkeypatch.setattr(tuning.Rig, "clear", lambda self: None)
     monkeypatch.setattr(tuning, "why_not_compiled", lambda wanted, *_, **__: None if wanted else "recipe.compile=false")
     monkeypatch.setattr(tuning, "device_name", lambda device: "NVIDIA H100")
+    kernels = "max-autotune-no-cudagraphs"
     rates |= {
         (None, "default", False, False, False): 9000, ("default", "default", False, False, False): 16998,
-        ("max-autotune-no-cudagraphs", "default", False, False, False): 17900,
-        ("max-autotune", "default", False, False, False): RuntimeError("no graphs\nhere"),
-        ("max-autotune-no-cudagraphs", "cudnn", False, False, False): 18500,
-        ("max-autotune-no-cudagraphs", "cudnn", True, False, False): 18550,
+        ("default", "cudnn", False, False, False): 17400, (kernels, "cudnn", False, False, False): 18500,
+        (kernels, "cudnn", True, False, False): 18550,
+        ("max-autotune", "cudnn", False, False, False): RuntimeError("no graphs\nhere"),
         ("augment", False, False): 14608, ("augment", True, False): 17000, ("augment", True, True): 17400,
     }  # fmt: skip
     return rates, asked
@@ -78,7 +78,7 @@ def test_the_fastest_way_is_taken_and_every_figure_recorded(a_gpu, tmp_path):
     assert tuned.tried["update=compiled"] == 18550, "measured, and not worth a change"
     line = str(tuned)
     assert line.startswith("tuned: compile=max-autotune-no-cudagraphs attention=cudnn, compiled augmentation, stream (")
-    assert "compile=default 16,998; compile=max-autotune-no-cudagraphs 17,900; attention=cudnn 18,500" in line
+    assert "compile=default 16,998; attention=cudnn 17,400; compile=max-autotune-no-cudagraphs 18,500" in line
     assert "compile=max-autotune failed: RuntimeError: no graphs" in line
     assert [e.text for e in events if isinstance(e, Staged)][:2] == ["tries as written", "tries compile=default"]
 
@@ -113,8 +113,10 @@ def test_what_cannot_be_tried_is_said(a_gpu, tmp_path):
     tuned = try_ways(tmp_path, cell, CUDA, parts=2)[1]
     assert tuned.speed == step.AS_WRITTEN and len(asked) == 3
     assert tuned.tried["augment=compiled"] == "not tried: recipe.compile=false"
-    assert tuned.tried["augment=stream"] == "not tried: a step takes 2 micro-batches or more"
-    assert tuned.tried["update=compiled"] == "not tried: recipe.optimizer=lamb"
+    assert tuned.tried["augment=stream"] == "not tried: a step takes several micro-batches"
+    assert tuned.tried["update=compiled"] == "not tried: recipe.compile=false"
+    lamb = dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, compile=True))
+    assert try_ways(tmp_path, lamb, CUDA)[1].tried["update=compiled"] == "not tried: recipe.optimizer=lamb"
     on_cpu = try_ways(tmp_path / "cpu", a_cell())[1]
     assert on_cpu.tried["attention=cudnn"] == on_cpu.tried["augment=stream"] == "not tried: needs CUDA"
 
@@ -133,7 +135,7 @@ def test_where_compiling_fails_the_step_runs_as_written(monkeypatch, tmp_path):
 
 
 def test_a_trial_takes_no_longer_than_its_limit(a_gpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "LIMIT", 0.0)
+    monkeypatch.setitem(tuning.Rig.__init__.__kwdefaults__, "limit", 0.0)
     tuned = try_ways(tmp_path, a_cell(compile=True), CUDA)[1]
     assert tuned.tried["compile=default"] == "not tried: the trial had taken 0 s"
 
@@ -162,7 +164,7 @@ def test_a_tuned_cell_has_the_figures_of_another_and_resumes(way, compose_config
     if way == "quick":
         request.getfixturevalue("no_inductor")
     rates = {None: 1.0, "default": 2.0}
-    monkeypatch.setattr(tuning._Rig, "images_per_second", lambda self, speed, augment=None: rates[speed.compile])
+    monkeypatch.setattr(tuning.Rig, "images_per_second", lambda self, speed, augment=None: rates[speed.compile])
     words = (*TINY, "recipe.compile=true", "device=cpu", "augment=jitter", "recipe.drop_path=0.2")
     plain, config = compose_config(*words), compose_config(*words, "tune=true")
     for name in ("plain", "tuned", "cut"):
@@ -259,15 +261,17 @@ def test_only_operations_with_the_same_bits_are_compiled(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("condition", ["deit", "autoaug"])
-def test_compiled_operations_have_the_bits_of_those_that_are_written(condition):
+@pytest.mark.parametrize(("condition", "side"), [("deit", 16), ("autoaug", 32)])
+def test_compiled_operations_have_the_bits_of_those_that_are_written(condition, side):
     augment = dataclasses.replace(choice("augment", condition), interpolation="bilinear")
-    cell = dataclasses.replace(a_cell(), augment=augment)
+    model = dataclasses.replace(choice("model", "vit_micro"), image_size=side)
+    cell = dataclasses.replace(a_cell(), augment=augment, model=model)
     augment = Augment(cell.augment, cell.dataset)
     fast, refused = compiled_augment(augment, cell, 512, CPU)
-    assert not refused
+    # torch 2.14.1 computes the extremes of 16 x 16 bytes wrongly when it compiles for a CPU: found, and not taken
+    assert set(refused) <= ({"autocontrast"} if side == 16 else set())
     for epoch, count in enumerate((1, 2, 7, 64, 256, 256, 256)):
-        images = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8)
+        images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
         draws = Draws(3, epoch, np.arange(count), np.zeros(count, dtype=np.int64))
         assert torch.equal(augment(images, draws), fast(images, draws))
 

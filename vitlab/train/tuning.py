@@ -11,10 +11,10 @@ import copy
 import dataclasses
 import gc
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ LIMIT = 300.0
 """Seconds after which a trial begins nothing more."""
 CHECKED = 512
 """Images on which compiled operations are compared with those that are written."""
+TUNED_KERNELS = "max-autotune-no-cudagraphs"
+"""The mode in which PyTorch tries several kernels for each product of matrices."""
 Found = dict[str, float | str]
 """What was tried → images per second, or why there is no figure."""
 Choosing = Generator[Staged, None, tuple[Speed, Found]]
@@ -92,7 +94,10 @@ def tune(
     Trials are kept in `folder` under a hash of all that they depend on; processes that need the same one wait for it.
     Weights, gradients and random generators are left as they are. Raises Interrupted once `stop()` is true.
     """
-    rig = _Rig(model, masks, cell, micro_batch, parts, num_classes, device, world)
+    rig = Rig(
+        model, masks, cell, micro_batch=micro_batch, parts=parts, num_classes=num_classes, device=device, world=world,
+        stop=stop,
+    )  # fmt: skip
     about = {
         "device": device_name(device), "torch": torch.__version__, "processes": world.size, "micro_batch": micro_batch,
         "parts": parts, "classes": num_classes, "model": experiment(cell.model), "threads": torch.get_num_threads(),
@@ -103,9 +108,9 @@ def tune(
     found: Tuned | None = None
     if world.is_main:
         try:
-            step = yield from _kept(folder, about, lambda: rig.choose_rounding(stop), stop)
+            step = yield from _kept(folder, about, rig.choose_rounding, stop)
             condition = about | {"augment": experiment(cell.augment), "rounding": step[0].rounding}
-            rest = yield from _kept(folder, condition, lambda: rig.choose_augmentation(step[0], stop), stop)
+            rest = yield from _kept(folder, condition, lambda: rig.choose_augmentation(step[0]), stop)
             seconds = time.perf_counter() - began if step[2] or rest[2] else 0.0
             found = Tuned(rest[0], step[1] | rest[1], seconds)
         except Interrupted:
@@ -160,84 +165,80 @@ def _read(file: Path) -> tuple[Speed, Found] | None:
         return None
 
 
-class _Rig:
-    """A copy of the model with its optimizer, which takes steps on random images."""
+class Rig:
+    """A copy of the model with its optimizer, which takes steps on random images, one way after another."""
 
     def __init__(
-        self, model: nn.Module, masks: DropPathMasks, cell: CellConfig, size: int, parts: int, num_classes: int,
-        device: torch.device, world: World,
+        self, model: nn.Module, masks: DropPathMasks, cell: CellConfig, *, micro_batch: int, parts: int,
+        num_classes: int, device: torch.device, world: World, stop: Callable[[], bool] = lambda: False,
+        limit: float = LIMIT,
     ) -> None:  # fmt: skip
         self.original, self.cell, self.device, self.world = (model, masks), cell, device, world
-        self.size, self.parts, self.num_classes = size, min(parts, 2), num_classes
+        self.size, self.parts, self.num_classes = micro_batch, min(parts, 2), num_classes
         self.accumulates, self.refused = parts > 1, dict[str, str]()
         self.built: tuple[Speed, nn.Module, Update, DropPathMasks] | None = None
-        self.began = time.perf_counter()
+        self.stop, self.limit, self.began = stop, limit, time.perf_counter()
+        self.tried: Found = {}
+        on_gpu = device.type == "cuda"
+        self.needs_cuda = None if on_gpu else "not tried: needs CUDA"
+        why_not = why_not_compiled(cell.recipe.compile, device, on=("cuda", "cpu"))
+        self.not_compiled = f"not tried: {why_not}" if why_not else None
 
-    def choose_rounding(self, stop: Callable[[], bool]) -> Choosing:
-        """As written against each mode of torch.compile; then cuDNN's attention; then the compiled update."""
-        tried: Found = {}
-        best = AS_WRITTEN
-        why_not = why_not_compiled(self.cell.recipe.compile, self.device, on=("cuda", "cpu"))
-        on_gpu = self.device.type == "cuda"
-        yield from self._try("as written", AS_WRITTEN, None, tried, stop)
-        for mode in ("default", "max-autotune-no-cudagraphs", GRAPHS):
-            skip = f"not tried: {why_not}" if why_not else None
-            if not on_gpu and mode != "default":
-                skip = skip or "not tried: needs CUDA"
-            if self.world.size > 1 and mode == GRAPHS:
-                skip = skip or "not tried: with several processes"
-            best = yield from self._better(f"compile={mode}", Speed(compile=mode), best, skip, tried, stop)
-        cudnn = dataclasses.replace(best, attention="cudnn")
-        skip = None if on_gpu else "not tried: needs CUDA"
-        best = yield from self._better("attention=cudnn", cudnn, best, skip, tried, stop)
+    def choose_rounding(self) -> Choosing:
+        """As written; compiled; cuDNN's attention; tuned kernels; the compiled update; CUDA graphs. Each is tried
+        together with what was best before it."""
+        self.tried, best = {}, AS_WRITTEN
+        several = "not tried: with several processes" if self.world.size > 1 else None
         optimizer = self.cell.recipe.optimizer
-        skip = skip or (None if optimizer in OWN_OPTIMIZERS else f"not tried: recipe.optimizer={optimizer}")
-        skip = skip or (why_not and f"not tried: {why_not}")
-        update = dataclasses.replace(best, update=True)
-        best = yield from self._better("update=compiled", update, best, skip, tried, stop)
-        return best, tried
+        other = None if optimizer in OWN_OPTIMIZERS else f"not tried: recipe.optimizer={optimizer}"
+        yield from self._try("as written", best, None)
+        for way, change, skip in (
+            ("compile=default", {"compile": "default"}, self.not_compiled),
+            ("attention=cudnn", {"attention": "cudnn"}, self.needs_cuda),
+            (f"compile={TUNED_KERNELS}", {"compile": TUNED_KERNELS}, self.not_compiled or self.needs_cuda),
+            ("update=compiled", {"update": True}, self.not_compiled or self.needs_cuda or other),
+            (f"compile={GRAPHS}", {"compile": GRAPHS}, self.not_compiled or self.needs_cuda or several),
+        ):
+            best = yield from self._better(way, dataclasses.replace(best, **change), best, skip)
+        return best, self.tried
 
-    def choose_augmentation(self, step: Speed, stop: Callable[[], bool]) -> Choosing:
+    def choose_augmentation(self, step: Speed) -> Choosing:
         """This condition's operations compiled, and on a stream of their own, in a step of this rounding."""
-        tried: Found = {}
-        skip = None if self.device.type == "cuda" else "not tried: needs CUDA"
-        if skip is None:
-            yield from self._try("with augmentation", step, self.cell.augment, tried, stop)
-        compiled = None if self.cell.recipe.compile else "not tried: recipe.compile=false"
-        fast = dataclasses.replace(step, augment=True)
-        best = yield from self._better("augment=compiled", fast, step, skip or compiled, tried, stop, self.cell.augment)
-        tried |= {f"operation {name}": f"as written: {why}" for name, why in self.refused.items() if best.augment}
-        alone = f"not tried: a step takes {self.parts} micro-batches or more" if self.accumulates else None
-        stream = dataclasses.replace(best, stream=True)
-        best = yield from self._better("augment=stream", stream, best, skip or alone, tried, stop, self.cell.augment)
-        return best, tried
+        self.tried, self.refused, best, condition = {}, {}, step, self.cell.augment
+        if self.needs_cuda is None:
+            yield from self._try("with augmentation", step, condition)
+        skip = self.needs_cuda or self.not_compiled
+        best = yield from self._better(
+            "augment=compiled", dataclasses.replace(step, augment=True), best, skip, condition
+        )
+        self.tried |= {f"operation {name}": f"not compiled: {why}" for name, why in self.refused.items()}
+        skip = self.needs_cuda or ("not tried: a step takes several micro-batches" if self.accumulates else None)
+        best = yield from self._better("augment=stream", dataclasses.replace(best, stream=True), best, skip, condition)
+        return best, self.tried
 
     def _better(
-        self, way: str, speed: Speed, best: Speed, skip: str | None, tried: Found, stop: Callable[[], bool],
-        augment: AugmentConfig | None = None,
-    ) -> Generator[Staged, None, Speed]:  # fmt: skip
+        self, way: str, speed: Speed, best: Speed, skip: str | None, augment: AugmentConfig | None = None
+    ) -> Generator[Staged, None, Speed]:
         """`speed` where it is faster than everything tried so far, else `best`."""
-        if skip is None and time.perf_counter() - self.began > LIMIT:
-            skip = f"not tried: the trial had taken {LIMIT:.0f} s"
+        if skip is None and time.perf_counter() - self.began > self.limit:
+            skip = f"not tried: the trial had taken {self.limit:.0f} s"
         if skip is not None:
-            tried[way] = skip
+            self.tried[way] = skip
             return best
-        before = max((v for v in tried.values() if isinstance(v, float)), default=0.0)
-        yield from self._try(way, speed, augment, tried, stop)
-        found = tried[way]
+        before = max((v for v in self.tried.values() if isinstance(v, float)), default=0.0)
+        yield from self._try(way, speed, augment)
+        found = self.tried[way]
         return speed if isinstance(found, float) and found > WORTH * before else best
 
-    def _try(
-        self, way: str, speed: Speed, augment: AugmentConfig | None, tried: Found, stop: Callable[[], bool]
-    ) -> Generator[Staged]:
+    def _try(self, way: str, speed: Speed, augment: AugmentConfig | None) -> Generator[Staged]:
         """Measure one way: its images per second, or the error with which it fails."""
-        if stop():
+        if self.stop():
             raise Interrupted("before the first step, while ways to run it were tried")
         yield Staged(f"tries {way}")
         try:
-            tried[way] = self.images_per_second(speed, augment)
+            self.tried[way] = self.images_per_second(speed, augment)
         except Exception as error:  # each kernel and backend fails with an error of its own kind
-            tried[way] = f"failed: {first_line(error)}"
+            self.tried[way] = f"failed: {first_line(error)}"
             self.clear()
 
     def images_per_second(self, speed: Speed, augment: AugmentConfig | None = None) -> float:
@@ -256,8 +257,12 @@ class _Rig:
         if speed.augment:
             engine, self.refused = compiled_augment(engine, cell, self.size, self.device)
         stream = torch.cuda.Stream(self.device) if speed.stream else None
-        inputs_of = partial(Inputs.of, augment=engine, cell=cell, epoch=0, num_classes=self.num_classes)
-        steps: Iterator[Any] = iter(lambda: list(batches), None)  # without end
+        epochs = itertools.count()  # each step of an epoch of its own: other operations, other groups of images
+
+        def inputs_of(batch: Batch) -> Inputs:
+            return Inputs.of(batch, engine, cell, next(epochs), self.num_classes)
+
+        steps: Iterator[Any] = itertools.repeat(batches)
         steps = ahead(steps, inputs_of, stream) if stream else steps
 
         def take(count: int) -> float:

@@ -151,7 +151,15 @@ def _compile(operation: Operation) -> Operation:
     """`operation`, compiled once for any number of images."""
     known = torch._inductor.list_options()
     options: dict[str, str | int | bool | Callable] = {name: True for name in _EAGER_ROUNDING if name in known}
-    return torch.compile(operation, dynamic=True, options=options)
+    compiled = torch.compile(operation, options=options)
+
+    def run(images: Tensor, *others: Tensor) -> Tensor:
+        for tensor in (images, *others):
+            if len(tensor) == len(images):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)  # the number of images; their size is fixed
+        return compiled(images, *others)
+
+    return run
 
 
 def _scale(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
