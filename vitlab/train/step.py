@@ -126,7 +126,7 @@ class Inputs:
 def ahead(
     steps: Iterator[list[Batch]], inputs_of: Callable[[Batch], Inputs], stream: torch.cuda.Stream | None
 ) -> Iterator[list[Inputs]]:
-    """The inputs of each step, one step ahead: the device augments the next step's images beside this step.
+    """The inputs of each step, one step ahead: the device augments the next step's images while this one runs.
 
     They are queued on `stream`, copies to the device included; without one (not CUDA) on the only queue there is.
     """
