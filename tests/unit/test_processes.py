@@ -75,8 +75,8 @@ def test_no_process_outlives_the_one_that_started_it(program, tmp_path):
     (script := tmp_path / "program.py").write_text(program, encoding="utf-8")
     marker, path = uuid.uuid4().hex, os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "tree")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
-        env=os.environ | {"PYTHONPATH": path, "VITLAB_MARKER": marker, "OMP_NUM_THREADS": "1"},
+        [sys.executable, str(script), str(tmp_path / "tree")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        encoding="utf-8", env=os.environ | {"PYTHONPATH": path, "VITLAB_MARKER": marker, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stdout.readline() == "reading\n"
     assert len(processes_with(marker)) >= 3
