@@ -98,16 +98,17 @@ def test_groups_start_together_and_wait_for_the_end_of_the_one_before(planned):
         assert sharing.groups == [] and len(sharing.choose(left, 2, view.cells)[0]) == 2
 
 
-def test_cells_at_different_epochs_do_not_start_together(planned):
+@pytest.mark.parametrize(("epochs", "together"), [(1, True), (2, False)])
+def test_cells_more_than_an_epoch_apart_do_not_start_together(planned, epochs, together):
     plan = planned(*SIX[::2])
     record = plan.record(plan.cells[1])
     record.write("config.yaml", {})
-    record.append_row({"epoch": 1, "step": 20})
+    for epoch in range(epochs):
+        record.append_row({"epoch": epoch + 1, "step": 20 * (epoch + 1)})
+    apart = [["none/s0", "erase/s0"], ["mixup/s0"]]
     with Sharing(plan, None, view_of(plan, [])) as sharing:
-        assert [[c.name for c in g] for g in sharing.choose(plan.todo, 3, {})] == [
-            ["none/s0", "erase/s0"],
-            ["mixup/s0"],
-        ]
+        groups = [[c.name for c in g] for g in sharing.choose(plan.todo, 3, {})]
+        assert groups == ([["none/s0", "mixup/s0", "erase/s0"]] if together else apart)
 
 
 def test_a_dead_reading_process_is_replaced_ten_times(planned):

@@ -128,8 +128,8 @@ class Sharing:
         chosen: list[list[PlannedCell]] = []
         left = list(ready)
         while left and free:
-            key = self._key(left[0])
-            same = [cell for cell in left if key is not None and self._key(cell) == key] or [left[0]]
+            first = self._start_of(left[0])
+            same = [cell for cell in left if _near(first, self._start_of(cell))] or [left[0]]
             chosen.append(same[:free])
             free -= len(chosen[-1])
             left = [cell for cell in left if all(cell is not taken for taken in chosen[-1])]
@@ -190,8 +190,8 @@ class Sharing:
         left = [progress[key] for group in ending for key in group.alive if key in progress]
         return bool(left) and all(one.step >= NEARLY * max(1, one.total_steps) for one in left)
 
-    def _key(self, cell: PlannedCell) -> tuple[Crops, int] | None:
-        """Equal for cells that can start together: of the same crops and code, after the same epoch."""
+    def _start_of(self, cell: PlannedCell) -> tuple[Crops, int] | None:
+        """The crops of a cell and the epochs behind it; None where it can start together with no other."""
         crops = crops_shared_by(cell) if self.plan.code_of(cell) == self.plan.code else None
         try:
             return None if crops is None else (crops, len(self.plan.record(cell).rows()))
@@ -209,6 +209,12 @@ class Sharing:
         with importing_from(self.plan.code):
             process.start()
         return process
+
+
+def _near(one: tuple[Crops, int] | None, other: tuple[Crops, int] | None) -> bool:
+    """Whether cells can start together: of the same crops, and at most an epoch apart, as those of a group are that
+    have saved at the same moment, on either side of an epoch's end."""
+    return one is not None and other is not None and one[0] == other[0] and abs(one[1] - other[1]) <= 1
 
 
 def _end(process: Any) -> None:
