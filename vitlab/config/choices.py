@@ -19,6 +19,12 @@ from vitlab.core.errors import ConfigError
 _IN_WHEEL = Path(__file__).parents[1] / "conf"
 CONF = _IN_WHEEL if _IN_WHEEL.is_dir() else Path(__file__).parents[2] / "conf"
 """The folder of all choices: next to vitlab/ in a checkout, inside it where a wheel is installed."""
+SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
+_NUMBER = re.compile(r"(?:vit_|deit|beit|swin|xcit|cait|eva).*_(\d{2,4})")
+"""Names that end in their image's size, as most transformers' do; a ResNet's number is another."""
+_WIDTHS = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24), "huge": (1280, 32)}
+"""timm's names → width and depth."""
+_PLAIN = re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge)_patch(\d+)_\d+")
 
 
 @cache
@@ -47,11 +53,6 @@ def compose_group(group: str, name: str) -> dict[str, Any]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             tree = compose(f"{group}/{name}")
     return OmegaConf.to_container(tree[group], resolve=True)  # pyright: ignore
-
-
-SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
-_NUMBER = re.compile(r"(?:vit_|deit|beit|swin|xcit|cait|eva).*_(\d{2,4})")
-"""Names that end in their image's size, as most transformers' do; a ResNet's number is another."""
 
 
 def own_sizes(model: Mapping[str, Any], label: str | None, typed: Collection[str]) -> tuple[dict[str, Any], str | None]:
@@ -91,11 +92,6 @@ def native_image_size(name: str) -> int:
 def _values(label: str | None) -> Mapping[str, Any] | None:
     """The values of a choice under conf/model, None for any other name."""
     return plain(choice("model", label)) if label in options("model") else None
-
-
-_WIDTHS = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24), "huge": (1280, 32)}
-"""timm's names → width and depth."""
-_PLAIN = re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge)_patch(\d+)_\d+")
 
 
 def count_parameters(model: ModelConfig, num_classes: int) -> int | None:

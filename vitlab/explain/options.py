@@ -33,6 +33,8 @@ _USED = {
     "faithfulness explain.synthetic=true": ("methods", "synthetic", "synthetic_steps"),
 }  # fmt: skip
 """What each kind reads in addition to `batch` and `output`."""
+_STUDY = {"cells": [{"id": str, "name?": str, "part?": str}]}
+"""What is read of a study's file."""
 
 
 def _number(default: Any, low: float | None = None, high: float | None = None) -> Any:
@@ -149,10 +151,6 @@ def _refuse_unused(parsed: ExplainConfig) -> None:
         raise ConfigError(
             f"explain.{field.name}", f"explain={kind} does not read it (got {value!r}); it is for {', '.join(others)}"
         )
-
-
-_STUDY = {"cells": [{"id": str, "name?": str, "part?": str}]}
-"""What is read of a study's file."""
 
 
 def named_checkpoints(config: Config) -> list[tuple[str, str | None]]:

@@ -18,6 +18,8 @@ from vitlab.core.metrics import PRIMARY
 from vitlab.train.distributed import gather_values
 from vitlab.train.evaluate import Evaluation
 
+SCHEMA_VERSION = 1
+
 
 def save_predictions(folder: Path, name: str, evaluation: Evaluation, classes: Sequence[str]) -> None:
     """What the model said of every evaluation image, and the names of the classes, in predictions.npz.
@@ -83,9 +85,6 @@ class TrainingProgress:
             "num_parameters": derived["num_parameters"], "wall_seconds": self.seconds,
             "device_seconds": self.seconds * devices, "images_per_second": self.images_per_second, "derived": derived,
         }  # fmt: skip
-
-
-SCHEMA_VERSION = 1
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:

@@ -26,6 +26,9 @@ from vitlab.train.distributed import World
 from vitlab.train.evaluate import autocast
 from vitlab.train.optim import Update, build_optimizer
 
+_CPU_TOKENS = 64 * 197
+"""On a CPU larger micro-batches bring no speed: about 64 images of 224 pixels in patches of 16."""
+
 
 def why_not_compiled(wanted: bool, device: torch.device, on: Sequence[str] = ("cuda",)) -> str | None:
     """Why the step is not compiled here, or None where it is; compiling changes its speed, not the experiment.
@@ -193,10 +196,6 @@ def _attention(speed: Speed) -> AbstractContextManager:
 def _num_classes(network: nn.Module) -> int:
     inner = getattr(network, "module", network)
     return int(getattr(inner, "_orig_mod", inner).num_classes)  # pyright: ignore[reportArgumentType]
-
-
-_CPU_TOKENS = 64 * 197
-"""On a CPU larger micro-batches bring no speed: about 64 images of 224 pixels in patches of 16."""
 
 
 def choose_device_batch(

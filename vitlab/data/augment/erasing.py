@@ -20,6 +20,8 @@ AREA = (0.02, 1 / 3)
 """Share of the image that a box covers."""
 ASPECT = (0.3, 1 / 0.3)
 TRIES = 10
+_BITS = 16
+CHANNELS = 3
 
 
 def erase_boxes(probability: float, height: int, width: int, draws: Draws) -> np.ndarray:
@@ -58,10 +60,6 @@ def fill_with_noise(images: Tensor, boxes: np.ndarray, draws: Draws) -> None:
     down = torch.div(place, across, rounding_mode="floor")
     y, x = top + down, left + place - down * across
     images.permute(0, 2, 3, 1)[row, y, x] = counter_normal(key, y * width + x)
-
-
-_BITS = 16
-CHANNELS = 3
 
 
 @cache

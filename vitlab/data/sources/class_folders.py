@@ -20,6 +20,9 @@ from vitlab.data.sources.listing import Listing, glance, is_hidden, is_image, li
 EVALUATED = ("val", "valid", "validation", "test")
 """Names of the split that is evaluated on: the first of these that is there, or the one of `dataset.eval_split`."""
 TRAINED = "train"
+_SYNSET = re.compile(r"n\d{8}")
+_SYNSET_BEHIND = re.compile(r"(.+)_(n\d{8})(\.\w+)")
+"""How the hub's ImageNet calls its files: n01440764_10026_n01440764.JPEG, ILSVRC2012_val_00000293_n01440764.JPEG."""
 
 
 @dataclass(frozen=True)
@@ -173,11 +176,6 @@ def _check_val(root: Path, val: Path | None) -> None:
             f"{val} is flat ({len(images)} images and no class folder); sort the images into "
             "one folder per class (for ImageNet, with the published valprep.sh)",
         )
-
-
-_SYNSET = re.compile(r"n\d{8}")
-_SYNSET_BEHIND = re.compile(r"(.+)_(n\d{8})(\.\w+)")
-"""How the hub's ImageNet calls its files: n01440764_10026_n01440764.JPEG, ILSVRC2012_val_00000293_n01440764.JPEG."""
 
 
 def class_of_label(labels: Sequence[str], paths: Sequence[str], where: str) -> tuple[dict[str, int], tuple[str, ...]]:

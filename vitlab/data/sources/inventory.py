@@ -26,6 +26,11 @@ SAMPLE = 64
 """Files, spread evenly over a split, whose ends are read."""
 HASH = 16
 """Bytes of a hash of an image."""
+_SETTLED = 2.0
+"""Seconds after which a file's modification time is taken to tell every change."""
+_BYTES = 32
+_CHUNK = 256
+"""Files that a thread looks at before it asks for more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,13 +138,6 @@ def _digest(hashes: np.ndarray) -> str | None:
 def as_hashes(values: list[bytes]) -> np.ndarray:
     """Hashes as an array (N, 16) uint8."""
     return np.frombuffer(b"".join(values), np.uint8).reshape(-1, HASH)
-
-
-_SETTLED = 2.0
-"""Seconds after which a file's modification time is taken to tell every change."""
-_BYTES = 32
-_CHUNK = 256
-"""Files that a thread looks at before it asks for more."""
 
 
 def hash_files(folder: Path, names: list[str]) -> np.ndarray:

@@ -32,6 +32,8 @@ _BLOCK = 512
 _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")
 """WebDataset's: the files of one sample have one name up to the first dot of the last part."""
 _JSON_LABELS, _JSON_FILES = ("label", "cls", "class", "target"), ("filename", "file_name", "path")
+_INFO = ("_info.json", "info.json")
+_SPLITS = (TRAINED, *EVALUATED)
 
 
 @dataclass
@@ -176,10 +178,6 @@ def regular_members(tar: Tar, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 def _not_whole(tar: Tar, last: str, why: str) -> ConfigError:
     return ConfigError("dataset.root", f"{tar.shown} is cut short or damaged at {last} ({why}); get it again")
-
-
-_INFO = ("_info.json", "info.json")
-_SPLITS = (TRAINED, *EVALUATED)
 
 
 def files_below(root: Path, ending: str) -> list[Path]:
