@@ -88,7 +88,7 @@ def our_false_calls(studies: Studies, truth: Array, level: float = 1 - LEVEL) ->
 def _exceeded(critical: Array, studies: Studies, chunk: int = 100) -> Array:
     base, others, n = studies.variances[:, 0], studies.variances[:, 1:], int(studies.counts[0])
     parts = [slice(i, i + chunk) for i in range(0, len(critical), chunk)]
-    found = [welch.exceeded(critical[p], base[p], others[p], n, fine=False) for p in parts]
+    found = [welch.exceeded(critical[p], base[p], others[p], n, (16, 12)) for p in parts]
     return np.concatenate(found) if found else np.zeros(0)
 
 

@@ -169,6 +169,15 @@ def test_what_seeds_detect():
     assert seeds_needed(2.9, 6) == 5 and seeds_needed(0.001, 6) is None
 
 
+@pytest.mark.parametrize(("difference", "count"), [(60.0, 1), (2.0, 2), (0.52, 6), (1.0, 15)])
+def test_the_seeds_needed_are_the_fewest_that_do(difference, count):
+    def least(n):
+        return least_differences([with_scatter(n, 1.0)] * (count + 1), [(0, i) for i in range(1, count + 1)])[0]
+
+    n = seeds_needed(difference, count)
+    assert n is not None and least(n) <= difference and (n == 2 or least(n - 1) > difference)
+
+
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_a_baseline_without_scatter_can_be_planned_with(n):
     """Seeds that agree on an unknown number of images: finite figures and no warning, whichever of the two it is."""

@@ -7,6 +7,7 @@ from scipy import stats
 from vitlab.core.families import sidak
 from vitlab.core.welch import (
     asked,
+    common_bounds,
     common_critical_value,
     critical_value,
     detectable_shift,
@@ -143,3 +144,26 @@ def test_p_values_and_critical_values_agree():
     others = np.array([1.0, 2.0, 0.5])
     critical = common_critical_value(1.5, others, 3, 0.02)
     assert reached(exceeded(critical, 1.5, others, 3), 3) == pytest.approx(0.02, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("base", "others", "count", "level"),
+    [
+        (1.0, (1.0, 1.0), 2, 0.0085),
+        (1.0, (1.0,) * 6, 5, 0.05),
+        (0.2, (3.0, 90.0, 0.01), 3, 0.02),
+        (9.0, (1.0, 4.0), 60, 0.001),
+    ],
+)
+def test_planned_bounds_are_those_of_bisection(base, others, count, level):
+    """Twelve halvings of 0 to 6, the logarithm of the critical value, of each study that estimates these variances."""
+    number = 64
+    points = stats.qmc.Sobol(len(others) + 1, scramble=False).random(number) + 0.5 / number
+    found = stats.chi2.ppf(points, count - 1) / (count - 1) * np.array([base, *others])
+    low, high = np.zeros(number), np.full(number, 6.0)
+    for _ in range(12):
+        middle = (low + high) / 2
+        more = exceeded(np.exp(middle), found[:, 0], found[:, 1:], count, (16, 12)) > asked(level, count)
+        low, high = np.where(more, middle, low), np.where(more, high, middle)
+    expected = np.exp((low + high) / 2)[:, None] * np.sqrt((found[:, :1] + found[:, 1:]) / count)
+    np.testing.assert_array_equal(common_bounds(base, np.array(others), count, level), expected)

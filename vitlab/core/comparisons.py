@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import special
 
-from vitlab.core.families import DunnettFamily, Estimate, Family, SeparateFamily
+from vitlab.core.families import DunnettFamily, Estimate, Family, SeparateFamily, sidak
 
 Rule = Literal["auto", "pooled", "paired"]
 Pair = tuple[int, int]
@@ -248,5 +249,15 @@ def seeds_needed(difference: float, count: int) -> int | None:
         least = least_differences([with_scatter(n, 1.0)] * (count + 1), [(0, i) for i in range(1, count + 1)])[0]
         return least is not None and least <= difference
 
-    found = 2 + bisect.bisect_left(range(2, MOST_SEEDS + 1), True, key=enough)
-    return found if found <= MOST_SEEDS else None
+    def about(n: int) -> float:
+        """What `least_differences` finds, about: Student's t with all groups' scatter, by Šidák's inequality."""
+        freedom = (n - 1) * min(3, count + 1)
+        return math.sqrt(2 / n) * float(0.84 - special.stdtrit(freedom, sidak(count) / 2))
+
+    counts = range(2, MOST_SEEDS + 1)
+    found = min(MOST_SEEDS, 2 + bisect.bisect_left(counts, True, key=lambda n: about(n) <= difference))
+    if enough(found):
+        while found > 2 and enough(found - 1):
+            found -= 1
+        return found
+    return next((n for n in counts[found - 1 :] if enough(n)), None)
