@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import re
@@ -15,7 +16,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 ROOT = Path(__file__).parents[1]
 MOST_WORKERS = 8
-"""A worker imports torch and collects every test, some 8 s: more of them than this gain nothing."""
+"""A worker collects every test, some 5 s: more of them than this gain nothing."""
 
 SLOW_SECONDS = 1200
 
@@ -41,13 +42,20 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Serve commands to the tests of all workers, from the process that starts these."""
+    """Serve commands to the tests of all workers, from the process that starts these; and the workers themselves."""
     if not hasattr(config, "workerinput"):
-        from commands import served
+        from commands import WORKER, served
 
         serving = served()
         serving.__enter__()
         config.add_cleanup(lambda: serving.__exit__(None, None, None))
+        config.option.tx = [WORKER if start == "popen" else start for start in getattr(config.option, "tx", ())]
+
+
+def pytest_collection_finish() -> None:
+    """Half a million objects of libraries and tests stay to the end: the garbage collector need not look at them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -2,7 +2,8 @@
 
 A start of run.py imports torch, timm, SciPy and more: 8 s of processor time, for tests that need one. Here one process
 imports the libraries, none of vitlab, and every command is a fork of it: with its own words, folder, environment,
-streams, signals and end. Where nobody serves (`served`), and for `cold=True`, a command is a new interpreter.
+streams, signals and end. Where nobody serves (`served`), and for `cold=True`, a command is a new interpreter. The
+workers of pytest-xdist are forks of the same process (`WORKER`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ LIBRARIES = (
     "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "PIL.Image",
     "wandb", "safetensors.torch",
 )  # fmt: skip
+WORKER = f"popen//python={sys.executable} -I -S {__file__}"
+"""A worker of pytest-xdist, as execnet specifies it, which finds the libraries loaded."""
+REWRITTEN = ("hydra", "anyio")
+"""Libraries that are plugins of pytest, which wants to import them itself."""
+END_SECONDS = 60.0
+"""How long commands that still run may hold up the end of `served`."""
 ASK = 1 << 20
 """No request has as many bytes."""
 
@@ -155,7 +162,23 @@ def served() -> Iterator[None]:
             del os.environ[PLACE]
             assert server.stdin is not None
             server.stdin.close()
-            server.wait()
+            try:
+                server.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def relay(words: list[str]) -> int:
+    """`python words` of execnet, as a fork of the process that serves; what it ends with."""
+    about = {"code": words[-1], "cwd": os.getcwd(), "environment": dict(os.environ)}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
+        asking.connect(os.environ[PLACE])
+        socket.send_fds(asking, [json.dumps(about).encode()], [0, 1, 2])
+        for file in (0, 1):
+            os.close(file)  # the worker's alone, so that each side sees the other's end
+        asking.recv(ASK)
+        return os.waitstatus_to_exitcode(int(asking.recv(ASK)))
 
 
 def serve(listener: socket.socket) -> None:
@@ -176,7 +199,8 @@ def serve(listener: socket.socket) -> None:
             if not (command := os.fork()):
                 for place, file in enumerate(files):
                     os.dup2(file, place)
-                return become(json.loads(request))
+                about = json.loads(request)
+                return become_worker(about) if "code" in about else become(about)
             for file in (0, 1, 2, *files):
                 os.close(file)
             asking.send(str(command).encode())
@@ -223,6 +247,19 @@ def leave(code: Any) -> None:
     except OSError:  # nobody reads the output: the interpreter has its own way of saying so
         sys.exit(code)
     os._exit(code or 0)
+
+
+def become_worker(about: dict[str, Any]) -> None:
+    """Make this process what `python -c code` would be."""
+    os.closerange(3, 1 << 12)
+    os.chdir(about["cwd"])
+    for name in list(sys.modules):
+        if name.partition(".")[0] in REWRITTEN:
+            del sys.modules[name]
+    begin(about["environment"], [""])
+    sys.argv = ["-c"]
+    sys.modules["__main__"] = main = ModuleType("__main__")
+    exec(about["code"], vars(main))
 
 
 def begin(environment: dict[str, str], first: list[str]) -> None:
@@ -287,4 +324,6 @@ def become_fork_server(channel: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        raise SystemExit(relay(sys.argv[1:]))
     serve(socket.socket(fileno=int(sys.argv[1])))
