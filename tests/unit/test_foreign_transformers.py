@@ -107,6 +107,23 @@ def test_transformers_itself(tmp_path, read):
         torch.testing.assert_close(restored.network.double()(images), theirs(images).logits, rtol=0, atol=1e-6)
 
 
+def test_a_vitmsn_of_transformers_itself(tmp_path, read):
+    """Its version 5 writes the blocks without the prefix that all other tensors have."""
+    import transformers
+
+    sizes = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 384}
+    config = transformers.ViTMSNConfig(**sizes, image_size=32, patch_size=8, num_labels=7)
+    theirs = transformers.ViTMSNForImageClassification(config).double().eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    restored = read(tmp_path / "theirs")
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(restored.network.double()(images), theirs(images).logits, rtol=0, atol=1e-6)
+    assert restored.num_classes == 7 and len(restored.network.blocks) == 2
+
+
 @pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters", "SwiGLU"])
 def test_dinov2s_classifier_of_transformers_itself(tmp_path, read, kind):
     """Its classifier reads the class token and the mean of the patches, without the registers."""

@@ -19,6 +19,8 @@ from vitlab.core.errors import UserError
 Tensors = dict[str, Tensor]
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 """What DDP, torch.compile and Lightning put before a name."""
+_BLOCK = re.compile(r"(encoder\.layer|layers)\.\d+\.")
+"""The names of a block in transformers' files."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def in_timms_names(
     """
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     outer = {without_wrappers(key): value for key, value in state.items() if not key.startswith(prefix)}
+    if layout.name == "transformers" and not any(_BLOCK.match(key) for key in own):
+        own |= {key: value for key, value in outer.items() if _BLOCK.match(key)}  # as its version 5 saves a ViTMSN
     said: list[str] = []
     if prefix.removesuffix(".").split(".")[-1] not in ("", "module", "_orig_mod", "model"):
         width = own[layout.anchor].shape[-1 if "/" in layout.anchor else 0]
