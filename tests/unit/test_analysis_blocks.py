@@ -9,6 +9,7 @@ from written_records import SPEC, write_all, write_cell
 from vitlab.analysis import collect
 from vitlab.analysis.formats.text import to_csv, to_markdown
 from vitlab.analysis.table import build_table
+from vitlab.analysis.table_model import TableSpec
 from vitlab.config import ConfigError
 from vitlab.core import welch
 from vitlab.study.studies import write_study
@@ -63,6 +64,21 @@ def test_each_row_stands_beside_the_baseline_of_its_block(tmp_path):
     assert "mixup / checkpoint +0.17 points over none / checkpoint" in text
     line = next(line for line in to_csv(table).splitlines() if line.startswith("rows,erase / checkpoint"))
     assert ",none / checkpoint," in line
+
+
+def test_what_all_models_have_in_brackets_is_in_the_caption(tmp_path):
+    frame = write_all(tmp_path, {"none": [90.0, 90.5], "mixup": [91.0, 91.5]})
+    large, deep = "vit_small(image_size=32)", "vit_tiny(depth=6,image_size=32)"
+    mixup = frame["name"].str.startswith("mixup")
+    for column in [c for c in frame if c.startswith("augment.")]:
+        frame[column] = [frame.loc[~mixup, column].iloc[0]] * len(frame)
+    frame["model.depth"] = [6 if one else 12 for one in mixup]
+    frame["label.model"] = [deep if one else large for one in mixup]
+    table = build_table(frame, TableSpec("s", "Study s", study="s"))
+    assert [row.label for row in table.rows] == ["vit_small", "vit_tiny(depth=6)"]
+    assert "Model vit_small, vit_tiny(depth=6) (each with image_size=32), data set" in table.caption
+    frame["label.model"] = [deep if one else "vit_small" for one in mixup]
+    assert [row.label for row in build_table(frame, TableSpec("s", "Study s", study="s")).rows] == ["vit_small", deep]
 
 
 def test_one_baseline_for_all_where_it_is_asked_for(tmp_path):

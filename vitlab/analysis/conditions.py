@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,8 +161,24 @@ def _level(frame: pd.DataFrame, i: int, columns: Sequence[str]) -> str:
     if column in frame:
         alike = frame[frame[column] == frame.at[i, column]]
         if len(alike[list(columns)].map(repr).drop_duplicates()) == 1:
-            return str(frame.at[i, column])
+            return without_brackets(str(frame.at[i, column]), common_brackets(frame[column]))
     return " ".join(f"{c.split('.', 1)[1]}={frame.at[i, c]}" for c in columns)
+
+
+def common_brackets(labels: Iterable[Any]) -> list[str]:
+    """What different labels all have in their brackets: `["image_size=32"]` of `a(image_size=32)` and
+    `b(depth=6,image_size=32)`."""
+    found = [label.partition("(")[2].rstrip(")").split(",") for label in dict.fromkeys(map(str, labels))]
+    return [part for part in found[0] if part and all(part in other for other in found)] if len(found) > 1 else []
+
+
+def without_brackets(label: str, common: Sequence[str]) -> str:
+    """The label without these parts of its brackets."""
+    if not common:
+        return label
+    name, _, inside = label.partition("(")
+    own = [part for part in inside.rstrip(")").split(",") if part not in common]
+    return f"{name}({','.join(own)})" if own else name
 
 
 def _only(frame: pd.DataFrame, i: int) -> str:

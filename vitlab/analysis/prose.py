@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from vitlab.analysis.conditions import PAIRED, Against
+from vitlab.analysis.conditions import PAIRED, Against, common_brackets, without_brackets
 from vitlab.analysis.scatter import pairing_line
 from vitlab.analysis.table_model import Entry, Pair, Row, Table, TableSpec
 from vitlab.core.comparisons import assumed_scatter, holm, least_differences, seeds_needed
@@ -38,7 +38,11 @@ def caption(frame: pd.DataFrame, spec: TableSpec, rows: Sequence[Row], against: 
     recipe = f", recipe {one('label.recipe')}" if "label.recipe" in frame else ""
     evaluated = f", evaluated on {' / '.join(f'{s:,}' for s in size)} images" if size else ""
     epochs = f"{one('recipe.epochs')} epoch{'' if one('recipe.epochs') == '1' else 's'}"
-    parts.append(f"Model {one('label.model')}, data set {one('dataset.name')}{recipe} ({epochs}){evaluated}")
+    common = common_brackets(frame["label.model"]) if "label.model" in frame else []
+    models = sorted({without_brackets(str(label), common) for label in frame.get("label.model", ())})
+    called = ", ".join(models) if len(models) <= 4 else f"{len(models)} different"
+    sizes = f" (each with {', '.join(common)})" if common else ""
+    parts.append(f"Model {called}{sizes}, data set {one('dataset.name')}{recipe} ({epochs}){evaluated}")
     shown = figure(spec.metric)
     if shown == figure():
         parts.append(
