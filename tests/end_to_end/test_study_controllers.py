@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 
@@ -76,7 +77,7 @@ def test_the_pretraining_of_a_killed_controller_is_taken_over(tmp_path):
 
 
 def test_a_second_interrupt_ends_at_once_and_the_next_command_goes_on(tmp_path):
-    words = ["recipe.epochs=400", "wandb.mode=disabled"]
+    words = ["-m", "seed=0,1", "recipe.epochs=400", "wandb.mode=disabled", "study.cells_at_once=1"]
     process = start(*words, cwd=tmp_path)
     (rows,) = wait_for(lambda: list(tmp_path.glob("runs/c*/metrics.jsonl")))
     record = Record(rows.parent)
@@ -86,6 +87,8 @@ def test_a_second_interrupt_ends_at_once_and_the_next_command_goes_on(tmp_path):
     code, output = finish(process)
     assert code == 130 and "To continue" in output
     assert record.state() == "interrupted", "an interrupted cell has not failed"
+    assert re.search(r"^‖ none/s0  c\w+  interrupted$", output, re.MULTILINE), output
+    assert re.search(r"^· none/s1  c\w+  not started$", output, re.MULTILINE), output
 
 
 def test_rerun_of_a_cell_cut_short_begins_anew(tmp_path, compose_config):

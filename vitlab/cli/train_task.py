@@ -190,6 +190,8 @@ def summarise(plan: Plan, outcomes: dict[str, str]) -> int:
     for cell in plan.cells:
         found = read_contents(plan.record(cell), thorough=False) if plan.todo else plan.found(cell)
         outcome = found.state if found.state in ("finished", "damaged") else outcomes.get(cell.id, found.state)
+        if outcome == "interrupted" and found.state in ("missing", "failed"):
+            outcome = "not started"  # the study was, before this cell's turn
         about = f"{_figure(found)}{_changed(found)}" if outcome == "finished" else ""
         print(f"{MARKS.get(outcome, '·')} {cell.name}  {cell.id}  {outcome}{about}")
         if outcome in ("failed", "killed", "blocked"):
