@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from typing import Any
 
 import pytest
 from written_records import SPEC, write_all, write_cell
@@ -69,7 +70,9 @@ def test_a_run_saved_before_its_end_is_no_result(tmp_path):
     write_cell(tmp_path, "mixup", 0, None, state="interrupted", offline=True)
     frame = collect_wandb(study="s", output_dir=tmp_path)
     assert dict(zip(frame["name"], frame["state"], strict=True)) == {"none/s0": "finished", "mixup/s0": "interrupted"}
-    (cell,) = [r for r in map(Record, tmp_path.glob("c[0-9a-f]*")) if r.read("config.yaml")["name"] == "mixup/s0"]
+    (cell,) = [
+        r for r in map(Record, tmp_path.glob("c[0-9a-f]*")) if (r.read("config.yaml") or {}).get("name") == "mixup/s0"
+    ]
     assert cell.state() == "interrupted", "as the records say"
 
 
@@ -126,7 +129,7 @@ def test_damage_and_mistakes_are_one_message(tmp_path):
     with pytest.raises(ConfigError, match="filters: W&B's server applies them"):
         collect_wandb(output_dir=tmp_path, filters={"tags": "paper"})
     cached = tmp_path / "wandb_cache"
-    run = offline_runs(tmp_path)[0] | {"url": "https://example.org"}
+    run: dict[str, Any] = offline_runs(tmp_path)[0] | {"url": "https://example.org"}
     run["summary"]["last/top1"] = "NaN"  # what W&B makes of it
     cached.mkdir()
 
