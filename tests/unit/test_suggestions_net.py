@@ -74,6 +74,7 @@ LISTED = {
     "no log.txt in": "FILE_OR_FOLDER",
     "several studies are running or queued": "NAME: one of the studies that it lists",
     "{each} on a device, need {places} devices": "typed, on a CPU, in test_capacity.py",
+    "which is about cells that this machine trains": "typed, on a Slurm cluster, in test_slurm_groups.py",
     "filters W&B's server applies": "NAME: the user's entity at W&B",
     "for instance margin=0.5": "test_the_suggestions_for_tables_are_accepted",
     "for instance metric=ema.top1": "test_the_suggestions_for_tables_are_accepted",
