@@ -3,7 +3,10 @@
 import json
 import multiprocessing as mp
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -100,3 +103,20 @@ def test_what_another_process_has_seen_fail_is_not_run_again(requests_for, monke
     outcomes = launch_local.run_locally(plan, view)  # pyright: ignore[reportArgumentType]
     assert [name for name, _ in begun] == ["none/s1"]
     assert outcomes[plan.cells[0].id] == "failed" and said[0][2] == "by another process: meanwhile"
+
+
+def test_the_fork_server_survives_a_signal_while_it_imports():
+    """A job's limit may come while it starts; on a busy node that takes as long as the warning before the limit."""
+    code = """
+import signal, sys
+class Stop:
+    def find_spec(self, name, *_):
+        if name == "vitlab.study.cell":
+            print({signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)} == {signal.SIG_IGN})
+            sys.exit()
+sys.meta_path.insert(0, Stop())
+import vitlab.study.preload
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, encoding="utf-8")
+    assert done.stdout == "True\n", done.stderr
