@@ -260,6 +260,40 @@ def test_only_operations_with_the_same_bits_are_compiled(monkeypatch):
     assert torch.equal(augment(images, draws), fast(images, draws))
 
 
+def test_an_operation_that_cannot_be_compiled_any_more_goes_on_as_it_is_written(monkeypatch, capsys):
+    def failing_later(operation):
+        def run(images, *others):
+            if len(images) == 1:
+                raise torch._dynamo.exc.TorchDynamoException("no space left\nmore")
+            return operation(images, *others)
+
+        return run
+
+    monkeypatch.setattr(engine, "_compile", failing_later)
+    cell = dataclasses.replace(a_cell(), augment=choice("augment", "jitter"))
+    augment = Augment(cell.augment, cell.dataset)
+    fast, _ = compiled_augment(augment, cell, 8, CPU)
+    images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    for epoch in range(3):
+        draws = Draws(0, epoch, np.arange(1), np.zeros(1, dtype=np.int64))
+        assert torch.equal(augment(images, draws), fast(images, draws))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == len(set(said)) and "TorchDynamoException: no space left" in said[0]
+
+
+@pytest.mark.slow
+def test_steps_are_taken_with_compiled_augmentation_and_tuned_kernels():
+    """What a trial does on a GPU, as far as a CPU can do it: it plans none of it there."""
+    cell = dataclasses.replace(a_cell(compile=True, ema_decay=0.9), augment=choice("augment", "jitter"))
+    model, masks, _, _ = set_up(cell, 16)
+    rig = tuning.Rig(model, masks, cell, micro_batch=16, parts=1, num_classes=10, device=CPU, world=World())
+    ways = (Speed(augment=True), Speed("max-autotune-no-cudagraphs"), Speed(attention="cudnn"))
+    for way, speed in enumerate(ways):
+        list(rig._try(str(way), speed, cell.augment))
+    assert all(isinstance(rig.tried[str(way)], float) for way in range(2)) and not set(rig.refused)
+    assert str(rig.tried["2"]).startswith("failed: RuntimeError: No viable backend")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("condition", "side"), [("deit", 16), ("autoaug", 32)])
 def test_compiled_operations_have_the_bits_of_those_that_are_written(condition, side):

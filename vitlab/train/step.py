@@ -94,12 +94,18 @@ class Speed:
 
 
 AS_WRITTEN = Speed()
+TUNED_KERNELS = "max-autotune-no-cudagraphs"
+"""The mode in which PyTorch tries several kernels for each product of matrices."""
 GRAPHS = "max-autotune"
 """The mode in which PyTorch records the model's kernels as CUDA graphs."""
 
 
 def compile_and_replicate(model: nn.Module, mode: str | None, world: World, device: torch.device) -> nn.Module:
     """`model` as the step calls it: compiled in this mode, or None as it is written; replicated over the processes."""
+    if mode in (TUNED_KERNELS, GRAPHS):
+        from torch._inductor import select_algorithm
+
+        select_algorithm.PRINT_AUTOTUNE = False  # a table on the screen for each product of matrices
     network: nn.Module = model if mode is None else torch.compile(model, mode=mode)  # pyright: ignore
     if world.size > 1:
         network = DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)

@@ -36,6 +36,7 @@ from vitlab.train.optim import MovingAverage, Update, build_optimizer
 from vitlab.train.step import (
     AS_WRITTEN,
     GRAPHS,
+    TUNED_KERNELS,
     Inputs,
     Speed,
     ahead,
@@ -51,8 +52,6 @@ LIMIT = 300.0
 """Seconds after which a trial begins nothing more."""
 CHECKED = 512
 """Images on which compiled operations are compared with those that are written."""
-TUNED_KERNELS = "max-autotune-no-cudagraphs"
-"""The mode in which PyTorch tries several kernels for each product of matrices."""
 Found = dict[str, float | str]
 """What was tried → images per second, or why there is no figure."""
 Choosing = Generator[Staged, None, tuple[Speed, Found]]

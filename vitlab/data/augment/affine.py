@@ -88,7 +88,7 @@ class Geometry:
     def rotate(self, images: Tensor, degrees: Tensor) -> Tensor:
         """Turn counter-clockwise about the centre."""
         n, channels, height, width = images.shape
-        cosine, sine = _directions(degrees)
+        cosine, sine = _directions(degrees)  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
         y = torch.arange(height, device=images.device).view(1, -1, 1) - (height - 1) / 2
         x = torch.arange(width, device=images.device).view(1, 1, -1) - (width - 1) / 2
         column, row = cosine * x - sine * y, sine * x + cosine * y  # from the centre, (n, H, W)

@@ -123,8 +123,10 @@ class Augment:
         trial._scale = both("normalise", self._scale, _compile(self._scale))
         trial(images, draws)
         taken = {name: operation for name, operation in kept.items() if name not in refused}
-        out._scale = taken.pop("normalise", self._scale)
-        out.operations = Operations({**self.operations, **taken})
+        if "normalise" in taken:
+            out._scale = _or_written("normalise", taken.pop("normalise"), self._scale)
+        fast = {name: _or_written(name, operation, self.operations[name]) for name, operation in taken.items()}
+        out.operations = Operations({**self.operations, **fast})
         return out, refused
 
 
@@ -158,6 +160,26 @@ def _compile(operation: Operation) -> Operation:
             if len(tensor) == len(images):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)  # the number of images; their size is fixed
         return compiled(images, *others)
+
+    return run
+
+
+def _or_written(name: str, fast: Operation, written: Operation) -> Operation:
+    """`fast`, or `written` from where another number of images cannot be compiled: it gives the same bits."""
+    from torch._dynamo.exc import TorchDynamoException  # a second, and only for those who compile
+
+    failed = False
+
+    def run(*arguments: Tensor) -> Tensor:
+        nonlocal failed
+        if not failed:
+            try:
+                return fast(*arguments)
+            except TorchDynamoException as error:
+                failed = True
+                why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
+                print(f"{name} cannot be compiled any more, and runs as it is written: {why}", flush=True)
+        return written(*arguments)
 
     return run
 
