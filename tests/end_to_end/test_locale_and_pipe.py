@@ -24,7 +24,7 @@ for words in map(json.loads, sys.argv[1:]):
     except SystemExit as end:
         assert not end.code, end.code
 """
-"""Runs several commands in one interpreter, since a start costs 8 s of processor time; CELL is the one cell there is."""
+"""Runs several commands in one interpreter, since a start costs 8 s; CELL is the one cell there is."""
 
 
 @pytest.mark.parametrize(
