@@ -30,7 +30,7 @@ def preempt(lab):
 def test_a_job_of_three_cells_one_fails_and_the_others_go_on_after_two_limits_and_a_preemption(lab, pictures):
     """The job saves and is begun again with what is left, until all is done; the figures are those of cells alone."""
     cells = ["augment=none", "augment=erase", "augment=none recipe.lr=1e38"]
-    words = ["recipe.epochs=40", *pictures]
+    words = ["recipe.epochs=300", *pictures]
     one_job = ["hydra.launcher.cells_per_job=3", "hydra.launcher.cpus_per_task=2"]
     process = lab.start(f"study.cells={json.dumps(cells)}", *words, *one_job)
     lab.until(lambda: len([c for c in lab.cells() if len(rows(c)) >= 2]) == 2)
@@ -45,7 +45,7 @@ def test_a_job_of_three_cells_one_fails_and_the_others_go_on_after_two_limits_an
     done = [cell for cell in lab.cells() if (cell / "result.json").exists()]
     assert len(done) == 2 and lab.sacct(job) == "FAILED|1:0"
     for cell in done:
-        assert [row["epoch"] for row in rows(cell)] == list(range(1, 41))
+        assert [row["epoch"] for row in rows(cell)] == list(range(1, 301))
         assert origin(cell)["slurm"]["restarts"] == 3 and origin(cell)["slurm"]["job"] == job
     (failed,) = [cell for cell in lab.cells() if cell not in done]
     assert (failed / "failure.json").exists() and origin(failed)["slurm"]["restarts"] == 0, "not tried again"
