@@ -248,10 +248,14 @@ def test_a_process_of_its_own_writes_it(study, tmp_path, monkeypatch, capfd):
     page, said = tmp_path / "studies/s.html", []
     with PageWriter(tmp_path, "s", ()) as writer, writer.saying(said.append):
         until(page.exists)
+        assert writer._process is not None
+        pid = writer._process.pid
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+        assert (os.getsid(pid), os.getpgid(pid)) == (os.getsid(0), pid), "the priority counts inside a session only"
         finish(tmp_path, study.cells[0].config, top1=77.77)
     assert said == [f"page: {page}, written again after each evaluation"]
     assert "77.77" in page.read_text(encoding="utf-8"), "it writes once more when the command ends"
-    assert writer._process is not None and writer._process.returncode == 0
+    assert writer._process.returncode == 0
     with PageWriter(tmp_path, "s", ("no_such_plugin",), goes_on=False) as writer:
         pass
     assert "page: plugins: no module 'no_such_plugin'" in capfd.readouterr().out, "the page was not finished"

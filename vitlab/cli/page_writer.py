@@ -75,9 +75,11 @@ class PageWriter:
             if self._ended:
                 return
             try:
+                # A group of its own, which a terminal's signals do not reach; not a session of its own, which Linux
+                # gives as much of the processors as the session of the cells, whatever the priority inside
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                    encoding="utf-8", errors="replace", env=environment, start_new_session=True,
+                    encoding="utf-8", errors="replace", env=environment, process_group=0,
                 )  # fmt: skip
             except OSError as error:
                 self._say(f"page: no process can be started for it ({error.strerror})")
