@@ -101,5 +101,7 @@ def test_four_kinds_of_models_in_one_table(train_here, tmp_path):
     done = run("analyze.py", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith(("| none", "| randaug"))]
-    assert rows == [f"{augment} / {model}(image_size=32)" for model in models for augment in ("none", "randaug")]
+    assert rows == [f"{augment} / {model}" for model in models for augment in ("none", "randaug")]
+    (page,) = (tmp_path / "tables").glob("*.html")
+    assert f"Model {', '.join(sorted(models))} (each with image_size=32)" in page.read_text(encoding="utf-8")
     assert all(size in done.stdout for size in ("5.49 M", "27.5 M", "27.8 M", "23.5 M"))
