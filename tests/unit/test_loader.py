@@ -2,8 +2,8 @@
 
 import dataclasses
 import multiprocessing
-import os
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_workers_read_on_while_their_reader_is_asked_to_save(tree):
     workers = {*multiprocessing.active_children()} - before
     for worker in workers:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            os.kill(worker.pid, number)
+            subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
         worker.join(0.2)
     assert len(workers) == 2 and all(worker.is_alive() for worker in workers)
     assert same(flat(alone.epoch(1)), flat(helped.epoch(1)))

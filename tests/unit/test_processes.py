@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,10 +20,13 @@ from vitlab.data.sources.registry import build_source
 def main():
     multiprocessing.set_start_method("START")  # a cell's processes come from a fork server
     dataset = dataset_of(Path(sys.argv[1]))
-    for _ in EvalLoader(build_source(dataset, "eval"), dataset, image_size=8, rank=0, world=1, batch=1,
-                        device=torch.device("cpu"), workers=2):
+    batches = iter(EvalLoader(build_source(dataset, "eval"), dataset, image_size=8, rank=0, world=1, batch=1,
+                              device=torch.device("cpu"), workers=2))
+    sys.batches = batches  # what an error keeps, so that no loader is closed before the interpreter ends
+    for _ in batches:
         print("reading", flush=True)
         input()
+        raise SystemExit(3)
 
 if __name__ == "__main__":
     main()
@@ -62,12 +66,16 @@ def left_of(marker, seconds=30):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.parametrize(
-    "program",
-    [LOADER.replace("START", "fork"), LOADER.replace("START", "forkserver"), POOL],
-    ids=["fork", "server", "pool"],
+    ("program", "killed"),
+    [(LOADER.replace("START", start), killed) for start in ("fork", "forkserver") for killed in (True, False)]
+    + [(POOL, True)],
+    ids=["fork-killed", "fork-ends", "server-killed", "server-ends", "pool-killed"],
 )
-def test_no_process_outlives_the_one_that_started_it(program, tmp_path):
-    """Also where that is killed, and where its children come from a fork server, which is then their parent."""
+def test_no_process_outlives_the_one_that_started_it(program, killed, tmp_path):
+    """Also where that is killed, and where its children come from a fork server, which is then their parent.
+
+    Where it ends by itself in the middle of an epoch, it waits for them, and not for long.
+    """
     for split in ("train", "val"):
         (tmp_path / "tree" / split / "a").mkdir(parents=True)
         for number in range(9):
@@ -80,8 +88,12 @@ def test_no_process_outlives_the_one_that_started_it(program, tmp_path):
     )  # fmt: skip
     assert process.stdout.readline() == "reading\n"
     assert len(processes_with(marker)) >= 3
-    process.kill()
-    process.wait()
+    if killed:
+        process.kill()
+    else:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert process.wait(60) == (-signal.SIGKILL if killed else 3)
     process.stdin.close()
     process.stdout.close()
     assert left_of(marker) == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -112,9 +114,21 @@ def _serve_reader(worker: int) -> None:
     """End with the reader, and not before: Slurm and terminals send their signals to all processes of a job, and the
     reader may still need images while it saves. (torch's workers look for the death of their parent: where that is a
     fork server, it is not the one that reads.)"""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    reader = multiprocessing.parent_process()
+    assert reader is not None, "only called in workers"
+    for number in (signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # on Linux, where it says who sends a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_asked_by, args=(reader.pid,), daemon=True).start()
     end_with_parent(signal.SIGKILL)
+
+
+def _end_when_asked_by(reader: int | None) -> None:
+    """End at SIGTERM of the reader, which waits for that where it ends itself in the middle of an epoch."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != reader:
+        pass
+    os._exit(0)
 
 
 class _Order(Sampler):
