@@ -1,16 +1,13 @@
-"""ViT-Ti/16 at 224 pixels on one GPU: ways to run the step, cells that share the GPU and a loader, and end to end from
-JPEGs and from a pack, against timm.
+"""ViT-Ti/16 at 224 pixels on one GPU, against timm: ways to run the step, cells that share it, from JPEGs and a pack.
 
 python -m benchmarks.bench_gpu --all [--budget 540] [--parts step,augment,jpeg,pack,cells] [--timm PATH/train.py]
 
-Rows are printed as they are measured, in the order of a plan with a time for each part; a part that the budget of
-seconds has no room for is named with the command that measures it, and one that fails with its error. Without --all the
-parts are the step and its augmentation, and, with --timm, timm's train.py on the same tree (it is not in timm's wheel:
-take it from timm's repository).
+Rows are printed as they are measured; a part that the budget of seconds has no room for is named with the command that
+measures it, and one that fails with its error. Without --all the parts are the step and its augmentation, and, with
+--timm, timm's train.py on the same tree (from timm's repository: it is not in its wheel).
 
-The step takes random images that are on the GPU already, by the trial of `tune=true` itself; timm's augments none, as
-it does that on the CPU. Figures of commands are images per second over whole epochs, the first left out (compilation,
-warming caches). `--small` shows on any machine that all of it runs: a tiny model, whose figures mean nothing.
+The step takes random images that are on the GPU already, by the trial of `tune=true`; timm's augments none. Figures of
+commands are images per second over whole epochs but the first. `--small` shows on any machine that all of it runs.
 """
 
 from __future__ import annotations
@@ -25,7 +22,6 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -330,10 +326,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(Size):
         kind = {"timm": Path, "tree": Path, "device": str, "parts": str}.get(field.name, int)
-        how: dict[str, Any] = (
-            {"action": "store_true"} if field.type == "bool" else {"type": kind, "default": field.default}
-        )
-        parser.add_argument(f"--{field.name}", **how)
+        if field.type == "bool":
+            parser.add_argument(f"--{field.name}", action="store_true")
+        else:
+            parser.add_argument(f"--{field.name}", type=kind, default=field.default)
     size = Size(**vars(parser.parse_args()))
     if size.small:
         size = dataclasses.replace(size, device="cpu", batch=16, images=64, epochs=2, workers=1)

@@ -332,8 +332,7 @@ def rows_in(folder):
 
 
 def left_in_memory(before, seconds=60):
-    """What is in /dev/shm, was not before, stays there and is of no use to any process: other tests run at the same
-    time."""
+    """What is in /dev/shm, was not before, stays there and is of no use to any process (other tests run too)."""
     left = {*os.listdir("/dev/shm")} - before
     end = time.monotonic() + seconds
     while left and time.monotonic() < end:
