@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import commands
-import pytest
 
 
 def test_a_server_that_does_not_end_is_ended(monkeypatch):
@@ -24,7 +23,6 @@ def test_a_server_that_does_not_end_is_ended(monkeypatch):
     assert started[0].returncode == -9
 
 
-@pytest.mark.skipif(commands.PLACE not in commands.os.environ, reason="nobody serves")
 def test_a_worker_is_a_fork_that_has_its_own_words_and_streams(tmp_path):
     """As execnet starts it: the code reads a line, and the libraries are there."""
     words = commands.WORKER.removeprefix("popen//python=").split()

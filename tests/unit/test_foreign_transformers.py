@@ -107,6 +107,14 @@ def test_transformers_itself(tmp_path, read):
         torch.testing.assert_close(restored.network.double()(images), theirs(images).logits, rtol=0, atol=1e-6)
 
 
+def saved_at_random(model, folder):
+    """The folder, with a model of transformers whose every tensor differs from its first value."""
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
 def test_a_vitmsn_of_transformers_itself(tmp_path, read):
     """Its version 5 writes the blocks without the prefix that all other tensors have."""
     import transformers
@@ -114,10 +122,7 @@ def test_a_vitmsn_of_transformers_itself(tmp_path, read):
     sizes = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 384}
     config = transformers.ViTMSNConfig(**sizes, image_size=32, patch_size=8, num_labels=7)
     theirs = transformers.ViTMSNForImageClassification(config).double().eval()
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    theirs.save_pretrained(tmp_path / "theirs")
-    restored = read(tmp_path / "theirs")
+    restored = read(saved_at_random(theirs, tmp_path / "theirs"))
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(restored.network.double()(images), theirs(images).logits, rtol=0, atol=1e-6)
@@ -133,10 +138,7 @@ def test_dinov2s_classifier_of_transformers_itself(tmp_path, read, kind):
     sizes = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 28, "patch_size": 14}
     config = getattr(transformers, f"{name}Config")(**sizes, num_labels=7, use_swiglu_ffn=kind == "SwiGLU")
     theirs = getattr(transformers, f"{name}ForImageClassification")(config).double().eval()
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    theirs.save_pretrained(tmp_path / "theirs")
-    restored = read(tmp_path / "theirs")
+    restored = read(saved_at_random(theirs, tmp_path / "theirs"))
     images = torch.randn(2, 3, 28, 28, dtype=torch.float64)
     with torch.no_grad():
         expected = theirs(images).logits
