@@ -111,6 +111,17 @@ def test_cells_more_than_an_epoch_apart_do_not_start_together(planned, epochs, t
         assert groups == ([["none/s0", "mixup/s0", "erase/s0"]] if together else apart)
 
 
+@pytest.mark.parametrize(("workers", "cores", "readers"), [(0, 2, 2), (0, 16, 3), (1, 16, 3), (4, 16, 12), (8, 16, 16)])
+def test_a_loader_has_the_workers_of_its_cells_but_not_more_than_there_are_cores(
+    planned, monkeypatch, workers, cores, readers
+):
+    plan = planned(*SIX[::2], shared=(f"workers={workers}",))
+    monkeypatch.setattr(module, "usable_cores", lambda: cores)
+    with Sharing(plan, SimpleNamespace(Process=Process), view_of(plan, [])) as sharing:
+        sharing.begin(plan.todo)
+        assert sharing.groups[0].reader.args[2] == readers
+
+
 def test_a_dead_reading_process_is_replaced_ten_times(planned):
     plan, said = planned(*SIX[:3:2]), []
     view = view_of(plan, said)

@@ -21,6 +21,8 @@ def test_a_gpu_that_the_loader_starves_takes_as_many_cells_as_feed_it():
     assert GPU.images_per_second(1, 1) == pytest.approx(16 * 260)
     assert GPU.images_per_second(4, 4) == pytest.approx(4 * 16 * 260) and GPU.images_per_second(8, 8) == 17_000
     assert GPU.images_per_second(4, 1) == pytest.approx(16 * 260), "each with its own loader: nothing is gained"
+    two = dataclasses.replace(GPU, workers=2)
+    assert two.images_per_second(4, 4) == pytest.approx(4 * 8 * 260), "the workers of all four read for all four"
     assert GPU.best(sharing=8, most=16) == 4 and GPU.best(sharing=1, most=16) == 1
     assert GPU.best(sharing=8, most=3) == 3
     assert dataclasses.replace(GPU, cell_bytes=35 * 10**9).best(8, 16) == 2, "memory for no more"
@@ -38,8 +40,10 @@ def test_a_cpu_reads_once_for_all():
     assert CPU.images_per_second(3, 3) == pytest.approx(2 / 0.0035)
     assert CPU.images_per_second(3, 1) == pytest.approx(2 / 0.0045)
     assert CPU.best(sharing=8, most=8) > 1 and CPU.best(sharing=1, most=8) == 1
+    assert dataclasses.replace(CPU, cores=64).images_per_second(3, 3) == pytest.approx(6 / 0.0035), "three readers"
     inline = dataclasses.replace(CPU, workers=0)
     assert inline.images_per_second(1, 1) == pytest.approx(1 / 0.0045) and inline.best(sharing=1, most=8) == 2
+    assert inline.images_per_second(1, 8) == inline.images_per_second(1, 1), "one cell shares with nobody"
     assert CPU.why(3, 3).startswith("one cell trains 444 images/s, 3 together 571; an image takes 3 ms to train on")
 
 

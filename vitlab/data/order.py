@@ -87,6 +87,12 @@ def window_for(batch: int, length: int) -> int:
     return min(-(-max(4 * batch, _LEAST_WINDOW) // CHUNK), max(2, 2 * -(-length // CHUNK)))
 
 
+def readers_for(members: int, workers: int, cores: int) -> int:
+    """Processes that decode for `members` processes which train and share what is read: as many as these would have had
+    alone (`workers` each; with none, they decode themselves), but no more than there are cores."""
+    return max(1, min(cores, members * max(1, workers)))
+
+
 def pixel_bytes(images: int, image_size: int) -> int:
     """The memory of so many square images."""
     return images * 3 * image_size**2

@@ -161,10 +161,10 @@ def seconds_to_read(cell: CellConfig) -> float:
     return (time.process_time() - began) / half
 
 
-def read_for_all(ring: Ring, plugins: tuple[str, ...], workers: int) -> None:
+def read_for_all(ring: Ring, plugins: tuple[str, ...], readers: int) -> None:
     """Fill a ring until its members have ended: the life of a reading process, which ends with the one that started it.
 
-    It decodes with `workers` processes of its own, or, with fewer than two, by itself.
+    It decodes with `readers` processes of its own, or, with fewer than two, by itself.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the cells save, and read while they do
@@ -181,12 +181,12 @@ def read_for_all(ring: Ring, plugins: tuple[str, ...], workers: int) -> None:
         return ring.describe(0, "")
     chunks = ImageChunks(source, Cropping(crops.dataset, crops.image_size, crops.interpolation, crops.seed))
     ring.describe(len(source), source.fingerprint())
-    if workers < 2:
+    if readers < 2:
         return _fill(ring, chunks, 0)
     context = mp.get_context("fork")
     helpers: dict[int, Any] = {}
     while not ring.is_over():
-        for number in range(1, workers + 1):
+        for number in range(1, readers + 1):
             if number not in helpers or not helpers[number].is_alive():
                 helpers[number] = context.Process(target=_help, args=(ring, chunks, number), daemon=True)
                 helpers[number].start()

@@ -15,11 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitlab.config import Config
-from vitlab.core.device import free_memory
+from vitlab.core.device import free_memory, usable_cores
 from vitlab.core.files import make_folder
 from vitlab.core.integrity import DamagedError
-from vitlab.data.order import CHUNK, Crops, crops_of_cell, epoch_samples, evaluated_as, pixel_bytes, window_for
+from vitlab.data.order import (
+    CHUNK,
+    Crops,
+    crops_of_cell,
+    epoch_samples,
+    evaluated_as,
+    pixel_bytes,
+    readers_for,
+    window_for,
+)  # fmt: skip
 from vitlab.data.ring import JOINED, EvaluationMemory, Given, Ring
 from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell
@@ -153,7 +161,7 @@ class Sharing:
             self.view.say(f"{words}: cannot be ({error}); each reads for itself")
             return alone
         self._begun += 1
-        group = _Group(_mark(self._begun), ring, list(cells), self._start_reader(ring, cells[0].config))
+        group = _Group(_mark(self._begun), ring, list(cells), self._start_reader(ring, cells))
         group.alive = {cell.id for cell in cells}
         self.groups.append(group)
         self.view.say(f"{words} [{group.mark}]")
@@ -167,7 +175,7 @@ class Sharing:
                 name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                 self.view.say(f"the loader [{group.mark}] ended ({name}, {self._log}); another takes its place")
                 group.tries += 1
-                group.reader = self._start_reader(group.ring, group.cells[0].config)
+                group.reader = self._start_reader(group.ring, group.cells)
             for number, cell in enumerate(group.cells):
                 joined = group.ring.state_of(number * cell.config.devices) == JOINED
                 self.view.loader(cell.id, group.mark if joined else "own")
@@ -202,9 +210,11 @@ class Sharing:
     def _log(self) -> Path:
         return make_folder(self.plan.output_dir) / "loader.log"
 
-    def _start_reader(self, ring: Ring, config: Config) -> Any:
+    def _start_reader(self, ring: Ring, cells: Sequence[PlannedCell]) -> Any:
+        config = cells[0].config
+        readers = readers_for(len(cells) * config.devices, config.workers, usable_cores())
         process = self.context.Process(
-            target=_reading_process, args=(ring, config.plugins, config.workers, self._log), name="loader"
+            target=_reading_process, args=(ring, config.plugins, readers, self._log), name="loader"
         )
         with importing_from(self.plan.code):
             process.start()
@@ -232,7 +242,7 @@ def _mark(number: int) -> str:
     return letters
 
 
-def _reading_process(ring: Ring, plugins: tuple[str, ...], workers: int, log: Path) -> None:
+def _reading_process(ring: Ring, plugins: tuple[str, ...], readers: int, log: Path) -> None:
     """The life of a reading process; what it prints goes to `log`, which is there only if there was anything."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     stream = log.open("a", buffering=1, encoding="utf-8")
@@ -241,7 +251,7 @@ def _reading_process(ring: Ring, plugins: tuple[str, ...], workers: int, log: Pa
     sys.stdout = sys.stderr = stream
     from vitlab.data.shared import read_for_all
 
-    read_for_all(ring, plugins, workers)
+    read_for_all(ring, plugins, readers)
     with contextlib.suppress(OSError):
         if not log.stat().st_size:
             log.unlink()

@@ -26,6 +26,7 @@ from vitlab.core.files import make_folder, write_text
 from vitlab.core.integrity import DamagedError, read_mapping, sealed
 from vitlab.core.plugins import import_plugins
 from vitlab.core.processes import end_with_parent
+from vitlab.data.order import readers_for
 from vitlab.study.attempts import peak_memory
 from vitlab.study.cell import cell_of
 
@@ -81,15 +82,14 @@ class Trial:
         On a GPU the device, the host (a process for each cell) and the loaders each set a limit, of which the lowest
         counts; on a CPU all of them share the cores.
         """
-        loaders = math.ceil(cells / max(1, min(sharing, cells)))
+        sharing = max(1, min(sharing, cells))
+        loaders = math.ceil(cells / sharing)
         alone = self.image_seconds + self.step_seconds / self.batch  # of an image of one cell
-        readers = max(1, self.workers)
+        readers = loaders * readers_for(sharing, self.workers, self.cores)
         if self.on_gpu:
-            reading = min(loaders * readers, self.cores) / self.reading_seconds if self.reading_seconds else math.inf
+            reading = min(readers, self.cores) / self.reading_seconds if self.reading_seconds else math.inf
             return min(cells / alone, 1 / self.image_seconds, reading * cells / loaders)
-        busy = cells * self.threads + (
-            loaders * readers if self.reading_seconds and (sharing > 1 or self.workers) else 0
-        )
+        busy = cells * self.threads + (readers if self.reading_seconds and (sharing > 1 or self.workers) else 0)
         return min(self.cores, busy) / (alone * self.threads + self.reading_seconds * loaders / cells)
 
     def best(self, sharing: int, most: int) -> int:
