@@ -1,9 +1,12 @@
 """Stochastic depth from counters."""
 
+import copy
+
 import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 from vitlab.config import ModelConfig
@@ -46,7 +49,7 @@ def test_a_sample_drops_the_same_branches_in_any_batch():
     model.train()
     images, draws = torch.randn(8, 3, 16, 16), Draws(0, 3, np.arange(8), np.array([0, 1] * 4))
     masks.draw(draws, CPU)
-    whole, scale = model(images), masks.scale
+    whole, scale = model(images), masks.scale.clone()
     assert len(scale.unique()) > 2
     for part in (slice(0, 2), slice(2, 8)):
         masks.draw(draws.select(part), CPU)
@@ -105,6 +108,46 @@ def test_new_masks_compile_nothing_anew():
     for epoch in range(4):
         masks.draw(Draws(0, epoch, np.arange(4)), CPU)
         torch.testing.assert_close(compiled(images), model(images))
+    assert len(graphs) == 1
+
+
+def test_masks_stay_at_one_place_in_memory():
+    model, masks = micro(0.5)
+    before = copy.deepcopy(masks)
+    masks.draw(Draws(0, 0, np.arange(4)), CPU)
+    place, first = masks.scale.data_ptr(), masks.scale.clone()
+    graph = torch.compile(model.train(), backend="aot_eager")
+    graph(torch.randn(4, 3, 16, 16)).sum().backward()
+    assert hasattr(masks.scale, "_dynamo_static_input_type"), "torch takes it for a tensor that does not move"
+    masks.draw(Draws(0, 1, np.arange(4)), CPU)
+    assert masks.scale.data_ptr() == place and not torch.equal(masks.scale, first)
+    graph(torch.randn(4, 3, 16, 16)).sum().backward()
+    assert before.scale.shape == (8, 1), "a copy has its own"
+    masks.draw(Draws(0, 1, np.arange(6)), CPU)
+    assert masks.scale.shape == (8, 6)
+
+
+def test_a_module_that_is_called_twice_is_compiled_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = DropPath(0.5)
+
+        def forward(self, x):
+            return x + self.drop(x) + self.drop(2 * x)
+
+    model, graphs = Twice(), []
+    masks = install_drop_path(model, 0.5, {"drop": 2})
+
+    def backend(graph, _example):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model.train(), backend=backend)
+    for epoch in range(12):
+        masks.draw(Draws(0, epoch, np.arange(4)), CPU)
+        expected = 1 + masks.scale[0] + 2 * masks.scale[1]
+        assert torch.equal(compiled(torch.ones(4, 3)), expected.view(-1, 1).expand(-1, 3))
     assert len(graphs) == 1
 
 

@@ -1,17 +1,22 @@
 """The step: waits for nothing, reduces once, is compiled where that works, and takes what fits."""
 
 import dataclasses
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch._dynamo.utils import counters
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitlab.config import CellConfig, ConfigError, PretrainConfig, choice
 from vitlab.data.augment import Augment
-from vitlab.data.loader import Batch
+from vitlab.data.loader import Batch, TrainLoader
+from vitlab.data.sources.arrays import ArraySource
 from vitlab.models.build import build_model
 from vitlab.models.drop_path import install_drop_path
 from vitlab.train import step
@@ -62,6 +67,93 @@ def test_no_value_is_read_back_within_a_step():
     assert loss.isfinite()
     with pytest.raises(AssertionError, match="waits"), NoWaiting():
         loss.item()
+
+
+class NoPageableMemory(TorchDispatchMode):
+    """Raises where a CPU's tensor is copied to the device `meta` but by `to_device`, which pins it."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.pinned = False
+        modules = [m for name, m in sys.modules.items() if name.startswith("vitlab.") and hasattr(m, "to_device")]
+        assert len(modules) > 5
+        for module in modules:
+            monkeypatch.setattr(module, "to_device", self.to_device)
+
+    def to_device(self, array, device):
+        self.pinned = True
+        copied = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        self.pinned = False
+        return copied
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        given = [a.device.type for a in args if isinstance(a, torch.Tensor)]
+        if func.overloadpacket.__name__ in ("_to_copy", "copy_") and found.device.type == "meta" and not self.pinned:
+            assert "cpu" not in given, f"{func} of {args[-1].shape} waits for the device"
+        return found
+
+
+@pytest.mark.parametrize("condition", ["none", "deit_autoaug", "deit", "augmix", "three"])
+def test_nothing_goes_to_the_device_by_pageable_memory(condition, monkeypatch):
+    """The copy would wait for what the device does. `meta` stands for the device: a copy to it is a copy to a GPU."""
+    meta = torch.device("meta")
+    copies = NoPageableMemory(monkeypatch)
+    cell = dataclasses.replace(a_cell(), augment=dataclasses.replace(choice("augment", condition), mix_group=4))
+    source = ArraySource(np.zeros((32, 28, 28, 3), np.uint8), np.arange(32) % 10, tuple("0123456789"))
+    loader = TrainLoader(source, cell.dataset, cell.augment, cell.recipe, image_size=16, seed=0, rank=0, world=1,
+                         workers=0, micro_batch=16, device=meta)  # fmt: skip
+    model = build_model(cell.model, 10)
+    masks = install_drop_path(model, cell.recipe.drop_path)
+    optimizer, augment = build_optimizer(model.to(meta), cell.recipe), Augment(cell.augment, cell.dataset)
+    for batches in loader.epoch(0):  # what is copied once is copied
+        train_step(model, optimizer, batches, augment, masks, cell, 0, 16)
+    with copies:
+        for batches in loader.epoch(1):
+            train_step(model, optimizer, batches, augment, masks, cell, 1, 16)
+    with pytest.raises(AssertionError, match="waits"), copies:
+        torch.ones(2).to(meta)
+
+
+def test_a_share_of_a_gpu_leaves_every_process_room_for_cuda(monkeypatch):
+    fractions, device = [], torch.device("cuda", 0)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 10**9))
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda share, _: fractions.append(share))
+    monkeypatch.setattr(step, "usable_cores", lambda: 16)
+    for cells, threads in ((1, 16), (4, 4), (16, 1), (40, 1)):
+        with torch._inductor.config.patch(compile_threads=16):
+            step.limit_to_share(device, 1 / cells)
+            assert torch._inductor.config.compile_threads == threads
+        assert cells * (step.memory_of(device, 1 / cells) + step.CONTEXT_BYTES * (cells > 1)) <= 80 * 10**9
+    assert [round(share * 80) for share in fractions] == [19, 4, 1], "one cell alone has no limit"
+    with pytest.raises(ConfigError, match=r"study\.cells_per_device: 120 cells do not fit on a GPU of 80 GB"):
+        step.limit_to_share(device, 1 / 120)
+    step.limit_to_share(CPU, 1 / 120)
+
+
+@pytest.mark.slow
+def test_a_graph_with_another_attention_kernel_is_not_taken_from_the_cache(monkeypatch, tmp_path):
+    """AOTAutograd's cache does not know the kernel. The mathematical one stands for cuDNN's, which needs a GPU."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(step, "ATTENTION", {"cudnn": SDPBackend.MATH})
+
+    def attention(q):
+        return torch.nn.functional.scaled_dot_product_attention(q, q, q).sum()
+
+    def fused(speed):
+        torch._dynamo.reset()
+        counters.clear()
+        compiled, q = torch.compile(attention), torch.randn(2, 3, 64, 16, requires_grad=True)
+        with step._attention(speed):
+            compiled(q).backward()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+                compiled(q).backward()
+        return any("flash_attention" in event.key for event in seen.key_averages()), dict(counters["aot_autograd"])
+
+    own, other = step.Speed("default"), step.Speed("default", "cudnn")
+    assert fused(own)[0] and not fused(other)[0]
+    found, cache = fused(own)
+    assert found and cache["autograd_cache_hit"] == 1, "what is compiled as PyTorch chooses is kept"
 
 
 def test_gradients_of_a_step_are_reduced_once_however_many_micro_batches(tmp_path):

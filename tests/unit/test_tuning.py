@@ -140,6 +140,17 @@ def test_a_trial_takes_no_longer_than_its_limit(a_gpu, tmp_path, monkeypatch):
     assert tuned.tried["compile=default"] == "not tried: the trial had taken 0 s"
 
 
+def test_waiting_for_the_trial_of_another_cell_is_no_part_of_a_trial(a_gpu, tmp_path, monkeypatch):
+    cell = a_cell(compile=True)
+    model, masks, _, _ = set_up(cell, 16)
+    rig = tuning.Rig(model, masks, cell, micro_batch=16, parts=1, num_classes=10, device=CUDA, world=World())
+    rig.began -= 1000  # made, and then it waited
+    speed = drain(rig.choose_rounding())[1][0]
+    assert speed.compile == "max-autotune-no-cudagraphs"
+    rig.began -= 1000
+    assert drain(rig.choose_augmentation(speed))[1][0].stream
+
+
 def test_a_trial_leaves_the_training_alone_and_can_be_stopped(no_inductor, tmp_path):
     cell = a_cell(compile=True, ema_decay=0.9)
     model, masks, _, _ = set_up(cell, 16)

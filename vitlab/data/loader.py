@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vitlab.config import AugmentConfig, DatasetConfig, RecipeConfig
+from vitlab.core.device import to_device
 from vitlab.core.errors import ConfigError
 from vitlab.data.crop import Cropping
 from vitlab.data.order import epoch_length, epoch_order
@@ -49,7 +50,7 @@ class TrainLoader:
         self.num_images, self.micro_batch = len(source), micro_batch
         self.share = recipe.batch_size // world
         self.offset = rank * self.share
-        self.labels = torch.from_numpy(source.labels)
+        self.labels = source.labels
         self.steps_per_epoch = epoch_length(self.num_images, recipe.repeated_augmentation) // recipe.batch_size
         if not self.steps_per_epoch:
             raise ConfigError(
@@ -71,7 +72,7 @@ class TrainLoader:
         images = self.reader.read(epoch, [Request(s.start, index[s], repetition[s]) for s in slices])
         step: list[Batch] = []
         for place, (pixels, kept) in zip(slices, images, strict=True):
-            labels = self.labels[torch.from_numpy(kept)].to(self.device, non_blocking=True)
+            labels = to_device(self.labels[kept], self.device)
             step.append(Batch(pixels, labels, index[place], repetition[place], np.arange(place.start, place.stop)))
             if len(step) * self.micro_batch == self.share:
                 yield step
@@ -93,13 +94,13 @@ class EvalLoader:
         index = np.arange(len(source))
         starts = range(rank * batch, len(source), world * batch)
         self.requests = [Request(at, index[at : at + batch], np.zeros_like(index[at : at + batch])) for at in starts]
-        self.labels = torch.from_numpy(source.labels)
+        self.labels = source.labels
         cropping = Cropping(dataset, image_size, "bicubic", None)
         self.reader = share_evaluation(build_reader(source, cropping, device, workers))
 
     def __iter__(self) -> Iterator[Batch]:
         for pixels, kept in self.reader.read(0, self.requests):
-            labels = self.labels[torch.from_numpy(kept)].to(self.device, non_blocking=True)
+            labels = to_device(self.labels[kept], self.device)
             yield Batch(pixels, labels, kept, np.zeros_like(kept), kept)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vitlab.core.device import to_device
 from vitlab.core.errors import UserError
 from vitlab.core.processes import end_with_parent
 from vitlab.data.crop import Cropping, resize_crops
@@ -58,7 +59,7 @@ class MemoryReader:
 
     def read(self, epoch: int, requests: Sequence[Request]) -> Iterator[tuple[Tensor, np.ndarray]]:
         for request in requests:
-            images = self.pixels[torch.from_numpy(request.index).to(self.device)].permute(0, 3, 1, 2)
+            images = self.pixels[to_device(request.index, self.device)].permute(0, 3, 1, 2)
             yield self.cropping.squares(images, epoch, request.index, request.repetition), request.index
 
 

@@ -12,6 +12,7 @@ import torch
 from timm.layers import DropPath as TimmDropPath
 from torch import Tensor, nn
 
+from vitlab.core.device import to_device
 from vitlab.core.errors import ConfigError
 from vitlab.core.random import Draws
 
@@ -32,14 +33,18 @@ class DropPath(nn.Module):
             return x
         row = self.branch
         if self.calls > 1:
-            row += self.called % self.calls
-            self.called += 1
+            row += self.called
+            self.called = (self.called + 1) % self.calls  # not higher: a compiled model is compiled for each number
         scale = self._masks[0].scale[row]
         return x * scale.to(x).view(-1, *[1] * (x.ndim - 1))
 
 
 class DropPathMasks:
-    """The masks of one forward pass over B samples, (branches, B); `draw` before each."""
+    """The masks of one forward pass over B samples, (branches, B); `draw` before each, after the last one's backward.
+
+    They stay at one place in the device's memory: a model that is recorded as CUDA graphs reads them from there, and
+    PyTorch takes the tensors that belong to modules for such that do not move.
+    """
 
     def __init__(self, rates: list[float]) -> None:
         self.keep = torch.tensor([[1 - rate] for rate in rates])
@@ -50,8 +55,11 @@ class DropPathMasks:
         if not len(self.keep):
             return
         uniform = torch.from_numpy(draws.uniform("drop_path", len(self.keep))).T  # (branches, B) float64
-        scale = ((uniform < self.keep) / self.keep).float()
-        self.scale = scale.to(device, non_blocking=True)
+        scale = to_device(((uniform < self.keep) / self.keep).float().numpy(), device)
+        if self.scale.shape == scale.shape and self.scale.device == scale.device:
+            self.scale.copy_(scale)
+        else:
+            self.scale = scale
 
 
 def has_branches(model: nn.Module) -> bool:

@@ -47,7 +47,7 @@ from vitlab.train.step import (
     ahead,
     choose_device_batch,
     compile_and_replicate,
-    limit_memory,
+    limit_to_share,
     require_tunable,
     train_step,
     why_not_compiled,
@@ -101,7 +101,7 @@ def fit(
 
         if recipe.train_mode == "train":
             require_whole_batches(model, rank_batch, config.device_batch, cell.model.grad_checkpointing)
-        limit_memory(device, device_share())
+        limit_to_share(device, device_share())
         micro_batch = config.device_batch or choose_device_batch(model, cell, rank_batch, device, device_share())
         train = TrainLoader(
             train_source, cell.dataset, cell.augment, recipe, image_size=cell.model.image_size, seed=cell.seed,

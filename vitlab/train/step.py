@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from vitlab.config import CellConfig, ConfigError
+from vitlab.core.device import usable_cores
 from vitlab.core.random import Draws
 from vitlab.data.augment import Augment, mix
 from vitlab.data.loader import Batch
@@ -194,9 +195,23 @@ def train_step(
     return total
 
 
-def _attention(speed: Speed) -> AbstractContextManager:
-    """Inside, attention has the kernel of `speed`, or fails where that cannot compute it."""
-    return sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if speed.attention == "cudnn" else nullcontext()
+ATTENTION = {"cudnn": SDPBackend.CUDNN_ATTENTION}
+
+
+@contextmanager
+def _attention(speed: Speed) -> Iterator[None]:
+    """Inside, attention has the kernel of `speed`, or fails where that cannot compute it.
+
+    What is compiled inside is not kept on the disk by AOTAutograd, whose cache (torch 2.11 to 2.14 at least) does not
+    know the kernel from PyTorch's own choice: each would be given the other's graph. Inductor's cache does.
+    """
+    if speed.attention == "default":
+        yield
+        return
+    from torch._functorch import config
+
+    with sdpa_kernel(ATTENTION[speed.attention]), config.patch(enable_autograd_cache=False):
+        yield
 
 
 def _num_classes(network: nn.Module) -> int:
@@ -231,10 +246,34 @@ def _refuse(smallest: int) -> int:
     )
 
 
-def limit_memory(device: torch.device, device_share: float) -> None:
-    """Let this process take no more than its share of a GPU's memory, so that none takes another's."""
+CONTEXT_BYTES = 700_000_000
+"""What each process takes of a GPU's memory for CUDA itself, outside of PyTorch's count: on an H100 500 to 600 MB."""
+
+
+def memory_of(device: torch.device, device_share: float) -> int:
+    """Bytes of a GPU's memory that a process with this share of it may take. Raises ConfigError where none are left."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    if device_share >= 1:
+        return total
+    if (own := int(device_share * total) - CONTEXT_BYTES) > 0:
+        return own
+    raise ConfigError(
+        "study.cells_per_device",
+        f"{round(1 / device_share)} cells do not fit on a GPU of {total / 1e9:.0f} GB: each takes "
+        f"{CONTEXT_BYTES / 1e9:.1f} GB before it has any weights",
+    )
+
+
+def limit_to_share(device: torch.device, device_share: float) -> None:
+    """Let this process take no more than its share of a GPU's memory, so that none takes another's; and, to compile,
+    of the cores."""
     if device.type == "cuda" and device_share < 1:
-        torch.cuda.set_per_process_memory_fraction(0.95 * device_share, device)
+        own = memory_of(device, device_share) / memory_of(device, 1)
+        torch.cuda.set_per_process_memory_fraction(own, device)
+        from torch._inductor import config
+
+        most = config.compile_threads or 1
+        config.compile_threads = max(1, min(most, int(usable_cores() * device_share)))
 
 
 def seconds_of_steps(
@@ -273,8 +312,7 @@ def _fits(model: nn.Module, cell: CellConfig, size: int, device: torch.device, d
         with autocast(device, cell.recipe.precision):
             loss = F.cross_entropy(model(images).float(), torch.zeros(size, dtype=torch.int64, device=device))
         loss.backward()
-        total = torch.cuda.get_device_properties(device).total_memory
-        return torch.cuda.max_memory_reserved(device) < 0.9 * device_share * total
+        return torch.cuda.max_memory_reserved(device) < 0.9 * memory_of(device, device_share)
     except torch.cuda.OutOfMemoryError:
         return False
     finally:

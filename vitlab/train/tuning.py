@@ -176,7 +176,8 @@ class Rig:
         self.size, self.parts, self.num_classes = micro_batch, min(parts, 2), num_classes
         self.accumulates, self.refused = parts > 1, dict[str, str]()
         self.built: tuple[Speed, nn.Module, Update, DropPathMasks] | None = None
-        self.stop, self.limit, self.began = stop, limit, time.perf_counter()
+        self.stop, self.limit = stop, limit
+        self.began = time.perf_counter()  # of a trial, once it has waited for those of others
         self.tried: Found = {}
         on_gpu = device.type == "cuda"
         self.needs_cuda = None if on_gpu else "not tried: needs CUDA"
@@ -186,7 +187,7 @@ class Rig:
     def choose_rounding(self) -> Choosing:
         """As written; compiled; cuDNN's attention; tuned kernels; the compiled update; CUDA graphs. Each is tried
         together with what was best before it."""
-        self.tried, best = {}, AS_WRITTEN
+        self.tried, self.began, best = {}, time.perf_counter(), AS_WRITTEN
         several = "not tried: with several processes" if self.world.size > 1 else None
         optimizer = self.cell.recipe.optimizer
         other = None if optimizer in OWN_OPTIMIZERS else f"not tried: recipe.optimizer={optimizer}"
@@ -203,7 +204,8 @@ class Rig:
 
     def choose_augmentation(self, step: Speed) -> Choosing:
         """This condition's operations compiled, and on a stream of their own, in a step of this rounding."""
-        self.tried, self.refused, best, condition = {}, {}, step, self.cell.augment
+        self.tried, self.refused, self.began, condition = {}, {}, time.perf_counter(), self.cell.augment
+        best = step
         if self.needs_cuda is None:
             yield from self._try("with augmentation", step, condition)
         skip = self.needs_cuda or self.not_compiled
