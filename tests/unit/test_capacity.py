@@ -7,7 +7,7 @@ import pytest
 
 from vitlab.config import ConfigError
 from vitlab.study import capacity as module
-from vitlab.study.capacity import capacity, idle_gpus, require_devices
+from vitlab.study.capacity import Capacity, capacity, idle_gpus, require_devices
 
 UUIDS = [f"GPU-{i}f1e0000-1111-2222-3333-444455556666" for i in range(4)]
 
@@ -115,6 +115,17 @@ def test_several_cells_on_each_device(compose_config, monkeypatch, nvidia_smi):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     one = capacity(compose_config("study.cells_per_device=3", "device=cpu"))
     assert (one.cells, one.gpus, one.reason) == (3, (), "study.cells_per_device=3: one device, the CPU")
+
+
+@pytest.mark.parametrize(
+    ("at_once", "each", "cells", "together"),
+    [(8, 4, 99, 4), (8, 4, 3, 2), (8, 4, 1, 1), (1000, 1000, 3, 3), (2, 4, 9, 2), (6, 4, 9, 3), (4, 1, 9, 1)],
+)  # fmt: skip
+def test_cells_on_a_device_at_the_same_time(at_once, each, cells, together):
+    found = Capacity(at_once, (), "", each)
+    assert found.together(cells) == together
+    places = [slot % -(-at_once // each) for slot in range(min(at_once, cells))]
+    assert max(places.count(place) for place in places) == together
 
 
 def test_more_cells_than_devices_hold_are_refused_with_what_is_accepted(compose_config, monkeypatch):

@@ -89,9 +89,9 @@ def test_time_on_the_clock_knows_places_and_stages(requests_for, tmp_path):
 def test_disk_is_told_before_anything_was_trained(requests_for):
     """ViT-Ti/16: 5,717,416 parameters, AdamW's two moments, last and best."""
     plan = build_plan(requests_for(["experiment=table3_3"]), "s")
-    assert f"disk: about {5_717_416 * 4 * 3 * 2 / 1e6:,.0f} MB of " in text_of(plan)
+    assert f"disk: about {5_717_416 * 4 * 3 * 2 / 1e6:,.1f} MB of " in text_of(plan)
     averaged = build_plan(requests_for(["experiment=table3_3", "recipe.ema_decay=0.9", "recipe.keep_every=150"]), "s")
-    assert f"disk: about {5_717_416 * 4 * 4 * 5 / 1e6:,.0f} MB of " in text_of(averaged)
+    assert f"disk: about {5_717_416 * 4 * 4 * 5 / 1e6:,.1f} MB of " in text_of(averaged)
 
 
 def test_every_cell_says_where_it_stands(requests_for, tmp_path):

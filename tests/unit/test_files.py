@@ -11,7 +11,7 @@ import torch
 
 from vitlab.config import ConfigError
 from vitlab.core import archives, files
-from vitlab.core.files import MOST_BYTES, DiskError, clean_name, is_locked, locked, require_name, text_of
+from vitlab.core.files import MOST_BYTES, DiskError, clean_name, in_units, is_locked, locked, require_name, text_of
 
 WRITERS = {
     "text": lambda path: files.write_text(path, "new 新しい\n"),
@@ -211,6 +211,15 @@ def test_a_long_sweep_gets_a_short_name(requests_for):
              for values in ((0, 1, 0.1, 0, 0, 1, 20, 0, 256), (0.1, 2, 0.2, 0.1, 0.1, 2, 30, 0.1, 512))]  # fmt: skip
     requests = requests_for(*lists)
     require_name("study.name", study_name(requests[0].config, requests))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 KB"), (55_296, "55.3 KB"), (999_949, "999.9 KB"),
+     (999_950, "1.0 MB"), (154_140_672, "154.1 MB"), (7.5e9, "7.5 GB"), (3.4e11, "340.0 GB"), (2.5e12, "2,500.0 GB")],
+)  # fmt: skip
+def test_bytes_in_units_that_show_them(count, text):
+    assert in_units(count) == text
 
 
 def test_names_of_files_become_text():

@@ -179,7 +179,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 def test_a_disk_that_will_be_too_small_is_told_before(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(DiskError, match=r"0\.1 MB are needed and 0\.0 MB are free"):
+    with pytest.raises(DiskError, match=r"are needed and 10\.0 KB are free"):
         prepared(tmp_path)
 
 

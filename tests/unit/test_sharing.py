@@ -70,7 +70,7 @@ def test_cells_of_a_seed_and_size_share_whatever_comes_after_the_crop(planned):
     groups = [[c.name.split("/")[0] for c in group] for group in groups_of(plan.cells)]
     assert [len(g) for g in groups] == [4, 3]
     assert crops_shared_by(planned(["seed=0"], shared=("study.share_loader=false",)).cells[0]) is None
-    assert window_words(plan.cells[:2]) == "1,024 images, 3 MB"
+    assert window_words(plan.cells[:2]) == "1,024 images, 3.1 MB"
 
 
 def test_data_in_memory_need_no_loader(requests_for):
@@ -87,7 +87,7 @@ def test_groups_start_together_and_wait_for_the_end_of_the_one_before(planned):
         first = sharing.choose(plan.todo, 2, view.cells)[0]
         given = sharing.begin(first)
         assert [g.member for g in given] == [0, 1] and given[0].ring is given[1].ring is not None
-        assert said == ["none/s0, mixup/s0: one loader, a window of 1,024 images, 3 MB [a]"]
+        assert said == ["none/s0, mixup/s0: one loader, a window of 1,024 images, 3.1 MB [a]"]
         left = [c for c in plan.todo if c not in first]
         sharing.end(first[0])
         assert sharing.groups[0].ring.members[0, STATE] == FREE
@@ -140,7 +140,10 @@ def test_without_memory_each_reads_for_itself(planned, monkeypatch):
     monkeypatch.setattr(module, "free_memory", lambda: 1000)
     with Sharing(plan, SimpleNamespace(Process=Process), view_of(plan, said)) as sharing:
         assert all(g.ring is None and not g.evaluation for g in sharing.begin(plan.todo))
-    assert "no memory (0.0 GB are needed" in said[0] and "cannot be (0 MB of memory are free)" in said[1]
+    assert (
+        "no memory (122.9 KB are needed, 1.0 KB are free)" in said[0]
+        and "cannot be (1.0 KB of memory are free)" in said[1]
+    )
 
 
 def test_free_memory_is_the_least_of_the_machines_and_the_groups(tmp_path):

@@ -72,6 +72,33 @@ def test_the_dry_run_says_what_fits(requests_for, monkeypatch):
         ]
 
 
+def test_the_dry_run_prices_the_cells_that_there_are(requests_for, monkeypatch):
+    monkeypatch.setattr("vitlab.study.trial.run_trial", lambda config: CPU)
+    cells = [[f"seed={seed}"] for seed in range(3)]
+    for words, refused in ((("study.cells_per_device=1000",), 0), (("study.cells_at_once=3",), 1)):
+        words = ("study.cells_per_device=2", "device=cpu", "study.dry_run=true", *words)
+        lines = plan_lines(build_plan(requests_for(*cells, shared=words), "s"))
+        together = next(line for line in lines if line.startswith("training alone"))
+        assert f", {2 if refused else 3} on a device (" in together
+        assert [line for line in lines if "NOT ENOUGH" in line] == refused * [
+            "devices: NOT ENOUGH on this machine: 3 cells, 2 on a device, need 2 devices, and there is 1, the CPU; "
+            "give study.cells_at_once=2 or study.cells_per_device=3"
+        ]
+
+
+def test_the_memory_of_images_to_evaluate_on_is_written_in_units_that_show_it(requests_for, monkeypatch):
+    words = ("study.keep_evaluation=true", "dataset=folder", "dataset.num_classes=2", "dataset.name=p",
+             "dataset.num_train=640", "dataset.num_eval=40", "model.image_size=16", "device=cpu")  # fmt: skip
+    plan = build_plan(requests_for([], shared=words), "s")
+    for free, said in ((2 * 10**9, ""), (10**4, ": NOT ENOUGH, they are decoded each time")):
+        monkeypatch.setattr("vitlab.study.estimate.free_memory", lambda free=free: free)
+        (line,) = [line for line in plan_lines(plan) if line.startswith("memory")]
+        there = "2.0 GB" if free > 10**6 else "10.0 KB"
+        assert line == f"memory: 30.7 KB of {there} that are free keep the images to evaluate on{said}"
+    away = build_plan(requests_for([], shared=words), "s", trains_here=False)
+    assert "memory: 30.7 KB of each job's keep the images to evaluate on" in plan_lines(away)
+
+
 def test_auto_is_what_the_trial_finds(requests_for, monkeypatch):
     monkeypatch.setattr("vitlab.study.trial.run_trial", lambda config: CPU)
     words = ("study.cells_per_device=auto", "device=cpu", "dataset=folder", "dataset.num_classes=2", "dataset.name=p",
@@ -84,7 +111,7 @@ def test_auto_is_what_the_trial_finds(requests_for, monkeypatch):
     alone = images / CPU.images_per_second(1, 1)
     lines = [line for line in plan_lines(plan) if "one loader" in line or "alone" in line]
     assert lines[0].startswith(
-        "one loader for cells that train at once and see the same crops (1,024 images, 154 MB): "
+        "one loader for cells that train at once and see the same crops (1,024 images, 154.1 MB): "
     )
     assert lines[0].endswith("): none/s0, mixup/s0, erase/s0")
     assert lines[1].startswith(f"training alone: about {alone / 3600:.3g} device-hours, one cell at a time; shared: ")

@@ -16,7 +16,7 @@ import torch
 from vitlab.cli.outputs import is_pack, read_places, require_folder
 from vitlab.config import Config, ConfigError, DatasetConfig, build
 from vitlab.core.archives import save_arrays
-from vitlab.core.files import DiskError, locked, make_folder, remove_parts, write_text, written_whole
+from vitlab.core.files import DiskError, in_units, locked, make_folder, remove_parts, write_text, written_whole
 from vitlab.core.integrity import DamagedError, file_digest, misfit, read_mapping, sealed
 from vitlab.core.processes import worker_pool
 from vitlab.data.crop import resize_crops
@@ -82,7 +82,7 @@ def run_pack(config: Config) -> list[str]:
     left_out = f", {bad} bad ones left out" * bool(bad)
     return [
         *about_files,
-        f"pack of {dataset.name}: {counts} images, {size / 1e9:.2f} GB in {folder}{left_out}",
+        f"pack of {dataset.name}: {counts} images, {in_units(size)} in {folder}{left_out}",
         f"train from it: python run.py dataset={config.labels.get('dataset', dataset.name)} dataset.pack={folder}",
     ]
 
@@ -98,7 +98,7 @@ def _pack_files(splits: Mapping[str, Source], dataset: DatasetConfig, folder: Pa
     name = config.labels.get("dataset", dataset.name)
     name += "" if name == dataset.name else f" dataset.name={dataset.name}"
     return [
-        f"pack of the files of {dataset.name}: {counts} images, {size / 1e9:.2f} GB in {folder}",
+        f"pack of the files of {dataset.name}: {counts} images, {in_units(size)} in {folder}",
         f"train from it: python run.py dataset={name} dataset.root={folder}",
     ]
 

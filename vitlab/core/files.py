@@ -32,6 +32,14 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitlab"
 
 
+def in_units(count: float) -> str:
+    """A number of bytes as people read it: `7.5 GB`, `1.2 MB`, `55.3 KB`, `12 bytes`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if count >= 0.99995 * unit:  # what would be written as 1000.0 of the next one
+            return f"{count / unit:,.1f} {name}"
+    return f"{count:.0f} bytes"
+
+
 def free_space(folder: Path) -> int:
     """Free bytes on the disk of `folder`, which need not exist yet."""
     return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
@@ -41,7 +49,7 @@ def require_space(folder: Path, needed: int) -> None:
     """Raise DiskError where the disk of `folder` has less than `needed` bytes free."""
     free = free_space(folder)
     if needed > free:
-        raise DiskError(f"{folder}: {needed / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free; make room")
+        raise DiskError(f"{folder}: {in_units(needed)} are needed and {in_units(free)} are free; make room")
 
 
 def make_folder(folder: Path) -> Path:

@@ -27,6 +27,11 @@ class Capacity:
     """Where the number of cells comes from, for the plan."""
     per_device: int = 1
 
+    def together(self, cells: int) -> int:
+        """How many of `cells`, all that there are to train, are on one device at the same time at most."""
+        places = -(-self.cells // self.per_device)
+        return -(-min(self.cells, max(1, cells)) // places)
+
     def devices_of(self, slot: int, devices: int) -> tuple[str, ...]:
         """The GPUs of the cell in a slot, of `devices` each: neighbours are on different ones, while there are any."""
         place = slot % -(-self.cells // self.per_device)

@@ -7,17 +7,18 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from vitlab.config import CellConfig, ModelConfig, options
+from vitlab.config import CellConfig, ConfigError, ModelConfig, options
 from vitlab.config.choices import count_parameters
 from vitlab.core.device import free_memory
-from vitlab.core.files import free_space
+from vitlab.core.files import free_space, in_units
 from vitlab.core.metrics import PRIMARY
 from vitlab.data.order import pixel_bytes
+from vitlab.study.capacity import require_devices
 from vitlab.study.cell import cell_of
 from vitlab.study.cost import Price, kind_here, measuring_command, price, throughputs, wall_seconds
 from vitlab.study.plan import Plan, PlannedCell, counted, planned_steps
 from vitlab.study.progress import duration, shortened
-from vitlab.study.sharing import evaluation_sets, groups_of, window_words
+from vitlab.study.sharing import evaluation_sets, groups_of, window_bytes, window_words
 
 RECOMMENDED_SEEDS = 5
 """With three the intervals are twice as wide (benchmarks/RESULTS.md): each row's scatter comes from its own seeds."""
@@ -111,13 +112,23 @@ def _price(plan: Plan, prices: dict[str, Price], here: str | None) -> list[str]:
         lines.append(
             f"price: about {total:,.2f} {_unit(prices[priced[0].id])}, {wall} with {how} (measured by {origin})"
         )
-    lines += _shared(plan, todo)
+    lines += [*_lacking(plan), *_shared(plan, todo)]
     disk = sum(prices[c.id].disk_bytes or 0 for c in todo)
     if disk:
         free = free_space(plan.output_dir)
         short = "" if disk < free else ": NOT ENOUGH"
-        lines.append(f"disk: about {_bytes(disk)} of {_bytes(free)} that are free{short}")
+        lines.append(f"disk: about {in_units(disk)} of {in_units(free)} that are free{short}")
     return lines + _unmeasured(todo, prices, here)
+
+
+def _lacking(plan: Plan) -> list[str]:
+    """What the cells that train at once need more of than this machine has, for which it would refuse to train them."""
+    try:
+        if plan.trains_here:
+            require_devices(plan.cells[0].config, plan.capacity)
+    except ConfigError as error:
+        return [f"devices: NOT ENOUGH on this machine: {error.text}"]
+    return []
 
 
 def _shared(plan: Plan, todo: list[PlannedCell]) -> list[str]:
@@ -127,20 +138,23 @@ def _shared(plan: Plan, todo: list[PlannedCell]) -> list[str]:
     if groups:
         shown = "; ".join(_some_names(group) for group in groups[:3])
         more = f"; and {len(groups) - 3} groups more" if len(groups) > 3 else ""
-        window = max((window_words(group) for group in groups), key=len)
+        window = window_words(max(groups, key=window_bytes))
         lines.append(f"one loader for cells that train at once and see the same crops ({window}): {shown}{more}")
     if kept := sum(pixel_bytes(count, side) for (_, side), count in evaluation_sets(todo).items()):
-        lines.append(f"memory: {_bytes(kept)} of {_bytes(free_memory())} that are free keep the images to evaluate on")
+        free = free_memory()
+        here, short = f" of {in_units(free)} that are free", ": NOT ENOUGH, they are decoded each time" * (kept > free)
+        where, short = (here, short) if plan.trains_here else (" of each job's", "")
+        lines.append(f"memory: {in_units(kept)}{where} keep the images to evaluate on{short}")
     setting = todo[0].config.study
     if capacity and setting.cells_per_device is not None and (setting.dry_run or setting.cells_per_device == "auto"):
         images = sum(planned_steps(c) * cell_of(c.config).recipe.batch_size for c in todo)
         sharing, trial = max(map(len, groups), default=1), plan.trial
-        alone, together = trial.images_per_second(1, 1), trial.images_per_second(capacity.per_device, sharing)
         unit = "GPU-hours" if trial.on_gpu else "device-hours"
-        each, why = capacity.per_device, trial.why(capacity.per_device, sharing)
+        each = capacity.together(len(todo))
+        alone, together = trial.images_per_second(1, 1), trial.images_per_second(each, sharing)
         lines.append(
             f"training alone: about {images / alone / 3600:,.3g} {unit}, one cell at a time; shared: about "
-            f"{images / together / 3600:,.3g}, {each} on a device ({why})"
+            f"{images / together / 3600:,.3g}, {each} on a device ({trial.why(each, sharing)})"
         )
         if each > trial.fitting:
             lines.append(
@@ -174,10 +188,6 @@ def _unmeasured(todo: list[PlannedCell], prices: dict[str, Price], here: str | N
 
 def _unit(cost: Price) -> str:
     return "device-hours" if cost.source and "CPU" in cost.source.device_name else "GPU-hours"
-
-
-def _bytes(number: int) -> str:
-    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
 
 
 def _detectable(plan: Plan) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 from vitlab.config import CellConfig, Config, ConfigError, DatasetConfig, check_cell, find_checkpoint
 from vitlab.config.effects import idle_among, idle_fields, require_effect, settle
 from vitlab.core.errors import UserError, as_user_error
+from vitlab.core.files import in_units
 from vitlab.core.hub import in_cache, look_up, named_on_hub
 from vitlab.core.wandb import require_accepted_key, require_key
 from vitlab.data.sources.catalogue import describe_changes, known_data, other_name, resolve_class_list
@@ -298,7 +299,7 @@ def _not_yet_here(path: str) -> str | None:
     if Path(path).exists() or (on_hub := named_on_hub(path)) is None or in_cache(on_hub) is not None:
         return None
     found = look_up(on_hub, "pretrain.path")
-    return f"{found.name}: {found.size / 1e6:,.1f} MB, downloaded before the first cell that starts from it"
+    return f"{found.name}: {in_units(found.size)}, downloaded before the first cell that starts from it"
 
 
 def _with_class_list(config: Config, resolve: Resolve = resolve_class_list) -> Config:

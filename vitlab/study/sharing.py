@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.core.device import free_memory, usable_cores
-from vitlab.core.files import make_folder
+from vitlab.core.files import in_units, make_folder
 from vitlab.core.integrity import DamagedError
 from vitlab.data.order import (
     CHUNK,
@@ -81,10 +81,14 @@ def window_of(cells: Sequence[PlannedCell]) -> tuple[int, int]:
     return length, window_for(max(content.recipe.batch_size for content in contents), length)
 
 
+def window_bytes(cells: Sequence[PlannedCell]) -> int:
+    """The memory that the window of a group takes."""
+    return pixel_bytes(window_of(cells)[1] * CHUNK, cell_of(cells[0].config).model.image_size)
+
+
 def window_words(cells: Sequence[PlannedCell]) -> str:
     """How large the window of a group is: `1,024 images, 154 MB`."""
-    images = window_of(cells)[1] * CHUNK
-    return f"{images:,} images, {pixel_bytes(images, cell_of(cells[0].config).model.image_size) / 1e6:,.0f} MB"
+    return f"{window_of(cells)[1] * CHUNK:,} images, {in_units(window_bytes(cells))}"
 
 
 def evaluation_sets(cells: Sequence[PlannedCell]) -> dict[tuple[Any, int], int]:
@@ -115,7 +119,7 @@ class Sharing:
         needed = sum(pixel_bytes(count, side) for (_, side), count in sets.items())
         try:
             if needed > free_memory():
-                raise OSError(f"{needed / 1e9:,.1f} GB are needed, {free_memory() / 1e9:,.1f} GB are free")
+                raise OSError(f"{in_units(needed)} are needed, {in_units(free_memory())} are free")
             self.evaluation = tuple(EvaluationMemory(data, side, count) for (data, side), count in sets.items())
         except OSError as error:
             self.view.say(f"study.keep_evaluation: no memory ({error}); images to evaluate on are decoded each time")
@@ -145,7 +149,7 @@ class Sharing:
 
     def begin(self, cells: Sequence[PlannedCell]) -> list[Given]:
         """What each of the cells, which start together, is given."""
-        share = 1 / self.plan.capacity.per_device
+        share = 1 / self.plan.capacity.together(len(self.plan.todo))
         alone = [Given(evaluation=self.evaluation, device_share=share)] * len(cells)
         crops = crops_shared_by(cells[0])
         if len(cells) < 2 or crops is None:
@@ -155,7 +159,7 @@ class Sharing:
         words = f"{', '.join(cell.name for cell in cells)}: one loader, a window of {window_words(cells)}"
         try:
             if 2 * pixel_bytes(window * CHUNK, crops.image_size) > free_memory():
-                raise OSError(f"{free_memory() / 1e6:,.0f} MB of memory are free")
+                raise OSError(f"{in_units(free_memory())} of memory are free")
             ring = Ring(crops, length, len(cells) * devices, window)
         except OSError as error:
             self.view.say(f"{words}: cannot be ({error}); each reads for itself")

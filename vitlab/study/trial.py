@@ -22,7 +22,7 @@ from typing import Any
 from vitlab.config import Config, ConfigError
 from vitlab.core.device import free_memory, usable_cores
 from vitlab.core.errors import as_user_error
-from vitlab.core.files import make_folder, write_text
+from vitlab.core.files import in_units, make_folder, write_text
 from vitlab.core.integrity import DamagedError, read_mapping, sealed
 from vitlab.core.plugins import import_plugins
 from vitlab.core.processes import end_with_parent
@@ -104,8 +104,8 @@ class Trial:
         return (
             f"one cell trains {self.images_per_second(1, 1):,.0f} images/s, {cells} together "
             f"{self.images_per_second(cells, sharing):,.0f}; "
-            f"an image takes {1e3 * alone:.2g} ms to train on, {reading}; {self.cell_bytes / 1e9:.1f} GB a cell of "
-            f"{self.free_bytes / 1e9:,.0f} GB; a trial of {self.seconds:.0f} s"
+            f"an image takes {1e3 * alone:.2g} ms to train on, {reading}; {in_units(self.cell_bytes)} a cell of "
+            f"{in_units(self.free_bytes)}; a trial of {self.seconds:.1f} s"
         )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from vitlab.config import FractalConfig, build
 from vitlab.core.device import usable_cores
 from vitlab.core.errors import UserError
-from vitlab.core.files import DiskError, locked, make_folder, remove_parts, require_space, written_whole
+from vitlab.core.files import DiskError, in_units, locked, make_folder, remove_parts, require_space, written_whole
 from vitlab.core.terminal import progress_bar
 from vitlab.data.formula.geometry import NUM_VARIANTS, build_geometry, resampled_geometry
 from vitlab.data.formula.render import pack
@@ -107,8 +107,8 @@ class GeometryCache:
                 codes = build_geometry(category, image_size=size, num_points=points)
             write_sealed(self._file(number), self._about(number), pack(codes))
 
-        size = len(missing) * int(np.prod(self._shape)) / 1e6
-        label = f"FractalDB: geometry ({size:,.0f} MB in {self.folder})"
+        size = len(missing) * int(np.prod(self._shape))
+        label = f"FractalDB: geometry ({in_units(size)} in {self.folder})"
         with ThreadPoolExecutor(threads) as pool, progress_bar(label, len(missing)) as advance:
             try:
                 for _ in pool.map(compute, missing):

@@ -19,6 +19,7 @@ import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.core.errors import UserError
+from vitlab.core.files import in_units
 from vitlab.core.terminal import progress_bar
 from vitlab.data.sources.class_folders import TRAINED, synset_of
 from vitlab.data.sources.containers import BadImageError, Names, Ranges, State, state_of
@@ -55,7 +56,7 @@ def require_random_reads(layout: object) -> None:
     if isinstance(layout, ParquetLayout) and not layout.in_memory:
         raise ConfigError(
             "dataset.root",
-            f"{layout.root} holds parquet files, {sum(s.bytes for s in layout.states) / 1e9:,.1f} GB, from which no "
+            f"{layout.root} holds parquet files, {in_units(sum(s.bytes for s in layout.states))}, from which no "
             "image can be read without its neighbours, and which do not fit in memory; take the files out once, byte "
             "for byte, with the same data set and task=pack pack.format=files pack.path=FOLDER, then train with "
             "dataset.root=FOLDER",

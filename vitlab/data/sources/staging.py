@@ -25,7 +25,7 @@ import numpy as np
 
 from vitlab.config import ConfigError, DatasetConfig
 from vitlab.config.paths import expanded
-from vitlab.core.files import DiskError, clean_name, free_space, locked, make_folder, text_of
+from vitlab.core.files import DiskError, clean_name, free_space, in_units, locked, make_folder, text_of
 from vitlab.data.sources.containers import LooseFiles, Ranges, State, state_of
 from vitlab.data.sources.pack import PackSource
 from vitlab.data.sources.staged_file import StagedFile, original_of
@@ -152,8 +152,8 @@ def _require_room(dataset: DatasetConfig, folder: Path, files: Sequence[StagedFi
     if needed > free:
         raise ConfigError(
             "dataset.stage",
-            f"{_counted(files)} of {dataset.name} are to be copied to {folder.parent}, of which {_size(needed)} are "
-            f"not there yet, and {_size(free)} are free; make room, name a folder of another disk, or leave "
+            f"{_counted(files)} of {dataset.name} are to be copied to {folder.parent}, of which {in_units(needed)} are "
+            f"not there yet, and {in_units(free)} are free; make room, name a folder of another disk, or leave "
             "dataset.stage out",
         )
 
@@ -208,7 +208,7 @@ def _copy(
         return  # whoever had the lock before has copied them
     _require_room(dataset, folder, todo)
     total, missing = sum(file.original.bytes for file in todo), sum(file.missing() for file in todo)
-    notes = [f"{_size(total - missing)} of them are there"] * (missing < total)
+    notes = [f"{in_units(total - missing)} of them are there"] * (missing < total)
     notes += [f"{len(damaged)} copies are damaged"] * bool(damaged)
     if os.stat(folder).st_dev == os.stat(todo[0].original.path).st_dev:
         notes.append("both lie on one file system, so that reading gets no faster")
@@ -219,10 +219,12 @@ def _copy(
         copied += sum(fresh for fresh, _ in results)
         done += sum(length for _, length in results)
         rate = copied / max(time.monotonic() - began, 1e-3)
-        yield Report(f"copying {dataset.name}: {_size(done)} of {_size(total)}, {_size(rate)}/s")
+        yield Report(f"copying {dataset.name}: {in_units(done)} of {in_units(total)}, {in_units(rate)}/s")
     seconds = max(time.monotonic() - began, 1e-3)
-    yield Report(f"copied {_size(copied)} of {dataset.name} in {seconds:,.1f} s ({_size(copied / seconds)}/s) and read "
-                 "them back", "screen")  # fmt: skip
+    rate = in_units(copied / seconds)
+    yield Report(
+        f"copied {in_units(copied)} of {dataset.name} in {seconds:,.1f} s ({rate}/s) and read them back", "screen"
+    )
 
 
 def _begun(file: StagedFile) -> range:
@@ -266,11 +268,4 @@ def _in_threads(jobs: Iterator[Callable[[], Any]]) -> Iterator[list[Any]]:
 
 def _counted(files: Sequence[StagedFile]) -> str:
     noun = "file" if len(files) == 1 else "files"
-    return f"{len(files):,} {noun}, {_size(sum(file.original.bytes for file in files))}"
-
-
-def _size(count: float) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if count >= unit:
-            return f"{count / unit:,.1f} {name}"
-    return f"{count / 1e3:,.1f} KB"
+    return f"{len(files):,} {noun}, {in_units(sum(file.original.bytes for file in files))}"
