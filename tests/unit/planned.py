@@ -21,14 +21,14 @@ def begin(folder, config, part="cell", name="x"):
     return record
 
 
-def finish(folder, config, part="cell", top1=90.0, seconds=13.0, rate=2000.0, **origin):
-    """A finished record, as a run of so many seconds leaves it."""
+def finish(folder, config, part="cell", top1=90.0, seconds=13.0, rate=2000.0, sharing=1, **origin):
+    """A finished record, as a run of so many seconds on a device that so many cells shared leaves it."""
     record = begin(folder, config, part)
     record.write("provenance.json", {"commit": "abc", "dirty": False, "packages": {}, "device_name": "X"} | origin)
     figures = {"epoch": 18, "top1": top1, "top5": 99.0, "loss": 0.3}
     record.write("result.json", {
         "schema_version": 1, "id": record.id, "last": figures, "best": figures, "ema": None, "num_train": 1437,
         "num_eval": 360, "num_parameters": 155018, "images_per_second": rate,
-        "wall_seconds": seconds, "device_seconds": seconds,
+        "wall_seconds": seconds, "device_seconds": seconds / sharing,
     })  # fmt: skip
     return record

@@ -3,9 +3,10 @@
 import dataclasses
 import re
 
+import pytest
 from planned import begin, finish, with_study
 
-from vitlab.study.cost import Price, wall_seconds
+from vitlab.study.cost import Price, price, throughputs, wall_seconds
 from vitlab.study.estimate import plan_lines
 from vitlab.study.identity import identity
 from vitlab.study.plan import build_plan
@@ -59,6 +60,25 @@ def test_evaluations_are_priced_by_themselves(requests_for, tmp_path):
     finish(tmp_path, requests[0].config, seconds=40.5, rate=18 * 44 * 32 / 22.5)
     lines = plan_lines(build_plan(requests, "s"))
     assert "about 40 s" in lines[1] and "about 28 s" in lines[2]
+
+
+def test_cells_that_shared_a_device_cost_their_part_of_it(requests_for, tmp_path):
+    """13 s with three others are 3.25 device-seconds."""
+    requests = requests_for(*[[f"seed={seed}"] for seed in range(5)])
+    finish(tmp_path, requests[0].config, sharing=4)
+    plan = build_plan(requests, "s")
+    assert plan_lines(plan)[1].endswith(" 0.00 GPU-hours  about 3 s")
+    assert wall_of(plan, 2) == pytest.approx(6.5, abs=0.1)
+    together = [dataclasses.replace(r, config=with_study(r.config, cells_per_device=4)) for r in requests]
+    plan = build_plan(together, "s")
+    assert plan_lines(plan)[1].endswith(" 0.00 GPU-hours  about 13 s")
+    assert wall_of(plan, 4) == pytest.approx(13, abs=0.1)
+
+
+def wall_of(plan, at_once):
+    known = throughputs(plan)
+    prices = {cell.id: price(plan, cell, known, None) for cell in plan.cells}
+    return wall_seconds(plan.todo, prices, at_once)
 
 
 def test_a_cell_cut_short_costs_what_is_left_of_it(requests_for, tmp_path):

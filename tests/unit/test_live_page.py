@@ -243,6 +243,17 @@ def test_device_hours_come_from_the_nearest_cell_that_was_measured(study, reques
     assert other.to_come == pytest.approx(2 * (found[fourth].to_come or 0)), "measured in another study"
 
 
+def test_cells_that_share_a_device_spend_their_part_of_it(study, tmp_path):
+    first, second = (cell.id for cell in study.cells[:2])
+    record = begin(tmp_path, study.cells[0].config)
+    record.write("provenance.json", {"devices": 1})
+    record.append_row(row(2) | {"device_seconds": 18.0})
+    found = Accounts(tmp_path).of(status(tmp_path, "s")[0])
+    assert (found[first].spent, found[first].to_come) == (18, pytest.approx(72)), "a quarter of 72 s, and of 288 s"
+    assert (found[first].devices, found[second].devices) == (0.25, pytest.approx(0.25))
+    assert found[second].to_come == pytest.approx(90)
+
+
 def test_a_process_of_its_own_writes_it(study, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(page_writer, "WAIT_SECONDS", 0.0)
     page, said = tmp_path / "studies/s.html", []

@@ -13,6 +13,8 @@ from vitlab.config import ConfigError
 from vitlab.core.errors import UserError
 from vitlab.core.files import DiskError
 from vitlab.core.integrity import NewerError
+from vitlab.data import shared
+from vitlab.data.ring import Given, Present
 from vitlab.data.sources.catalogue import resolve_class_list
 from vitlab.train.checkpoint import load_checkpoint, save_checkpoint
 from vitlab.train.events import DivergedError, EpochEnded, Interrupted
@@ -52,6 +54,30 @@ def test_yields_a_row_per_epoch_and_returns_the_result(compose_config, tmp_path)
     }
     again, same = drain(fit(config, config.cell, tmp_path))
     assert rows(again) == [] and same["last"] == result["last"]
+
+
+def test_a_cell_counts_its_part_of_a_device_that_it_shares(compose_config, tmp_path, monkeypatch):
+    config = compose_config("recipe.epochs=3", "recipe.warmup_epochs=1", "dataset.train_per_class=16")
+    present = Present(2)
+    monkeypatch.setattr(shared, "_given", Given(present=present, place=1))
+    present.cells[:] = 1, 4
+    training = fit(config, config.cell, tmp_path)
+    events = []
+    while len(ended := [e.row for e in events if isinstance(e, EpochEnded)]) < 2:
+        events.append(next(training))
+    assert [row["device_seconds"] / row["seconds"] for row in ended] == pytest.approx([0.25, 0.25])
+    training.close()
+    state = load_checkpoint(tmp_path / "last.pt")
+    assert state is not None and state["epoch"] == 1 and state["device_seconds"] == pytest.approx(state["seconds"] / 4)
+    present.cells[:] = 4, 1  # the others have ended
+    events, result = drain(fit(config, config.cell, tmp_path))
+    assert result["device_seconds"] == pytest.approx(result["wall_seconds"] - 0.75 * state["seconds"])
+
+    del state["device_seconds"]  # as versions wrote it in which cells shared no device
+    save_checkpoint(state, tmp_path / "last.pt")
+    events, result = drain(fit(config, config.cell, tmp_path))
+    assert result["device_seconds"] == pytest.approx(result["wall_seconds"])
+    assert "device_seconds" not in next(e.row for e in events if isinstance(e, EpochEnded))
 
 
 def test_stopping_anywhere_changes_nothing(compose_config, tmp_path):

@@ -178,6 +178,21 @@ def test_slots_of_a_device_are_not_neighbours():
     assert Capacity(3, (), "", per_device=3).devices_of(2, 1) == ()
 
 
+def test_cells_know_how_many_train_on_their_device(planned):
+    plan = planned(*SIX[:3:2], shared=("study.cells_per_device=2",))
+    plan.__dict__["capacity"] = Capacity(4, ("0", "1"), "", per_device=2)
+    with Sharing(plan, SimpleNamespace(Process=Process), view_of(plan, [])) as sharing:
+        given = sharing.begin(plan.todo)[0]
+        assert given.present is not None
+        sharing.count([0, 1, 2])
+        assert given.present.cells.tolist() == [2, 1], "slots 0 and 2 are on the first"
+        sharing.count([3])
+        assert given.present.cells.tolist() == [0, 1]
+    with Sharing(planned(*SIX[:3:2]), SimpleNamespace(Process=Process), view_of(plan, [])) as sharing:
+        sharing.count([0, 1])
+        assert sharing.begin(plan.todo)[0].present is None, "each cell has devices of its own"
+
+
 def test_the_view_shows_which_cells_share(planned):
     plan = planned(*SIX[:3:2])
     view = View(plan, io.StringIO())
@@ -217,7 +232,8 @@ def figures(folder):
     for file in sorted(folder.glob("*/metrics.jsonl")):
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         found[file.parent.name] = [
-            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows
+            {k: v for k, v in row.items() if k not in ("seconds", "device_seconds", "images_per_second")}
+            for row in rows
         ]
     return found
 

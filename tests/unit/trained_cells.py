@@ -11,7 +11,9 @@ def rows(cell: Path) -> list[dict]:
     file = cell / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     parsed = [json.loads(line) for line in lines if line.endswith("}")]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in parsed]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "device_seconds", "images_per_second")} for row in parsed
+    ]
 
 
 def origin(cell: Path) -> dict:

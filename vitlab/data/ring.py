@@ -296,6 +296,17 @@ class EvaluationMemory:
         return wanted == (self.dataset, self.image_size, len(self.images))
 
 
+class Present:
+    """How many cells train now on each of `places`, a place being the device, or the devices, of a cell."""
+
+    def __init__(self, places: int, memory: SharedMemory | None = None) -> None:
+        self.memory = memory or SharedMemory(8 * places)
+        self.cells = self.memory.array(0, (places,), np.int64)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Present, (len(self.cells), self.memory)
+
+
 @dataclass(frozen=True)
 class Given:
     """What the process that started this one shares with it. `member` is its first number in `ring`: rank 0's."""
@@ -305,3 +316,7 @@ class Given:
     evaluation: tuple[EvaluationMemory, ...] = ()
     device_share: float = 1.0
     """The share of the device's memory that is this cell's."""
+    present: Present | None = None
+    """None where cells have devices of their own."""
+    place: int = 0
+    """Which of the places of `present` is this cell's."""

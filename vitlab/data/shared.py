@@ -45,6 +45,11 @@ def device_share() -> float:
     return _given.device_share
 
 
+def cells_on_device() -> int:
+    """How many cells train on this process's device now, this one included."""
+    return 1 if _given.present is None else max(1, int(_given.present.cells[_given.place]))
+
+
 def share_crops(reader: Reader, recipe: RecipeConfig, rank: int) -> Reader:
     """`reader`, or one that takes from the ring that this process was given, where that holds these very crops."""
     ring = _given.ring

@@ -29,13 +29,20 @@ class Capacity:
 
     def together(self, cells: int) -> int:
         """How many of `cells`, all that there are to train, are on one device at the same time at most."""
-        places = -(-self.cells // self.per_device)
-        return -(-min(self.cells, max(1, cells)) // places)
+        return -(-min(self.cells, max(1, cells)) // self.places)
 
     def devices_of(self, slot: int, devices: int) -> tuple[str, ...]:
         """The GPUs of the cell in a slot, of `devices` each: neighbours are on different ones, while there are any."""
-        place = slot % -(-self.cells // self.per_device)
+        place = self.place_of(slot)
         return self.gpus[place * devices : (place + 1) * devices]
+
+    @property
+    def places(self) -> int:
+        """How many cells can have devices of their own."""
+        return -(-self.cells // self.per_device)
+
+    def place_of(self, slot: int) -> int:
+        return slot % self.places
 
 
 def capacity(config: Config, number: Callable[[], int] = lambda: 1) -> Capacity:

@@ -47,6 +47,11 @@ class Throughput:
     experiment: dict[str, Any]
     record: Record
 
+    @property
+    def devices(self) -> float:
+        """How many devices it had at a time, on average: less than one where cells shared one."""
+        return self.result["device_seconds"] / max(self.result["wall_seconds"], 1e-9) or 1.0
+
     @functools.cached_property
     def seconds_per_image(self) -> tuple[float, float]:
         """Device-seconds of an image that is trained on, and of one that is evaluated.
@@ -54,13 +59,12 @@ class Throughput:
         The first is the median of the epochs' rates; the second is what is left of the whole time.
         """
         recipe, result = self.experiment["recipe"], self.result
-        devices = max(1.0, result["device_seconds"] / max(result["wall_seconds"], 1e-9))
         try:
             rates = [row["images_per_second"] for row in self.record.rows() if "images_per_second" in row]
         except DamagedError:
             rates = []
         rates = rates or [result["images_per_second"]]
-        per_trained = devices / max(statistics.median(rates), 1e-9)
+        per_trained = self.devices / max(statistics.median(rates), 1e-9)
         length = epoch_length(result["num_train"], recipe["repeated_augmentation"])
         trained = recipe["epochs"] * (length // recipe["batch_size"]) * recipe["batch_size"]
         evaluated = _evaluations(recipe["epochs"], recipe["eval_every"], recipe.get("ema_decay")) * result["num_eval"]
@@ -105,8 +109,9 @@ def throughput_so_far(record: Record, content: CellConfig, row: Mapping[str, Any
         return None
     whole = experiment(content)
     result = {
-        "wall_seconds": seconds, "device_seconds": seconds * devices, "num_train": content.dataset.train_images,
-        "num_eval": _eval_images(content.dataset), "images_per_second": row["images_per_second"],
+        "wall_seconds": seconds, "device_seconds": device_seconds(row, devices),
+        "num_train": content.dataset.train_images, "num_eval": _eval_images(content.dataset),
+        "images_per_second": row["images_per_second"],
     }  # fmt: skip
     so_far = whole | {"recipe": whole["recipe"] | {"epochs": row["epoch"]}}
     return Throughput(
@@ -121,6 +126,11 @@ def throughput_so_far(record: Record, content: CellConfig, row: Mapping[str, Any
         so_far,
         record,
     )
+
+
+def device_seconds(row: Mapping[str, Any], devices: int) -> float:
+    """Device-seconds up to a row of metrics.jsonl that holds its time, of a cell on so many devices."""
+    return row.get("device_seconds", row["seconds"] * devices)
 
 
 def price(plan: Plan, cell: PlannedCell, known: Sequence[Throughput], here: str | None) -> Price:
@@ -138,7 +148,9 @@ def price(plan: Plan, cell: PlannedCell, known: Sequence[Throughput], here: str 
     if base is None:
         return Price(steps, None, None, disk, None)
     seconds = seconds_of(content, left, base)
-    return Price(steps, seconds, seconds / cell.config.devices, disk, base)
+    shares = plan.trains_here and cell.config.study.cells_per_device is not None
+    together = plan.capacity.together(len(plan.todo)) if shares else 1
+    return Price(steps, seconds, seconds * together / cell.config.devices, disk, base)
 
 
 def nearest(content: CellConfig, known: Sequence[Throughput], here: str | None) -> Throughput | None:

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ def run_locally(plan: Plan, view: View) -> dict[str, str]:
                     begun.add(cell.id)
                     running.append(_begin(cell, plan, context, free.pop(0), given))
                     view.status(cell.id, "running")
+            sharing.count(job.slot for job in running)
             for job in _ended(running, view):
                 running.remove(job)
                 sharing.end(job.cell)
@@ -178,6 +179,8 @@ def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, given: Given)
     gpus = plan.capacity.devices_of(slot, config.devices)
     if plan.code_of(cell) != plan.code:  # the fork server has today's code loaded
         context, given = mp.get_context("spawn"), Given(device_share=given.device_share)
+    elif given.present is not None:
+        given = replace(given, place=plan.capacity.place_of(slot))
     reader, writer = context.Pipe(duplex=False)
     folder = make_folder(plan.output_dir / cell.id)
     about = (config, plan.study, cell.name, folder / "log.txt", writer, given, gpus)

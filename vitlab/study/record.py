@@ -49,7 +49,7 @@ FIGURES: dict[str, Shape] = {"loss": any_number, "top1": percent, "top5": percen
 """An evaluation: mean cross-entropy in nats, accuracies in percent."""
 ROW: dict[str, Shape] = {
     "epoch": int, "step?": int, "train/loss?": any_number, "train/lr?": any_number, "images_per_second?": finite,
-    "seconds?": finite,
+    "seconds?": finite, "device_seconds?": finite,
 } | {f"{name}/{key}?": shape for name in ("eval", "eval_ema") for key, shape in FIGURES.items()}  # fmt: skip
 """A line of metrics.jsonl."""
 _ATTEMPT: dict[str, Shape] = {

@@ -10,7 +10,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from vitlab.data.order import (
     readers_for,
     window_for,
 )  # fmt: skip
-from vitlab.data.ring import JOINED, EvaluationMemory, Given, Ring
+from vitlab.data.ring import JOINED, EvaluationMemory, Given, Present, Ring
 from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.snapshot import importing_from
@@ -112,6 +113,8 @@ class Sharing:
         self.plan, self.context, self.view = plan, context, view
         self.groups: list[_Group] = []
         self.evaluation: tuple[EvaluationMemory, ...] = ()
+        shares = plan.cells[0].config.study.cells_per_device is not None
+        self.present = Present(plan.capacity.places) if shares else None
         self._begun = 0
 
     def __enter__(self) -> Sharing:
@@ -150,7 +153,7 @@ class Sharing:
     def begin(self, cells: Sequence[PlannedCell]) -> list[Given]:
         """What each of the cells, which start together, is given."""
         share = 1 / self.plan.capacity.together(len(self.plan.todo))
-        alone = [Given(evaluation=self.evaluation, device_share=share)] * len(cells)
+        alone = [Given(evaluation=self.evaluation, device_share=share, present=self.present)] * len(cells)
         crops = crops_shared_by(cells[0])
         if len(cells) < 2 or crops is None:
             return alone
@@ -169,7 +172,13 @@ class Sharing:
         group.alive = {cell.id for cell in cells}
         self.groups.append(group)
         self.view.say(f"{words} [{group.mark}]")
-        return [Given(ring, number * devices, self.evaluation, share) for number in range(len(cells))]
+        return [Given(ring, number * devices, self.evaluation, share, self.present) for number in range(len(cells))]
+
+    def count(self, slots: Iterable[int]) -> None:
+        """Say in which slots cells train now: a cell's device-seconds are its part of the device's time."""
+        if self.present is not None:
+            found = Counter(map(self.plan.capacity.place_of, slots))
+            self.present.cells[:] = [found[place] for place in range(len(self.present.cells))]
 
     def watch(self) -> None:
         """Replace reading processes that have died, and tell the view who shares what."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitlab.config import CellConfig, build
 from vitlab.core.errors import UserError
-from vitlab.study.cost import Throughput, nearest, seconds_of, throughput, throughput_so_far
+from vitlab.study.cost import Throughput, device_seconds, nearest, seconds_of, throughput, throughput_so_far
 from vitlab.study.record import Record, records
 from vitlab.study.status import Standing, StudyStatus
 from vitlab.study.studies import Entry
@@ -25,7 +25,8 @@ class Spending:
     """None where its record does not say."""
     to_come: float | None
     """None where no cell of its model has trained an epoch; 0 for a cell that has ended."""
-    devices: int = 1
+    devices: float = 1
+    """How many it has at a time; less than one where it shares one."""
 
 
 class _Speeds:
@@ -73,7 +74,8 @@ class Accounts:
             return Spending(speed.result["device_seconds"] if speed else None, 0.0)
         devices, row = self._devices(cell), cell.row or {}
         seconds = row.get("seconds")
-        spent = seconds * devices if isinstance(seconds, int | float) else None if row else 0.0
+        spent = device_seconds(row, devices) if isinstance(seconds, int | float) else None if row else 0.0
+        devices = spent / seconds if spent and seconds else devices
         if cell.state not in _COMING:
             return Spending(spent, 0.0, devices)
         content = self._content(cell.entry)
@@ -85,7 +87,8 @@ class Accounts:
         base = known.nearest(content) or going.nearest(content)
         if content is None or base is None:
             return Spending(spent, None, devices)
-        return Spending(spent, seconds_of(content, 1 - min(1.0, done / content.recipe.epochs), base), devices)
+        to_come = seconds_of(content, 1 - min(1.0, done / content.recipe.epochs), base)
+        return Spending(spent, to_come, base.devices if cell.state == "not begun" else devices)
 
     def _speed_of(self, record: Record) -> Throughput | None:
         if record.id not in self._finished:

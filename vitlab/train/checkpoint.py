@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,10 +39,21 @@ class TrainingProgress:
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
         self.epoch = self.step = 0
-        self.seconds = self.loss_sum = self.images_per_second = 0.0
+        self.seconds = self.device_seconds = self.loss_sum = self.images_per_second = 0.0
         self.last: dict[str, dict[str, float]] = {}
         self.best: dict[str, dict[str, float]] = {}
         self.bad_images: dict[str, dict[int, str]] = {"train": {}, "eval": {}}
+
+    def add_time(self, seconds: float, devices: int, sharing: float) -> None:
+        """Add seconds on so many devices, which so many cells have shared on average."""
+        self.seconds += seconds
+        self.device_seconds += seconds * devices / sharing
+
+    def times(self, devices: int) -> dict[str, float]:
+        """The columns of metrics.jsonl on the time so far; of the devices only where it does not follow from their
+        number."""
+        own = math.isclose(self.device_seconds, self.seconds * devices, rel_tol=1e-9)
+        return {"seconds": self.seconds} | ({} if own else {"device_seconds": self.device_seconds})
 
     def note_bad(self, train: dict[int, str], evaluated: dict[int, str]) -> int:
         """Remember the images that any process has left out; returns how many there are. Every process calls this."""
@@ -62,8 +74,11 @@ class TrainingProgress:
     def state(self) -> dict[str, Any]:
         return dict(vars(self))
 
-    def load(self, state: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
-        """Continue from the state of `path`. Raises DamagedError where it is not one of a cell of this experiment."""
+    def load(self, state: dict[str, Any], expected: dict[str, Any], path: Path, devices: int) -> None:
+        """Continue from the state of `path` on so many devices. Raises DamagedError where it is not one of a cell of
+        this experiment."""
+        if "seconds" in state:  # versions in which cells shared no devices kept no more
+            state = {"device_seconds": state["seconds"] * devices} | state
         if absent := [key for key in (*vars(self), "config", "model", "optimizer") if key not in state]:
             raise DamagedError(path, f"damaged ({absent[0]} is missing)", train_again(path.parent.name))
         if other := contradiction(state["config"], expected):
@@ -76,14 +91,14 @@ class TrainingProgress:
         for key in vars(self):
             setattr(self, key, state[key])
 
-    def result(self, derived: dict[str, Any], devices: int) -> dict[str, Any]:
+    def result(self, derived: dict[str, Any]) -> dict[str, Any]:
         ema = {"last": self.last["eval_ema"], "best": self.best["eval_ema"]} if "eval_ema" in self.last else None
         return {
             "last": self.last.get("eval"), "best": self.best.get("eval"), "ema": ema, "epochs": self.epoch,
             "num_eval": derived["num_eval"] - len(self.bad_images["eval"]), "num_train": derived["num_train"],
             "bad_images": {split: [found[i] for i in sorted(found)] for split, found in self.bad_images.items()},
             "num_parameters": derived["num_parameters"], "wall_seconds": self.seconds,
-            "device_seconds": self.seconds * devices, "images_per_second": self.images_per_second, "derived": derived,
+            "device_seconds": self.device_seconds, "images_per_second": self.images_per_second, "derived": derived,
         }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from vitlab.config import CellConfig, Config, DatasetConfig, experiment
 from vitlab.core.device import pick_device
 from vitlab.data.augment import Augment
 from vitlab.data.loader import EvalLoader, TrainLoader
-from vitlab.data.shared import device_share
+from vitlab.data.shared import cells_on_device, device_share
 from vitlab.data.sources.registry import Source, build_source
 from vitlab.data.sources.staging import Copies, splits_of, staged
 from vitlab.models.build import build_model, shorten_last_block
@@ -134,7 +134,7 @@ def fit(
         progress = TrainingProgress("-".join(source.fingerprint() for source in (train_source, eval_source) if source))
         state = load_checkpoint(folder / "last.pt")
         if state is not None:
-            progress.load(state, experiment(cell), folder / "last.pt")
+            progress.load(state, experiment(cell), folder / "last.pt", world.size)
             with fitting(folder / "last.pt"):
                 model.load_state_dict(state["model"])
                 if average:
@@ -155,6 +155,9 @@ def fit(
                     folder / name,
                 )  # fmt: skip
 
+        def add_time(began: float, sharing: int) -> None:
+            progress.add_time(time.perf_counter() - began, world.size, (sharing + cells_on_device()) / 2)
+
         derived = {
             "peak_lr": recipe.peak_lr, "steps_per_epoch": train.steps_per_epoch, "total_steps": total_steps,
             "device_batch": micro_batch, "accumulation": rank_batch // micro_batch, "device": str(device.type),
@@ -167,6 +170,7 @@ def fit(
 
         while progress.epoch < recipe.epochs:
             began, shown, images = time.perf_counter(), time.perf_counter(), 0
+            sharing = cells_on_device()
             network.train(recipe.train_mode == "train")
             done = progress.step - progress.epoch * train.steps_per_epoch
             steps: Iterator[list[Any]] = train.epoch(progress.epoch, start_step=done)
@@ -188,7 +192,7 @@ def fit(
                     _require_finite(first_bad, recipe, train.steps_per_epoch)
                 if _should_stop(stop, world, device, at_check):
                     _require_finite(first_bad, recipe, train.steps_per_epoch)
-                    progress.seconds += time.perf_counter() - began
+                    add_time(began, sharing)
                     progress.loss_sum = float(sum_over_ranks(loss_sum)) / world.size
                     save("last.pt")
                     raise Interrupted(f"saved after step {progress.step} of {total_steps}")
@@ -218,8 +222,8 @@ def fit(
                             save_predictions(folder, name, evaluation, train_source.classes)
             if cell.dataset.bad_images == "skip":
                 row["bad_images"] = progress.note_bad(train.reader.bad, eval_loader.reader.bad if eval_loader else {})
-            progress.seconds += time.perf_counter() - began
-            row |= {"images_per_second": images / trained, "seconds": progress.seconds}
+            add_time(began, sharing)
+            row |= {"images_per_second": images / trained, **progress.times(world.size)}
             progress.images_per_second = row["images_per_second"]
             progress.loss_sum = 0.0
             loss_sum.zero_()
@@ -229,7 +233,7 @@ def fit(
             if recipe.keep_every and progress.epoch % recipe.keep_every == 0:
                 save(f"epoch_{progress.epoch:03}.pt")
             save("last.pt")
-        return progress.result(derived, world.size)
+        return progress.result(derived)
 
 
 def _stage(dataset: DatasetConfig, stop: Callable[[], bool], device: torch.device) -> Generator[Staged, None, Copies]:
