@@ -42,5 +42,12 @@ class SlurmLauncher(SubmititSlurmLauncher):
 
         return run_on_slurm(plan, view, SlurmOptions.of(self.params))
 
+    def about_plan(self, plan: Any) -> list[str]:
+        """Further lines of a plan. Raises ConfigError for options that cannot be, before anything is written."""
+        from vitlab.study.launch_slurm import plan_on_slurm
+        from vitlab.study.slurm_options import SlurmOptions
+
+        return plan_on_slurm(plan, SlurmOptions.of(self.params))
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         sys.exit("vitlab: hydra/launcher=slurm runs studies of hydra/sweeper=study; with another sweeper use basic")

@@ -102,7 +102,8 @@ class StudySweeper(BasicSweeper):
         launcher = self._launcher()
         if hasattr(launcher, "run_plan"):
             prove = getattr(launcher, "prove", None)  # absent where other machines train
-            return run_study(requests, launcher.run_plan, prove, self.cell_of, freezes=True)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+            about = getattr(launcher, "about_plan", None)
+            return run_study(requests, launcher.run_plan, prove, self.cell_of, about, freezes=True)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         from vitlab.study.preflight import prove
 
         return run_study(requests, self._through_stock_launcher, prove, self.cell_of)

@@ -7,9 +7,9 @@ import pytest
 
 from vitlab.config import ConfigError
 from vitlab.study import slurm_group
-from vitlab.study.launch_slurm import _job_of, _line_of
+from vitlab.study.launch_slurm import _job_of, _line_of, plan_on_slurm
 from vitlab.study.plan import build_plan
-from vitlab.study.slurm_group import GroupJob, evenly, in_jobs, kinds_of, suited, trial_file
+from vitlab.study.slurm_group import GroupJob, evenly, group_lines, in_jobs, kinds_of, suited, trial_file
 from vitlab.study.slurm_job import CellJob
 from vitlab.study.slurm_options import SlurmOptions
 from vitlab.study.trial import Trial, keep_trial, kept_trial
@@ -115,3 +115,37 @@ def test_a_job_has_no_more_than_slurm_gives_it():
     assert (less.cores, less.free_bytes, less.host_bytes) == (2, 3 * 10**9, 3 * 10**9) and less.fitting == 2
     assert cpu.within(None, None) == cpu and cpu.within(99, 10**12) == cpu
     assert GPU.within(4, 8 * 10**9).free_bytes == GPU.free_bytes and GPU.within(4, 8 * 10**9).fitting == 2
+
+
+def test_the_plan_prices_jobs_of_several_cells(planned):
+    """11,520 images (6 cells, 3 epochs of 640), alone at 4,160 images/s; three that share a loader at 12,480."""
+    plan = planned(*([*cell, "recipe.epochs=3", "recipe.warmup_epochs=0"] for cell in SIX))
+    assert group_lines(plan, SlurmOptions()) == []
+    three = SlurmOptions(cells_per_job=3)
+    jobs, price = group_lines(plan, three)
+    assert jobs == (
+        "Slurm: 6 cells in 2 jobs (hydra.launcher.cells_per_job=3); one loader for none/s0, mixup/s0, erase/s0; "
+        "none/s1, mixup/s1, erase/s1"
+    )
+    assert price.startswith("what sharing a device saves is not known: no trial of vit_micro(image_size=32) has been")
+    keep_trial(trial_file(plan.todo[0], three, plan.output_dir), GPU, "H100")
+    price = group_lines(plan, three)[-1]
+    alone, shared = 11_520 / 4160 / 3600, 11_520 / 12_480 / 3600
+    assert price.startswith(
+        f"training alone: about {alone:.3g} GPU-hours, one cell at a time; shared: about {shared:.3g}, 3 at once in a "
+        f"job ({GPU.why(3, 3)}; measured on H100, "
+    )
+    why, jobs, price = group_lines(plan, AUTO)
+    assert why.startswith("hydra.launcher.cells_per_job=auto: 3 cells of vit_micro(image_size=32) in a job, by a trial")
+    assert jobs.startswith("Slurm: 6 cells in 2 jobs (hydra.launcher.cells_per_job=auto); one loader for none/s0, ")
+    assert f"shared: about {shared:.3g}" in price
+    assert "in 3 jobs" in group_lines(plan, SlurmOptions(cells_per_job=2))[0]
+
+
+def test_a_plan_of_slurm_refuses_what_its_jobs_cannot_have(requests_for):
+    plan = build_plan(requests_for(["seed=0"], shared=("study.cells_per_device=2",)), "s")
+    with pytest.raises(ConfigError, match=r"study.cells_per_device: got 2, .* hydra.launcher.cells_per_job=2"):
+        plan_on_slurm(plan, SlurmOptions())
+    plan = build_plan(requests_for(["seed=0"], shared=("devices=2",)), "s")
+    with pytest.raises(ConfigError, match=r"devices: 2, but the launcher starts"):
+        plan_on_slurm(plan, SlurmOptions())

@@ -39,14 +39,16 @@ def run_study(
     run: RunCells,
     prove: Callable[[Named], None] | None = None,
     compose: Compose | None = None,
+    about: Callable[[Plan], list[str]] | None = None,
     *,
     freezes: bool = False,
 ) -> int:
     """Plan and train the requested cells; returns the exit code: 1 where a cell failed, 130 where it was interrupted.
 
     `prove` is how this machine tries whether cells can start (`require_startable`); None where `run` gives them to
-    other machines. `compose` composes the overrides of an earlier command today. `freezes`: `run`
-    trains each cell on the snapshot that the plan names. Raises ConfigError before anything starts.
+    other machines. `compose` composes the overrides of an earlier command today. `about` gives
+    further lines of a plan, or refuses it. `freezes`: `run` trains each cell on the snapshot that the plan names.
+    Raises ConfigError before anything starts.
     """
     for config in {r.config.cell.dataset: r.config for r in requests}.values():
         require_output_dir(config)
@@ -61,7 +63,7 @@ def run_study(
         requests, study_name(config, requests), trains_here=prove is not None, compose=compose, frozen=frozen
     )
     plan = check_plan(plan)
-    describe_plan(plan)
+    describe_plan(plan, about(plan) if about else ())
     if config.study.dry_run:
         return 0
     if plan.todo and prove:
@@ -170,13 +172,15 @@ def load_task(place: str) -> Callable[[Config], list[str]]:
     return getattr(importlib.import_module(module), name)
 
 
-def describe_plan(plan: Plan) -> None:
+def describe_plan(plan: Plan, further: Sequence[str] = ()) -> None:
     """Print a plan, and after a dry run how to carry it out. Of a large study only the lines on the whole are shown."""
     lines = plan_lines(plan, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
     dry = plan.cells[0].config.study.dry_run
     cells = counted(len(plan.cells), "cell")
     print(f"study {plan.study}: {cells}, {len(plan.todo)} to train, records in {plan.output_dir}/")
     for line in lines if dry or len(plan.cells) <= 40 else lines[len(plan.cells) :]:
+        print(line)
+    for line in further:
         print(line)
     for note in plan.notes:
         print(f"note: {note}")

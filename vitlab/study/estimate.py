@@ -136,10 +136,10 @@ def _shared(plan: Plan, todo: list[PlannedCell]) -> list[str]:
     lines, capacity = [], plan.capacity if plan.trains_here else None
     groups = groups_of(todo) if capacity and min(capacity.cells, len(todo)) > 1 else []
     if groups:
-        shown = "; ".join(_some_names(group) for group in groups[:3])
-        more = f"; and {len(groups) - 3} groups more" if len(groups) > 3 else ""
         window = window_words(max(groups, key=window_bytes))
-        lines.append(f"one loader for cells that train at once and see the same crops ({window}): {shown}{more}")
+        lines.append(
+            f"one loader for cells that train at once and see the same crops ({window}): {shown_groups(groups)}"
+        )
     if kept := sum(pixel_bytes(count, side) for (_, side), count in evaluation_sets(todo).items()):
         free = free_memory()
         here, short = f" of {in_units(free)} that are free", ": NOT ENOUGH, they are decoded each time" * (kept > free)
@@ -147,14 +147,11 @@ def _shared(plan: Plan, todo: list[PlannedCell]) -> list[str]:
         lines.append(f"memory: {in_units(kept)}{where} keep the images to evaluate on{short}")
     setting = todo[0].config.study
     if capacity and setting.cells_per_device is not None and (setting.dry_run or setting.cells_per_device == "auto"):
-        images = sum(planned_steps(c) * cell_of(c.config).recipe.batch_size for c in todo)
+        images, each = sum(map(planned_images, todo)), capacity.together(len(todo))
         sharing, trial = max(map(len, groups), default=1), plan.trial
-        unit = "GPU-hours" if trial.on_gpu else "device-hours"
-        each = capacity.together(len(todo))
-        alone, together = trial.images_per_second(1, 1), trial.images_per_second(each, sharing)
+        alone, together = (images / trial.images_per_second(*k) for k in ((1, 1), (each, sharing)))
         lines.append(
-            f"training alone: about {images / alone / 3600:,.3g} {unit}, one cell at a time; shared: about "
-            f"{images / together / 3600:,.3g}, {each} on a device ({trial.why(each, sharing)})"
+            alone_and_shared(alone, together, f"{each} on a device ({trial.why(each, sharing)})", trial.on_gpu)
         )
         if each > trial.fitting:
             lines.append(
@@ -162,6 +159,24 @@ def _shared(plan: Plan, todo: list[PlannedCell]) -> list[str]:
                 f"study.cells_per_device={trial.fitting}"
             )
     return lines
+
+
+def alone_and_shared(alone: float, shared: float, how: str, on_gpu: bool) -> str:
+    """What training costs where each cell has a device of its own, and where they share one; device-seconds."""
+    unit = "GPU-hours" if on_gpu else "device-hours"
+    first, then = f"{alone / 3600:,.3g} {unit}", f"{shared / 3600:,.3g}"
+    return f"training alone: about {first}, one cell at a time; shared: about {then}, {how}"
+
+
+def planned_images(cell: PlannedCell) -> int:
+    """Images that a cell trains on, in all its epochs."""
+    return planned_steps(cell) * cell_of(cell.config).recipe.batch_size
+
+
+def shown_groups(groups: Sequence[list[PlannedCell]]) -> str:
+    """The names of cells by groups, of many groups the first."""
+    more = f"; and {counted(len(groups) - 3, 'group')} more" if len(groups) > 3 else ""
+    return "; ".join(map(_some_names, groups[:3])) + more
 
 
 def _some_names(cells: list[PlannedCell]) -> str:

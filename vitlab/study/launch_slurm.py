@@ -23,7 +23,7 @@ from vitlab.study.attempts import FILE as ATTEMPTS
 from vitlab.study.plan import Plan, PlannedCell, counted
 from vitlab.study.progress import View
 from vitlab.study.provenance import EXPECTED, MANIFEST, ROOT, code_fingerprint
-from vitlab.study.slurm_group import GroupJob, evenly, for_the_node, in_jobs, kinds_of, suited, trial_file
+from vitlab.study.slurm_group import GroupJob, for_the_node, group_lines, jobs_of, trial_file
 from vitlab.study.slurm_job import NO_CODE, SAVED_AND_CONTINUE, CellJob
 from vitlab.study.slurm_options import SlurmOptions
 from vitlab.study.slurm_queue import NO_SUCH_ARRAY, REFUSED, Queued, ask_limits, queue, submitted_jobs, watch_jobs
@@ -44,20 +44,13 @@ class TooManyError(UserError):
 def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str]:
     """Submit what is not in the queue yet, then watch it to its end; returns identity → outcome.
 
-    With `study.detach` it returns at once. Raises ConfigError where there is no Slurm, the options cannot be, or Slurm
-    refuses them.
+    With `study.detach` it returns at once. Raises ConfigError where there is no Slurm, or Slurm refuses the options.
     """
     from submitit import SlurmExecutor
 
     if SlurmExecutor.affinity() < 0:
         raise ConfigError(
             "hydra/launcher", "Slurm's srun is not on this machine; submit from a login node of a cluster"
-        )
-    if (several := plan.cells[0].config.study.cells_per_device) is not None:
-        raise ConfigError(
-            "study.cells_per_device",
-            f"got {several}, which is about cells that this machine trains; on Slurm leave it out, and give "
-            f"hydra.launcher.cells_per_job={several}",
         )
     cells = [replace(cell, config=_on_devices(cell, options)) for cell in plan.todo]
     queueing = Queueing(plan, view, options, cells)
@@ -81,6 +74,20 @@ def run_on_slurm(plan: Plan, view: View, options: SlurmOptions) -> dict[str, str
         view.say(f"left to Slurm; the same command looks again; to end the jobs: scancel {' '.join(_arrays(jobs))}")
         left = dict.fromkeys(jobs, "submitted") | {cell.id: NOT_YET for cell in queueing.pending}
         return outcomes | {key: told for key, told in left.items() if plan.record_of(key).state() != "finished"}
+
+
+def plan_on_slurm(plan: Plan, options: SlurmOptions) -> list[str]:
+    """What a dry run tells of its jobs. Raises ConfigError for settings that cannot be with Slurm."""
+    study = plan.cells[0].config.study
+    if (several := study.cells_per_device) is not None:
+        raise ConfigError(
+            "study.cells_per_device",
+            f"got {several}, which is about cells that this machine trains; on Slurm leave it out, and give "
+            f"hydra.launcher.cells_per_job={several}",
+        )
+    for cell in plan.todo:
+        _on_devices(cell, options)
+    return group_lines(plan, options) if study.dry_run else []
 
 
 def _arrays(jobs: Mapping[str, str]) -> list[str]:
@@ -157,15 +164,11 @@ class Queueing:
 
     def _together(self, cells: list[PlannedCell]) -> list[list[PlannedCell]]:
         """The cells of each job."""
-        if self.options.cells_per_job != "auto":
-            return in_jobs(cells, self.options.cells_per_job)
-        jobs = [[cell] for cell in cells if cell.stage == 0]
-        for kind in kinds_of([cell for cell in cells if cell.stage]):
-            most, why = suited(kind, self.options, self.plan.output_dir)
+        jobs, reasons = jobs_of(cells, self.options, self.plan.output_dir)
+        for why in reasons:
             if why not in self._said:
                 self.view.say(why)
             self._said.add(why)
-            jobs += evenly(kind, most)
         return jobs
 
     def _submit(self, groups: list[list[PlannedCell]], before: str, now: Mapping[str, Queued]) -> dict[str, Queued]:

@@ -24,7 +24,8 @@ from vitlab.config import experiment
 from vitlab.core.errors import UserError
 from vitlab.core.integrity import digest_of
 from vitlab.study.cell import cell_of
-from vitlab.study.plan import Plan, PlannedCell
+from vitlab.study.estimate import alone_and_shared, planned_images, shown_groups
+from vitlab.study.plan import Plan, PlannedCell, counted
 from vitlab.study.provenance import device_kind
 from vitlab.study.sharing import groups_of
 from vitlab.study.slurm_job import (
@@ -137,7 +138,7 @@ def _number_here(plan: Plan, file: Path) -> int:
 def suited(kind: Sequence[PlannedCell], options: SlurmOptions, output_dir: Path) -> tuple[int, str]:
     """How many of these cells, which are alike, one job holds under `cells_per_job=auto`, and why."""
     first = kind[0]
-    model = first.config.labels.get("model", cell_of(first.config).model.name)
+    model = _model_of(first)
     sharing = max(map(len, groups_of(kind)), default=1)
     if found := kept_trial(trial_file(first, options, output_dir)):
         trial, origin = found
@@ -196,6 +197,67 @@ def in_jobs(cells: list[PlannedCell], most: int) -> list[list[PlannedCell]]:
     sharing = [cell for group in groups_of(cells) for cell in group]
     rest = sorted((c for c in cells if c not in alone), key=lambda c: sharing.index(c) if c in sharing else len(cells))
     return [[cell] for cell in alone] + [rest[at : at + most] for at in range(0, len(rest), most)]
+
+
+def jobs_of(
+    cells: Sequence[PlannedCell], options: SlurmOptions, output_dir: Path
+) -> tuple[list[list[PlannedCell]], list[str]]:
+    """The cells of each job, and why it holds so many under `cells_per_job=auto`."""
+    if options.cells_per_job != "auto":
+        return in_jobs(list(cells), options.cells_per_job), []
+    jobs, reasons = [[cell] for cell in cells if cell.stage == 0], []
+    for kind in kinds_of([cell for cell in cells if cell.stage]):
+        most, why = suited(kind, options, output_dir)
+        reasons += [why] if why not in reasons else []
+        jobs += evenly(kind, most)
+    return jobs, reasons
+
+
+def group_lines(plan: Plan, options: SlurmOptions) -> list[str]:
+    """What a plan tells of jobs that hold several cells: how many they are, which cells share a loader, and the time on
+    the devices alone and shared, where a trial on such a node has been made."""
+    todo = [cell for cell in plan.todo if cell.state != "running" and cell.id not in plan.blocked]
+    if options.cells_per_job == 1 or len(todo) < 2:
+        return []
+    apart: dict[object, list[PlannedCell]] = {}
+    for cell in todo:  # cells that wait for different jobs are not in one
+        apart.setdefault((cell.stage, cell.needs, plan.code_of(cell)), []).append(cell)
+    found = [jobs_of(cells, options, plan.output_dir) for cells in apart.values()]
+    jobs = [job for some, _ in found for job in some]
+    reasons = list(dict.fromkeys(why for _, some in found for why in some))
+    together = [group for job in jobs for group in groups_of(job)]
+    loaders = f"; one loader for {shown_groups(together)}" if together else ""
+    where = f"{counted(len(jobs), 'job')} (hydra.launcher.cells_per_job={options.cells_per_job})"
+    return [
+        *reasons,
+        f"Slurm: {counted(len(todo), 'cell')} in {where}{loaders}",
+        _saved(jobs, options, plan.output_dir),
+    ]
+
+
+def _saved(jobs: Sequence[Sequence[PlannedCell]], options: SlurmOptions, output_dir: Path) -> str:
+    """What cells that share a device save, by the trials on such nodes."""
+    alone, shared, how, on_gpu = 0.0, 0.0, "", False
+    for job in jobs:
+        found = kept_trial(trial_file(job[0], options, output_dir))
+        if found is None:
+            return (
+                f"what sharing a device saves is not known: no trial of {_model_of(job[0])} has been made on such a "
+                "node; the first job of several cells with hydra.launcher.cells_per_job=auto makes one"
+            )
+        trial, origin = found
+        sharing = max(map(len, groups_of(job)), default=1)
+        number = trial.best(sharing, len(job)) if options.cells_per_job == "auto" else len(job)
+        images = sum(map(planned_images, job))
+        alone += images / trial.images_per_second(1, 1)
+        shared += images / trial.images_per_second(number, sharing)
+        how = how or f"{number} at once in a job ({trial.why(number, sharing)}; measured on {origin})"
+        on_gpu = trial.on_gpu
+    return alone_and_shared(alone, shared, how, on_gpu)
+
+
+def _model_of(cell: PlannedCell) -> str:
+    return cell.config.labels.get("model", cell_of(cell.config).model.name)
 
 
 def for_the_node(cells: Sequence[PlannedCell]) -> tuple[PlannedCell, ...]:
