@@ -12,6 +12,8 @@ from trained_cells import origin, rows
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from forms import draw_photographs
 
+from vitlab.study.slurm_queue import loaders_of
+
 pytestmark = pytest.mark.slow
 
 SMALL = ["model.image_size=32", "recipe.batch_size=16"]
@@ -35,6 +37,7 @@ def test_a_job_of_three_cells_one_fails_and_the_others_go_on_after_two_limits_an
     process = lab.start(f"study.cells={json.dumps(cells)}", *words, *one_job)
     lab.until(lambda: len([c for c in lab.cells() if len(rows(c)) >= 2]) == 2)
     (job,) = set(lab.jobs().values())
+    lab.until(lambda: [m for m in loaders_of(lab.runs, job).values() if m != "own"][:2] == ["a", "a"], 60)
     for disturb in (lambda: lab.cluster.ask("scancel", "--signal=USR2", job),) * 2 + (lambda: preempt(lab),):
         begun = {cell: len(rows(cell)) for cell in lab.cells() if rows(cell)}
         disturb()
@@ -42,6 +45,7 @@ def test_a_job_of_three_cells_one_fails_and_the_others_go_on_after_two_limits_an
     code, output = lab.end(process)
     assert code == 1 and "Slurm has 3 cells in 1 array of 1 jobs" in output, output
     assert "the loss is not finite" in output and "1 of 3 cells did not finish" in output, output
+    assert not any((lab.runs / "slurm" / "loaders").iterdir())
     done = [cell for cell in lab.cells() if (cell / "result.json").exists()]
     assert len(done) == 2 and lab.sacct(job) == "FAILED|1:0"
     for cell in done:

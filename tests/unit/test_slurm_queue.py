@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vitlab.config import ConfigError
+from vitlab.core.integrity import sealed
 from vitlab.study import launch_slurm, slurm_queue
 from vitlab.study.identity import Request
 from vitlab.study.launch_slurm import TooManyError, run_on_slurm
 from vitlab.study.plan import build_plan
 from vitlab.study.slurm_options import SlurmOptions
-from vitlab.study.slurm_queue import Limits, Queued, ask_limits
+from vitlab.study.slurm_queue import Limits, Queued, ask_limits, loaders_file, loaders_of, watch_jobs
 
 CONFIG = "MaxArraySize            = 11\nMaxJobCount             = 10000\n"
 ASSOCIATIONS = "lab||40||normal\nlab|gpu|15|30|normal\nother||2||\n"
@@ -173,3 +176,34 @@ def test_cells_wait_for_a_pretraining_that_waits_for_a_place(compose_config, tmp
     order = {identity: place for place, identity in enumerate(cluster.trained)}
     assert len(order) == 18 and set(outcomes.values()) == {"finished"}
     assert all(order[cell.needs] < order[cell.id] for cell in plan.cells if cell.needs)
+
+
+def test_the_attached_view_shows_which_cells_of_a_job_share_a_loader(compose_config, tmp_path, monkeypatch):
+    """Each job begins its letters at a; the view has one letter for each loader of the study."""
+    plan = plan_of(compose_config(), tmp_path, 5)
+    ids = [cell.id for cell in plan.cells]
+    jobs = dict(zip(ids, ["7_0", "7_0", "7_1", "7_1", "7_2"], strict=True))
+    for job, marks in {"7_0": ["a", "a"], "7_1": ["own", "a"]}.items():
+        file = loaders_file(tmp_path, job)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        found = dict(zip([key for key in ids if jobs[key] == job], marks, strict=True))
+        file.write_text(json.dumps(sealed(found | {"of another command": "a"})), encoding="utf-8")
+    shown = {}
+
+    class Shows(_Screen):
+        cells = dict.fromkeys(ids)
+
+        def loader(self, identity, mark):
+            shown[identity] = mark
+
+        def refresh(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(slurm_queue, "queue", lambda: {job: Queued("RUNNING", "") for job in set(jobs.values())})
+    queueing: Any = SimpleNamespace(jobs=jobs, outcomes={}, cells=plan.cells, submit=lambda: None)
+    view: Any = Shows()
+    with pytest.raises(KeyboardInterrupt):
+        watch_jobs(queueing, plan, view, 1e-6)
+    assert [shown.get(key) for key in ids] == ["a", "a", "own", "b", None]
+    loaders_file(tmp_path, "7_1").write_text("{", encoding="utf-8")
+    assert loaders_of(tmp_path, "7_1") == loaders_of(tmp_path, "7_9") == {}

@@ -36,6 +36,8 @@ from vitlab.study.snapshot import importing_from
 
 NEARLY = 0.9
 """A cell that has done this share of its steps is waited for, so that the next cells can start together."""
+OWN = "own"
+"""The mark of a cell that reads for itself."""
 _TRIES = 10
 """Reading processes of one group, one after another, before its cells are left to read for themselves."""
 
@@ -143,8 +145,8 @@ class Sharing:
         chosen: list[list[PlannedCell]] = []
         left = list(ready)
         while left and free:
-            first = self._start_of(left[0])
-            same = [cell for cell in left if _near(first, self._start_of(cell))] or [left[0]]
+            first, apart = self._start_of(left[0]), _epochs_apart(left[0])
+            same = [cell for cell in left if _near(first, self._start_of(cell), apart)] or [left[0]]
             chosen.append(same[:free])
             free -= len(chosen[-1])
             left = [cell for cell in left if all(cell is not taken for taken in chosen[-1])]
@@ -168,7 +170,7 @@ class Sharing:
             self.view.say(f"{words}: cannot be ({error}); each reads for itself")
             return alone
         self._begun += 1
-        group = _Group(_mark(self._begun), ring, list(cells), self._start_reader(ring, cells))
+        group = _Group(letters(self._begun), ring, list(cells), self._start_reader(ring, cells))
         group.alive = {cell.id for cell in cells}
         self.groups.append(group)
         self.view.say(f"{words} [{group.mark}]")
@@ -191,7 +193,7 @@ class Sharing:
                 group.reader = self._start_reader(group.ring, group.cells)
             for number, cell in enumerate(group.cells):
                 joined = group.ring.state_of(number * cell.config.devices) == JOINED
-                self.view.loader(cell.id, group.mark if joined else "own")
+                self.view.loader(cell.id, group.mark if joined else OWN)
 
     def end(self, cell: PlannedCell) -> None:
         """Say that the process of a cell has ended."""
@@ -234,10 +236,16 @@ class Sharing:
         return process
 
 
-def _near(one: tuple[Crops, int] | None, other: tuple[Crops, int] | None) -> bool:
-    """Whether cells can start together: of the same crops, and at most an epoch apart, as those of a group are that
-    have saved at the same moment, on either side of an epoch's end."""
-    return one is not None and other is not None and one[0] == other[0] and abs(one[1] - other[1]) <= 1
+def _near(one: tuple[Crops, int] | None, other: tuple[Crops, int] | None, most: int) -> bool:
+    """Whether cells can start together: of the same crops, and at most so many epochs apart."""
+    return one is not None and other is not None and one[0] == other[0] and abs(one[1] - other[1]) <= most
+
+
+def _epochs_apart(cell: PlannedCell) -> int:
+    """How many epochs apart cells of a group can be that have saved at the same moment: as many as their window is
+    long, rounded up. Only of small data sets that is more than one."""
+    length, window = window_of([cell])
+    return -(-window // -(-length // CHUNK))
 
 
 def _end(process: Any) -> None:
@@ -246,13 +254,13 @@ def _end(process: Any) -> None:
     process.join()
 
 
-def _mark(number: int) -> str:
-    """1 → a, 26 → z, 27 → aa."""
-    letters = ""
+def letters(number: int) -> str:
+    """The mark of a loader: 1 → a, 26 → z, 27 → aa; none for 0."""
+    mark = ""
     while number:
         number, letter = divmod(number - 1, 26)
-        letters = chr(ord("a") + letter) + letters
-    return letters
+        mark = chr(ord("a") + letter) + mark
+    return mark
 
 
 def _reading_process(ring: Ring, plugins: tuple[str, ...], readers: int, log: Path) -> None:

@@ -10,8 +10,10 @@ is one, a small number that is within what the job has.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.config import experiment
 from vitlab.core.errors import UserError
-from vitlab.core.integrity import digest_of
+from vitlab.core.files import make_folder, write_text
+from vitlab.core.integrity import digest_of, sealed
 from vitlab.study.cell import cell_of
 from vitlab.study.estimate import alone_and_shared, planned_images, shown_groups
 from vitlab.study.plan import Plan, PlannedCell, counted
@@ -34,9 +37,11 @@ from vitlab.study.slurm_job import (
     exit_code,
     note_signals,
     requeue,
+    this_job,
     wait_for_predecessor,
 )
 from vitlab.study.slurm_options import SlurmOptions
+from vitlab.study.slurm_queue import loaders_file
 from vitlab.study.trial import keep_trial, kept_trial
 
 if TYPE_CHECKING:
@@ -92,6 +97,15 @@ class GroupJob:
                 about_job(plan.record_of(identity), event, restarts, changed)
                 super().event(identity, event)
 
+            def loader(self, identity: str, mark: str) -> None:
+                if mark != self.cells[identity].loader:
+                    super().loader(identity, mark)
+                    marks = {key: progress.loader for key, progress in self.cells.items() if progress.loader}
+                    with contextlib.suppress(UserError):  # of a full disk; only the view lacks it
+                        make_folder(loaders.parent)
+                        write_text(loaders, json.dumps(sealed(marks)))
+
+        loaders = loaders_file(self.output_dir, this_job())
         lines = SimpleNamespace(
             write=sys.stdout.write, flush=sys.stdout.flush, isatty=lambda: False
         )  # srun has a terminal
@@ -100,6 +114,7 @@ class GroupJob:
                 outcomes = {cell.id: "interrupted" for cell in plan.todo}
             else:
                 outcomes = run_locally(plan, view) if plan.todo else {}
+        loaders.unlink(missing_ok=True)
         if "interrupted" in outcomes.values():
             code = exit_code("interrupted", signals())
             if code == SAVED_AND_CONTINUE:

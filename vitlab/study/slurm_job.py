@@ -101,7 +101,7 @@ def about_job(record: Record, event: Event, restarts: int, changed: bool) -> Non
 
     if isinstance(event, Started):
         origin = record.read("provenance.json") or {}
-        about = {"job": _job(), "restarts": restarts, "devices": int(os.environ.get("WORLD_SIZE", "1"))}
+        about = {"job": this_job(), "restarts": restarts, "devices": int(os.environ.get("WORLD_SIZE", "1"))}
         record.write("provenance.json", origin | {"slurm": about, "code_changed_since_submission": changed})
 
 
@@ -121,7 +121,7 @@ def requeue() -> None:
     from vitlab.core.processes import answer_of
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if answer_of("scontrol", "requeue", _job(), seconds=30) is not None:
+    if answer_of("scontrol", "requeue", this_job(), seconds=30) is not None:
         time.sleep(REQUEUE_SECONDS)
 
 
@@ -156,7 +156,8 @@ def _address(host: str) -> str:
     return "127.0.0.1"
 
 
-def _job() -> str:
+def this_job() -> str:
+    """The job that this process runs in, as Slurm writes it: 123, or 123_4 of an array."""
     from submitit import JobEnvironment
 
     return JobEnvironment().job_id

@@ -18,6 +18,7 @@ from vitlab.study.attempts import describe_attempts, without_progress
 from vitlab.study.cell import cell_of
 from vitlab.study.plan import Plan, PlannedCell
 from vitlab.study.progress import View
+from vitlab.study.sharing import OWN, letters
 from vitlab.study.slurm_job import SAVED, SAVED_AND_CONTINUE
 from vitlab.study.slurm_options import SlurmOptions
 from vitlab.study.sync import sync_unasked
@@ -151,6 +152,7 @@ def watch_jobs(queueing: Submits, plan: Plan, view: View, seconds: float) -> dic
     jobs, outcomes = queueing.jobs, queueing.outcomes
     shown: dict[str, int] = {}
     absent: dict[str, int] = {}
+    loaders: dict[tuple[str, str], int] = {}  # by job and the job's letter: each job begins at a
     said: set[str] = set()
     upload_at = time.monotonic() + UPLOAD_SECONDS
     while left := [cell for cell in queueing.cells if cell.id not in outcomes]:
@@ -171,6 +173,11 @@ def watch_jobs(queueing: Submits, plan: Plan, view: View, seconds: float) -> dic
             shared = sizes[jobs[cell.id]] > 1  # its job may go on without it
             if absent[cell.id] >= 2 or ((absent[cell.id] or shared) and plan.record(cell).state() == "finished"):
                 outcomes[cell.id] = _conclude(cell, jobs[cell.id], plan, view)
+        for job in (job for job, size in sizes.items() if size > 1 and job in jobs_now):
+            for identity, mark in loaders_of(plan.output_dir, job).items():
+                if identity in view.cells:
+                    number = loaders.setdefault((job, mark), len(loaders) + 1) if mark != OWN else 0
+                    view.loader(identity, letters(number) or OWN)
         view.refresh()
         if time.monotonic() > upload_at:
             _upload(plan, view, said)
@@ -178,6 +185,19 @@ def watch_jobs(queueing: Submits, plan: Plan, view: View, seconds: float) -> dic
         time.sleep(seconds)
     _upload(plan, view, said)
     return outcomes
+
+
+def loaders_file(output_dir: Path, job: str) -> Path:
+    """Where a running job of several cells tells which of them share a loader."""
+    return output_dir / "slurm" / "loaders" / f"{job}.json"
+
+
+def loaders_of(output_dir: Path, job: str) -> dict[str, str]:
+    """Identity → loader, of the cells that train in a job; empty where it does not say."""
+    try:
+        return read_mapping(loaders_file(output_dir, job), "") or {}
+    except DamagedError:
+        return {}
 
 
 def _upload(plan: Plan, view: View, said: set[str]) -> None:
