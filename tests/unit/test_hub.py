@@ -99,7 +99,7 @@ def test_planning_asks_for_metadata_and_training_downloads_once(hub, tmp_path, c
 
     dry = compose_config(*words, "study.dry_run=true")
     assert run_study([Request((), dry)], train) == 0
-    assert "MB, downloaded before the first cell that starts from it" in capsys.readouterr().out
+    assert " 622.5 KB, downloaded before the first cell that starts from it" in capsys.readouterr().out
     assert hub.downloads("model.safetensors") == 0
 
     trained = []
