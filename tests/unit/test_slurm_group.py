@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 
 import pytest
 
@@ -10,7 +11,7 @@ from vitlab.study import slurm_group
 from vitlab.study.launch_slurm import _job_of, _line_of, plan_on_slurm
 from vitlab.study.plan import build_plan
 from vitlab.study.slurm_group import GroupJob, evenly, group_lines, in_jobs, kinds_of, suited, trial_file
-from vitlab.study.slurm_job import CellJob
+from vitlab.study.slurm_job import SAVED, SAVED_AND_CONTINUE, CellJob
 from vitlab.study.slurm_options import SlurmOptions
 from vitlab.study.trial import Trial, keep_trial, kept_trial
 
@@ -149,3 +150,27 @@ def test_a_plan_of_slurm_refuses_what_its_jobs_cannot_have(requests_for):
     plan = build_plan(requests_for(["seed=0"], shared=("devices=2",)), "s")
     with pytest.raises(ConfigError, match=r"devices: 2, but the launcher starts"):
         plan_on_slurm(plan, SlurmOptions())
+
+
+@pytest.mark.parametrize(
+    ("came", "code", "again"), [(signal.SIGUSR2, SAVED_AND_CONTINUE, 1), (signal.SIGTERM, SAVED, 0)]
+)
+def test_a_job_that_is_asked_to_end_during_its_trial_trains_nothing(planned, monkeypatch, came, code, again):
+    """Before its limit it is begun again; nothing is noted of the cells, which have not begun."""
+    plan, asked, requeued = planned(*SIX[:2]), set(), []
+    job = _job_of(list(plan.todo), plan, "code", AUTO)
+
+    def trial(config):
+        asked.add(came)
+        return GPU
+
+    monkeypatch.setattr(slurm_group, "note_signals", lambda: lambda: asked)
+    monkeypatch.setattr(slurm_group, "requeue", lambda: requeued.append(1))
+    monkeypatch.setattr("vitlab.study.trial.run_trial", trial)
+    monkeypatch.setattr("vitlab.study.launch_local.run_locally", lambda plan, view: pytest.fail("it trains"))
+    monkeypatch.setattr("vitlab.core.terminal.prepare_output", lambda: None)
+    monkeypatch.setattr(slurm_group, "this_job", lambda: "7_0")
+    with pytest.raises(SystemExit) as ended:
+        job()
+    assert (ended.value.code, len(requeued)) == (code, again)
+    assert all(plan.record(cell).state() == "missing" for cell in plan.todo)
