@@ -34,14 +34,14 @@ def forest_scale(table: Table, dataset: str) -> Scale:
 
 
 def forest_axis(scale: Scale) -> str:
-    """The axis above a column of `forest`."""
+    """The axis above a column of `forest`; a number at its end may reach out of it."""
     ticks = "".join(
         f'<text x="{_at(tick, scale, FOREST_WIDTH):.1f}" y="11" text-anchor="middle">{tick:+g}</text>'
         if tick
         else f'<text x="{_at(0, scale, FOREST_WIDTH):.1f}" y="11" text-anchor="middle">0</text>'
         for tick in nice_ticks(scale, 4)
     )
-    return f'<svg class="forest" width="{FOREST_WIDTH}" height="15" aria-hidden="true">{ticks}</svg>'
+    return f'<svg class="forest" width="{FOREST_WIDTH}" height="15" overflow="visible" aria-hidden="true">{ticks}</svg>'
 
 
 def forest(entry: Entry, scale: Scale, margin: float | None = None) -> str:
