@@ -37,16 +37,27 @@ def write(job: tuple[Path, int]) -> int:
     return len(content)
 
 
-def make_tree(root: Path, *, train: int, val: int, classes: int) -> float:
-    """Write the tree unless it is there; returns the mean size of an image in bytes."""
-    jobs = []
+def make_tree(root: Path, *, train: int, val: int, classes: int, distinct: int | None = None) -> float:
+    """Write the tree unless it is there; returns the mean size of an image in bytes.
+
+    Of the images to train on, those from the number `distinct` on are further names of the ones before.
+    """
+    jobs, further = [], []
     for split, count in (("train", train), ("val", val)):
         for label in range(classes):
             (root / split / f"c{label:03}").mkdir(parents=True, exist_ok=True)
-        names = (root / split / f"c{i % classes:03}" / f"{i:06}.jpg" for i in range(count))
-        jobs += [(name, i + (split == "val") * 10**6) for i, name in enumerate(names) if not name.exists()]
+        names = [root / split / f"c{i % classes:03}" / f"{i:06}.jpg" for i in range(count)]
+        for i, name in enumerate(names):
+            if name.exists():
+                continue
+            if split == "train" and distinct is not None and i >= distinct:
+                further.append((names[i % distinct], name))
+            else:
+                jobs.append((name, i + (split == "val") * 10**6))
     with ProcessPoolExecutor() as pool:
         sizes = list(pool.map(write, jobs, chunksize=64))
+    for again, name in further:
+        name.hardlink_to(again)
     return float(np.mean(sizes)) if sizes else 0.0
 
 

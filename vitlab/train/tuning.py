@@ -178,7 +178,7 @@ class Rig:
         self.built: tuple[Speed, nn.Module, Update, DropPathMasks] | None = None
         self.stop, self.limit = stop, limit
         self.began = time.perf_counter()  # of a trial, once it has waited for those of others
-        self.tried: Found = {}
+        self.tried, self.best = dict[str, float | str](), AS_WRITTEN
         on_gpu = device.type == "cuda"
         self.needs_cuda = None if on_gpu else "not tried: needs CUDA"
         why_not = why_not_compiled(cell.recipe.compile, device, on=("cuda", "cpu"))
@@ -187,11 +187,11 @@ class Rig:
     def choose_rounding(self) -> Choosing:
         """As written; compiled; cuDNN's attention; tuned kernels; the compiled update; CUDA graphs. Each is tried
         together with what was best before it."""
-        self.tried, self.began, best = {}, time.perf_counter(), AS_WRITTEN
+        self.tried, self.began, self.best = {}, time.perf_counter(), AS_WRITTEN
         several = "not tried: with several processes" if self.world.size > 1 else None
         optimizer = self.cell.recipe.optimizer
         other = None if optimizer in OWN_OPTIMIZERS else f"not tried: recipe.optimizer={optimizer}"
-        yield from self._try("as written", best, None)
+        yield from self._try("as written", self.best, None)
         for way, change, skip in (
             ("compile=default", {"compile": "default"}, self.not_compiled),
             ("attention=cudnn", {"attention": "cudnn"}, self.needs_cuda),
@@ -199,37 +199,37 @@ class Rig:
             ("update=compiled", {"update": True}, self.not_compiled or self.needs_cuda or other),
             (f"compile={GRAPHS}", {"compile": GRAPHS}, self.not_compiled or self.needs_cuda or several),
         ):
-            best = yield from self._better(way, dataclasses.replace(best, **change), best, skip)
-        return best, self.tried
+            yield from self._better(way, change, skip)
+        return self.best, self.tried
 
     def choose_augmentation(self, step: Speed) -> Choosing:
         """This condition's operations compiled, and on a stream of their own, in a step of this rounding."""
         self.tried, self.refused, self.began, condition = {}, {}, time.perf_counter(), self.cell.augment
-        best = step
+        self.best = step
         if self.needs_cuda is None:
             yield from self._try("with augmentation", step, condition)
         skip = self.needs_cuda or self.not_compiled
-        best = yield from self._better(
-            "augment=compiled", dataclasses.replace(step, augment=True), best, skip, condition
-        )
+        yield from self._better("augment=compiled", {"augment": True}, skip, condition)
         self.tried |= {f"operation {name}": f"not compiled: {why}" for name, why in self.refused.items()}
         skip = self.needs_cuda or ("not tried: a step takes several micro-batches" if self.accumulates else None)
-        best = yield from self._better("augment=stream", dataclasses.replace(best, stream=True), best, skip, condition)
-        return best, self.tried
+        yield from self._better("augment=stream", {"stream": True}, skip, condition)
+        return self.best, self.tried
 
     def _better(
-        self, way: str, speed: Speed, best: Speed, skip: str | None, augment: AugmentConfig | None = None
-    ) -> Generator[Staged, None, Speed]:
-        """`speed` where it is faster than everything tried so far, else `best`."""
+        self, way: str, change: dict[str, Any], skip: str | None, augment: AugmentConfig | None = None
+    ) -> Generator[Staged]:
+        """Measure the best way with this change, which is the best where it is faster than everything so far."""
         if skip is None and time.perf_counter() - self.began > self.limit:
             skip = f"not tried: the trial had taken {self.limit:.0f} s"
         if skip is not None:
             self.tried[way] = skip
-            return best
+            return
         before = max((v for v in self.tried.values() if isinstance(v, float)), default=0.0)
+        speed = dataclasses.replace(self.best, **change)
         yield from self._try(way, speed, augment)
         found = self.tried[way]
-        return speed if isinstance(found, float) and found > WORTH * before else best
+        if isinstance(found, float) and found > WORTH * before:
+            self.best = speed
 
     def _try(self, way: str, speed: Speed, augment: AugmentConfig | None) -> Generator[Staged]:
         """Measure one way: its images per second, or the error with which it fails."""
