@@ -7,6 +7,7 @@ import pytest
 
 from vitlab.config import ConfigError
 from vitlab.study import capacity as module
+from vitlab.study import provenance
 from vitlab.study.capacity import Capacity, capacity, idle_gpus, require_devices
 
 UUIDS = [f"GPU-{i}f1e0000-1111-2222-3333-444455556666" for i in range(4)]
@@ -138,3 +139,24 @@ def test_more_cells_than_devices_hold_are_refused_with_what_is_accepted(compose_
         assert way in str(raised.value)
         accepted = compose_config(*words, way)
         require_devices(accepted, capacity(accepted))
+
+
+def test_gpus_are_found_where_a_container_hides_the_drivers_files(tmp_path, monkeypatch):
+    asked = []
+
+    def answer(*command, seconds):
+        asked.append(command)
+        return answers.pop()
+
+    answers = [None, "NVIDIA H200\nNVIDIA H200\n"]
+    monkeypatch.setattr(provenance, "answer_of", answer)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert provenance.gpu_kinds(tmp_path / "hidden") == ("NVIDIA H200", "NVIDIA H200")
+    assert provenance.gpu_kinds(tmp_path / "none") == () and asked[0][0] == "nvidia-smi"
+    (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
+    (tmp_path / "gpus" / "0000:01:00.0" / "information").write_text("Model: \t NVIDIA A100\nIRQ: 4\n", encoding="utf-8")
+    assert provenance.gpu_kinds(tmp_path / "gpus") == ("NVIDIA A100",) and len(asked) == 2
+    monkeypatch.setattr(provenance, "gpu_kinds", lambda: ("NVIDIA H200",))
+    assert provenance.visible_gpus() == ["0"] and provenance.device_kind.__wrapped__("auto") == "NVIDIA H200"
+    monkeypatch.setattr(provenance, "gpu_kinds", tuple)
+    assert provenance.visible_gpus() == [] and provenance.device_kind.__wrapped__("cuda").endswith(" CPU")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -201,6 +202,22 @@ def test_a_compiled_step_is_the_step_as_written():
         optimizer = build_optimizer(model, cell.recipe)
         losses.append([float(train_step(network, optimizer, batches, augment, masks, cell, n, 16)) for n in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_smaller_micro_batch_is_compiled_for_its_size_too(monkeypatch):
+    """After the device ran out of memory, say: code for all sizes would be slower."""
+    shapes = []
+
+    def backend(graph, example):
+        shapes.append([size for tensor in example if isinstance(tensor, torch.Tensor) for size in tensor.shape])
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(step.torch, "compile", partial(torch.compile, backend=backend))
+    for size in (16, 8, 4):
+        model = set_up(a_cell(), 16)[0]
+        compile_and_replicate(model, "default", World(), CPU)(torch.rand(size, 3, 16, 16))
+    assert len(shapes) == 3 and all(type(size) is int for one in shapes for size in one)
 
 
 @pytest.mark.parametrize(("limit", "share", "group", "expected"), [

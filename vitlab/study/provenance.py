@@ -109,7 +109,7 @@ def visible_gpus() -> list[str]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [g for g in chosen.split(",") if g.strip() and g != "-1"]
-    return [str(i) for i in range(len(_gpu_folders()))]
+    return [str(i) for i in range(len(gpu_kinds()))]
 
 
 @functools.cache
@@ -119,16 +119,25 @@ def device_kind(wanted: str) -> str:
         return "mps"
     if wanted == "cpu" or not visible_gpus():
         return f"{platform.machine()} CPU"
-    for folder in _gpu_folders():
-        for line in (folder / "information").read_text(encoding="utf-8").splitlines():
-            if line.startswith("Model:"):
-                return line.partition(":")[2].strip()
-    return "cuda"
+    return next(iter(gpu_kinds()), "cuda")
 
 
-def _gpu_folders() -> list[Path]:
-    folder = Path("/proc/driver/nvidia/gpus")
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+
+
+@functools.cache
+def gpu_kinds(driver: Path = _DRIVER) -> tuple[str, ...]:
+    """The kind of each GPU of this machine, from the driver's files, or from nvidia-smi where there are none: some
+    containers (gVisor) and WSL hide them. `driver` is another folder only in tests."""
+    if driver.is_dir():
+        return tuple(_model_in(folder / "information") for folder in sorted(driver.iterdir()))
+    answer = answer_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader", seconds=30) or ""
+    return tuple(line.strip() for line in answer.splitlines() if line.strip())
+
+
+def _model_in(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model:")), "cuda")
 
 
 def settings(

@@ -102,12 +102,15 @@ GRAPHS = "max-autotune"
 
 
 def compile_and_replicate(model: nn.Module, mode: str | None, world: World, device: torch.device) -> nn.Module:
-    """`model` as the step calls it: compiled in this mode, or None as it is written; replicated over the processes."""
+    """`model` as the step calls it: compiled in this mode, or None as it is written; replicated over the processes.
+
+    It is compiled for one size of micro-batch: where a smaller one is needed later, PyTorch would compile for any size.
+    """
     if mode in (TUNED_KERNELS, GRAPHS):
         from torch._inductor import select_algorithm
 
         select_algorithm.PRINT_AUTOTUNE = False  # a table on the screen for each product of matrices
-    network: nn.Module = model if mode is None else torch.compile(model, mode=mode)  # pyright: ignore
+    network: nn.Module = model if mode is None else torch.compile(model, mode=mode, dynamic=False)  # pyright: ignore
     if world.size > 1:
         network = DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
     return network
