@@ -1,5 +1,6 @@
 """Ways to run the step: which is taken, what is recorded and kept, and that none changes what is computed."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -211,6 +212,51 @@ def test_inputs_are_made_one_step_ahead():
         given = [Inputs.of(b, augment, cell, 0, 10) for b in batches] if prepared else batches
         losses.append(train_step(model, build_optimizer(model, cell.recipe), given, augment, masks, cell, 0, 16))
     assert torch.equal(*losses)
+
+
+def test_a_step_waits_for_its_inputs_and_their_memory_for_the_step(monkeypatch):
+    """With streams that note what is asked of them: a CPU has none."""
+    said, on = [], ["main"]
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            said.append(("queued", self.name))
+            return len([word for word in said if word[0] == "queued"])
+
+        def wait_event(self, event):
+            said.append(("waits", self.name, event))
+
+    @contextlib.contextmanager
+    def within(stream):
+        on.append(stream.name)
+        yield
+        on.pop()
+
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream(on[-1]))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: said.append((stream.name, id(tensor))))
+    cell = a_cell()
+    _, _, batches, augment = set_up(cell, 8)
+
+    def read():
+        for batch in batches:
+            said.append(("read", on[-1]))
+            yield [batch]
+
+    def inputs_of(batch):
+        said.append(("made", on[-1]))
+        return Inputs.of(batch, augment, cell, 0, 10)
+
+    for number, (inputs,) in enumerate(ahead(read(), inputs_of, Stream("side")), 1):
+        assert on == ["main"], "the step itself is queued where it was"
+        kept = [("main", id(inputs.images)), ("main", id(inputs.targets))]
+        assert said[-3:] == [("waits", "main", number), *kept]
+    assert [word for word in said if word[0] in ("read", "made", "queued")][:6] == 2 * [
+        ("read", "side"), ("made", "side"), ("queued", "side")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
