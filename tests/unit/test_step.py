@@ -147,7 +147,7 @@ def test_a_graph_with_another_attention_kernel_is_not_taken_from_the_cache(monke
         compiled, q = torch.compile(attention), torch.randn(2, 3, 64, 16, requires_grad=True)
         with step._attention(speed):
             compiled(q).backward()
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as seen:
                 compiled(q).backward()
         return any("flash_attention" in event.key for event in seen.key_averages()), dict(counters["aot_autograd"])
 
