@@ -1,6 +1,7 @@
 """A process computes on the GPU that its rank has, whatever it does there."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitlab.core.device import device_name, pick_device, to_device, usable_cores
+from vitlab.core.device import device_name, pick_device, shared_memory, to_device, usable_cores
 from vitlab.core.errors import ConfigError
 
 
@@ -111,3 +112,12 @@ def test_an_affinity_that_was_set_is_respected():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, encoding="utf-8"
     )
     assert done.stdout == "1\n"
+
+
+def test_shared_memory_is_that_of_dev_shm(tmp_path):
+    free, there = shared_memory(tmp_path)
+    assert free == there == 1 << 62, "no such folder"
+    (tmp_path / "dev" / "shm").mkdir(parents=True)
+    free, there = shared_memory(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    assert there == pytest.approx(usage.total, rel=0.01) and free == pytest.approx(usage.free, rel=0.05)

@@ -2,9 +2,11 @@
 
 import dataclasses
 import multiprocessing
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from forms import dataset_of, draw_photographs
 from vitlab.config import ConfigError, RecipeConfig, choice
 from vitlab.core.errors import UserError
 from vitlab.data.loader import EvalLoader, TrainLoader
+from vitlab.data.order import CHUNK, chunks_ahead
 from vitlab.data.sources.registry import build_source
 
 RECIPE = RecipeConfig(epochs=1, batch_size=8, lr=1e-3)
@@ -177,3 +180,50 @@ def test_a_batch_that_no_epoch_fills_is_refused(tree):
 def test_a_missing_root_is_the_users_mistake(tmp_path):
     with pytest.raises(ConfigError, match=r"dataset\.root"):
         dataset_of(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_requests_of_several_chunks_hold_the_same_images(tree, tmp_path, workers):
+    """Each chunk is copied into memory of the reader's own, and what workers handed over is given back at once."""
+    copy = Path(shutil.copytree(tree, tmp_path / "copy"))
+    sorted((copy / "train").rglob("*.jpg"))[3].write_bytes(b"no image")
+    dataset = dataclasses.replace(dataset_of(copy), bad_images="skip")
+    recipe = dataclasses.replace(RECIPE, repeated_augmentation=2, batch_size=40)
+    small = dataclasses.replace(recipe, batch_size=8)
+    large = train_loader(dataset, recipe, workers=workers, micro_batch=40)
+    alone = train_loader(dataset, small, micro_batch=8)
+    assert CHUNK < 40 and same(flat(large.epoch(0)), flat(alone.epoch(0)))
+    assert large.reader.bad == alone.reader.bad and len(large.reader.bad) == 1
+
+
+def shm(monkeypatch, free, there=None):
+    monkeypatch.setattr("vitlab.data.order.shared_memory", lambda: (free, there or free))
+    monkeypatch.setattr("vitlab.data.readers.shared_memory", lambda: (free, there or free))
+
+
+def test_workers_read_no_further_ahead_than_shared_memory_allows(monkeypatch):
+    """A chunk of 224 pixels is 4.8 MB; Docker gives a container 64 MB."""
+    found = []
+    for megabytes in (29, 64, 1000):
+        shm(monkeypatch, megabytes * 10**6)
+        found.append((chunks_ahead(2, 224), chunks_ahead(1, 32)))
+    assert found == [(1, 8), (3, 8), (8, 8)]
+    shm(monkeypatch, 64 * 10**6)
+    assert chunks_ahead(2, 224, at_once=2) == 1
+    with pytest.raises(
+        ConfigError, match=r"workers: .*/dev/shm, of which 64.0 MB are free; 16 need 163.8 MB \(in a con"
+    ):
+        chunks_ahead(16, 224)
+    with pytest.raises(ConfigError, match=r"of which 16.0 MB are free for each of 4 trainings at once; 2 need 28.9 MB"):
+        chunks_ahead(2, 224, at_once=4)
+
+
+def test_a_worker_that_dies_of_too_little_shared_memory_is_explained(tree, monkeypatch):
+    reader = train_loader(dataset_of(tree), workers=1).reader
+    died = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+    shm(monkeypatch, 10**6)
+    said = reader._explained(died)
+    assert isinstance(said, UserError) and "/dev/shm has no more than 1.0 MB; give workers=0" in str(said)
+    assert reader._explained(other := RuntimeError("a bug")) is other
+    shm(monkeypatch, 10**6, 10**9)
+    assert reader._explained(died) is died, "there was room: something else killed it"

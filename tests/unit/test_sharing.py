@@ -17,13 +17,21 @@ import pytest
 from PIL import Image
 from test_processes import left_of
 
+from vitlab.config import ConfigError
 from vitlab.core.device import free_memory
 from vitlab.data.ring import FREE, STATE
 from vitlab.study import sharing as module
 from vitlab.study.capacity import Capacity
 from vitlab.study.plan import build_plan
 from vitlab.study.progress import View
-from vitlab.study.sharing import Sharing, crops_shared_by, evaluation_sets, groups_of, window_words
+from vitlab.study.sharing import (
+    Sharing,
+    crops_shared_by,
+    evaluation_sets,
+    groups_of,
+    require_shared_memory,
+    window_words,
+)
 
 FOLDER = (
     "dataset=folder", "dataset.name=pets", "dataset.num_classes=2", "dataset.num_train=640", "dataset.num_eval=40",
@@ -120,6 +128,23 @@ def test_a_loader_has_the_workers_of_its_cells_but_not_more_than_there_are_cores
     with Sharing(plan, SimpleNamespace(Process=Process), view_of(plan, [])) as sharing:
         sharing.begin(plan.todo)
         assert sharing.groups[0].reader.args[2] == readers
+
+
+def test_shared_memory_has_to_do_for_all_that_read_for_themselves(planned, monkeypatch):
+    """A window has memory of its own: cells that share a loader take none of /dev/shm."""
+    monkeypatch.setattr("vitlab.data.order.shared_memory", lambda: (2_000_000, 2_000_000))
+    plan = planned(*SIX[::2], shared=("workers=4",))
+    plan.__dict__["capacity"] = Capacity(6, (), "")
+    with pytest.raises(
+        ConfigError, match=r"workers: .* 666.7 KB are free for each of 3 trainings at once; 4 need 983.0 KB"
+    ):
+        require_shared_memory(plan)
+    with Sharing(plan, SimpleNamespace(Process=Process), view_of(plan, [])) as sharing:
+        assert sharing.begin(plan.todo[:1])[0].at_once == 3
+    plan.__dict__["capacity"] = Capacity(3, (), "", per_device=3)
+    require_shared_memory(plan)
+    with Sharing(plan, SimpleNamespace(Process=Process), view_of(plan, [])) as sharing:
+        assert [given.at_once for given in sharing.begin(plan.todo)] == [1, 1, 1]
 
 
 def test_a_dead_reading_process_is_replaced_ten_times(planned):

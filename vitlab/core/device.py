@@ -85,6 +85,16 @@ def free_memory(root: Path = _ROOT) -> int:
     return int(min(limits)) if min(limits) < float("inf") else 1 << 62
 
 
+def shared_memory(root: Path = _ROOT) -> tuple[int, int]:
+    """Bytes of /dev/shm that are free, and all of them: through it processes hand tensors over. `root` is `/` but in
+    tests; where there is none, no limit is known."""
+    try:
+        found = os.statvfs(root / "dev/shm")
+    except OSError:
+        return 1 << 62, 1 << 62
+    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+
 def _quotas(root: Path) -> list[float]:
     """The quotas, in cores, of this process's control groups and of all groups above them."""
     return [quota for folder in _groups(root, "cpu") for quota in _quota(folder)]

@@ -15,7 +15,7 @@ from vitlab.core.errors import ConfigError
 from vitlab.data.crop import Cropping
 from vitlab.data.order import epoch_length, epoch_order
 from vitlab.data.readers import FileReader, MemoryReader, Reader, Request
-from vitlab.data.shared import share_crops, share_evaluation
+from vitlab.data.shared import reading_at_once, share_crops, share_evaluation
 from vitlab.data.sources.arrays import ArraySource
 from vitlab.data.sources.registry import Source
 
@@ -108,4 +108,4 @@ def build_reader(source: Source, cropping: Cropping, device: torch.device, worke
     """The fast path for this kind of source."""
     if isinstance(source, ArraySource):
         return MemoryReader(source, cropping, device)
-    return FileReader(source, cropping, device, workers)
+    return FileReader(source, cropping, device, workers, reading_at_once())

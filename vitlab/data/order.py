@@ -9,10 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitlab.config import CellConfig, DatasetConfig, RecipeConfig
+from vitlab.core.device import shared_memory
+from vitlab.core.errors import ConfigError
+from vitlab.core.files import in_units
 from vitlab.core.random import permutation
 
 CHUNK = 32
 """Images that are read at a time."""
+PREFETCH = 8
+"""Chunks that each worker reads ahead, where there is the memory to hand them over."""
 _LEAST_WINDOW = 1024
 _AFTER_THE_CROP = ("mean", "std", "hflip", "eval_crop", "eval_interpolation")
 """Fields of a data set that change no crop, only what is made of it, or how it is evaluated."""
@@ -91,6 +96,24 @@ def readers_for(members: int, workers: int, cores: int) -> int:
     """Processes that decode for `members` processes which train and share what is read: as many as these would have had
     alone (`workers` each; with none, they decode themselves), but no more than there are cores."""
     return max(1, min(cores, members * max(1, workers)))
+
+
+def chunks_ahead(workers: int, image_size: int, at_once: int = 1) -> int:
+    """Chunks of square images that each of `workers` reads ahead: PREFETCH, or as many as shared memory has room for.
+
+    Docker and Kubernetes give a container 64 MB of it, and processes that read `at_once` have a part each. Raises
+    ConfigError where there is not room for one chunk of each worker, those in work, and two that are used.
+    """
+    chunk, free = pixel_bytes(CHUNK, image_size), shared_memory()[0] // at_once
+    if (least := (2 * workers + 2) * chunk) > free:
+        each = f" for each of {at_once} trainings at once" if at_once > 1 else ""
+        raise ConfigError(
+            "workers",
+            f"processes that read images hand them over through /dev/shm, of which {in_units(free)} are free{each}; "
+            f"{workers} need {in_units(least)} (in a container: docker run --ipc=host, or --shm-size=1g)",
+            ["workers=0"],
+        )
+    return max(1, min(PREFETCH, free // 2 // (workers * chunk)))
 
 
 def pixel_bytes(images: int, image_size: int) -> int:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vitlab.core.device import to_device
+from vitlab.core.device import shared_memory, to_device
 from vitlab.core.errors import UserError
+from vitlab.core.files import in_units
 from vitlab.core.processes import end_with_parent
 from vitlab.data.crop import Cropping, resize_crops
 from vitlab.data.decode import BadImageError
-from vitlab.data.order import CHUNK
+from vitlab.data.order import CHUNK, PREFETCH, chunks_ahead, pixel_bytes
 from vitlab.data.sources.arrays import ArraySource
 from vitlab.data.sources.registry import Source
 
@@ -70,16 +71,20 @@ def _always(number: int) -> bool:
 class FileReader:
     """Reads any other source in `workers` processes, a chunk of images at a time."""
 
-    def __init__(self, source: Source, cropping: Cropping, device: torch.device, workers: int) -> None:
+    def __init__(
+        self, source: Source, cropping: Cropping, device: torch.device, workers: int, at_once: int = 1
+    ) -> None:
+        """`at_once`: how many such readers this machine has. Raises ConfigError like `chunks_ahead`."""
         self.device, self.source, self.cropping = device, source, cropping
         self.bad: dict[int, str] = {}
         self._order = _Order()
         pinned = device.type == "cuda"
+        ahead = chunks_ahead(workers, cropping.image_size, at_once) if workers else None
         if workers:  # a cell's processes come from a fork server: without this each of them imports torch, for 2 s
             multiprocessing.set_forkserver_preload([__name__])
         self._loader = DataLoader(
             ImageChunks(source, cropping), sampler=self._order, batch_size=None, num_workers=workers,
-            persistent_workers=workers > 0, pin_memory=pinned, prefetch_factor=8 if workers else None,
+            persistent_workers=workers > 0, pin_memory=pinned, prefetch_factor=ahead,
             worker_init_fn=_serve_reader,
         )  # fmt: skip
 
@@ -94,21 +99,51 @@ class FileReader:
             for request in requests:
                 parts: list[Tensor] = []
                 kept: list[np.ndarray] = []
+                whole = self._room_for(len(request.index))
                 for _ in range(0, len(request.index), CHUNK):
-                    chunk = next(chunks, None)
+                    try:
+                        chunk = next(chunks, None)
+                    except RuntimeError as error:
+                        raise self._explained(error) from error
                     if chunk is None:
                         return
                     if isinstance(chunk.images, str):
                         raise BadImageError(chunk.images)
                     self.bad.update((place, text) for _, place, text in chunk.bad)
-                    parts.append(chunk.images.to(self.device, non_blocking=True))
+                    if whole is None:
+                        parts.append(chunk.images.to(self.device, non_blocking=True))
+                    else:
+                        done = sum(map(len, kept))
+                        whole[done : done + len(chunk.kept)] = chunk.images
                     kept.append(chunk.kept)
-                yield (torch.cat(parts) if len(parts) > 1 else parts[0]), np.concatenate(kept)
+                    del chunk
+                indices = np.concatenate(kept)
+                if whole is not None:
+                    parts = [whole[: len(indices)]]
+                yield (torch.cat(parts) if len(parts) > 1 else parts[0]), indices
         finally:
             # `go_on` refers to who asked, and that to this reader: a cycle would keep the workers until the garbage
             # collector runs, which may be in a process forked since then, whose children they are not
             if order.go_on is go_on:
                 order.go_on = _always
+
+    def _room_for(self, images: int) -> Tensor | None:
+        """Memory of this process for a request of several chunks, each of which is then given back at once; None where
+        they are copied to a device anyway."""
+        if self.device.type != "cpu" or images <= CHUNK:
+            return None
+        return torch.empty(images, 3, self.cropping.image_size, self.cropping.image_size, dtype=torch.uint8)
+
+    def _explained(self, error: RuntimeError) -> Exception:
+        """What an error of the loader means: a worker that lacks shared memory is killed without a word."""
+        needed = 2 * self._loader.num_workers * PREFETCH * pixel_bytes(CHUNK, self.cropping.image_size)
+        there = shared_memory()[1]
+        if "DataLoader worker" not in str(error) or there > needed:
+            return error
+        return UserError(
+            f"a process that reads images was killed, most likely since /dev/shm has no more than {in_units(there)}; "
+            "give workers=0, or enlarge it (in a container: docker run --ipc=host, or --shm-size=1g)"
+        )
 
 
 def _serve_reader(worker: int) -> None:

@@ -320,3 +320,5 @@ class Given:
     """None where cells have devices of their own."""
     place: int = 0
     """Which of the places of `present` is this cell's."""
+    at_once: int = 1
+    """How many processes train on this machine at once and read for themselves, at most."""

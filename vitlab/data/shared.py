@@ -50,6 +50,11 @@ def cells_on_device() -> int:
     return 1 if _given.present is None else max(1, int(_given.present.cells[_given.place]))
 
 
+def reading_at_once() -> int:
+    """How many processes train on this machine at once and read for themselves, this one included."""
+    return _given.at_once
+
+
 def share_crops(reader: Reader, recipe: RecipeConfig, rank: int) -> Reader:
     """`reader`, or one that takes from the ring that this process was given, where that holds these very crops."""
     ring = _given.ring

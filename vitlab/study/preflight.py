@@ -29,6 +29,7 @@ from vitlab.study.cell import cell_of
 from vitlab.study.identity import Request
 from vitlab.study.plan import Plan, PlannedCell, counted
 from vitlab.study.provenance import data_changes
+from vitlab.study.sharing import require_shared_memory
 from vitlab.study.snapshot import importing_from
 
 MANY = 8
@@ -177,6 +178,7 @@ def require_present(plan: Plan) -> None:
     Raises UserError, before anything is written.
     """
     require_devices(plan.cells[0].config, plan.capacity)
+    require_shared_memory(plan)
     require_all_data([(cell.name, cell.config) for cell in plan.todo])
 
 

@@ -12,16 +12,18 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vitlab.config import DatasetConfig
 from vitlab.core.device import free_memory, usable_cores
 from vitlab.core.files import in_units, make_folder
 from vitlab.core.integrity import DamagedError
 from vitlab.data.order import (
     CHUNK,
     Crops,
+    chunks_ahead,
     crops_of_cell,
     epoch_samples,
     evaluated_as,
@@ -56,9 +58,23 @@ class _Group:
 
 def crops_shared_by(cell: PlannedCell) -> Crops | None:
     """What a cell has to have in common with others to share a reading process; None where it shares none."""
-    data = cell_of(cell.config).dataset
-    from_memory = data.image_size is not None and data.pack is None and data.kind != "folder"
-    return None if from_memory or not cell.config.study.share_loader else crops_of_cell(cell_of(cell.config))
+    shares = reads_files(cell_of(cell.config).dataset) and cell.config.study.share_loader
+    return crops_of_cell(cell_of(cell.config)) if shares else None
+
+
+def reads_files(data: DatasetConfig) -> bool:
+    """Whether images are read while a cell trains, and are not in memory."""
+    return data.image_size is None or data.pack is not None or data.kind == "folder"
+
+
+def require_shared_memory(plan: Plan) -> None:
+    """Raises ConfigError where the cells' workers cannot hand over what they read."""
+    together = plan.capacity.per_device > 1 and groups_of(plan.todo)
+    at_once = 1 if together else min(plan.capacity.cells, len(plan.todo))
+    for cell in plan.todo:
+        config, content = cell.config, cell_of(cell.config)
+        if config.workers and reads_files(content.dataset):
+            chunks_ahead(config.workers, content.model.image_size, at_once * config.devices)
 
 
 def groups_of(cells: Sequence[PlannedCell]) -> list[list[PlannedCell]]:
@@ -102,8 +118,7 @@ def evaluation_sets(cells: Sequence[PlannedCell]) -> dict[tuple[Any, int], int]:
         data = content.dataset
         held_out = (data.num_train or 0) - round((data.num_train or 0) * (1 - data.val_fraction))
         count = held_out if data.val_fraction else data.num_eval or 0
-        from_memory = data.image_size is not None and data.pack is None and data.kind != "folder"
-        if count and not from_memory and cell.config.study.keep_evaluation:
+        if count and reads_files(data) and cell.config.study.keep_evaluation:
             found[evaluated_as(data), content.model.image_size] = count
     return found
 
@@ -155,12 +170,14 @@ class Sharing:
     def begin(self, cells: Sequence[PlannedCell]) -> list[Given]:
         """What each of the cells, which start together, is given."""
         share = 1 / self.plan.capacity.together(len(self.plan.todo))
-        alone = [Given(evaluation=self.evaluation, device_share=share, present=self.present)] * len(cells)
+        devices = cells[0].config.devices
+        common = Given(evaluation=self.evaluation, device_share=share, present=self.present)
+        at_once = min(self.plan.capacity.cells, len(self.plan.todo)) * devices
+        alone = [replace(common, at_once=at_once)] * len(cells)
         crops = crops_shared_by(cells[0])
         if len(cells) < 2 or crops is None:
             return alone
         length, window = window_of(cells)
-        devices = cells[0].config.devices
         words = f"{', '.join(cell.name for cell in cells)}: one loader, a window of {window_words(cells)}"
         try:
             if 2 * pixel_bytes(window * CHUNK, crops.image_size) > free_memory():
@@ -174,7 +191,7 @@ class Sharing:
         group.alive = {cell.id for cell in cells}
         self.groups.append(group)
         self.view.say(f"{words} [{group.mark}]")
-        return [Given(ring, number * devices, self.evaluation, share, self.present) for number in range(len(cells))]
+        return [replace(common, ring=ring, member=number * devices) for number in range(len(cells))]
 
     def count(self, slots: Iterable[int]) -> None:
         """Say in which slots cells train now: a cell's device-seconds are its part of the device's time."""
