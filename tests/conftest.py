@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import os
@@ -149,3 +150,11 @@ def read(compose_config):
         return restore(config, str(file))
 
     return restored
+
+
+@pytest.fixture
+def no_inductor(monkeypatch):
+    """torch.compile traces, and its graphs run on PyTorch's own kernels: nothing waits for a C++ compiler."""
+    import torch
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
