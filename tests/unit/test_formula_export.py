@@ -126,7 +126,7 @@ def test_what_is_in_the_way_is_left_alone(source, cache, tmp_path):
 def test_a_disk_too_small(source, tmp_path, monkeypatch):
     usage = files.shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="MB are needed"):
+    with pytest.raises(UserError, match=r"[KM]B are needed"):
         export(source, tmp_path / "x")
 
 

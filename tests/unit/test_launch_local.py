@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from planned import begin
 
 from vitlab.config import ConfigError
 from vitlab.data.ring import Given
@@ -87,6 +89,29 @@ def test_a_cell_that_failed_before_its_record_began_is_told_of(requests_for, tmp
     assert (
         json.loads((record.folder / "failure.json").read_text(encoding="utf-8"))["message"] == "OSError: no such luck"
     )
+
+
+@pytest.mark.parametrize(("said_before", "state", "outcome"), [
+    ("", "interrupted", "again"), ("interrupted", "interrupted", "again"), ("", "finished", "finished"),
+    ("failed", "failed", "failed"),
+])  # fmt: skip
+def test_cells_whose_fork_server_was_killed_go_on(said_before, state, outcome, requests_for, monkeypatch, tmp_path):
+    """Nobody can tell how their processes ended; they save first, while they hold their records."""
+    plan = build_plan(requests_for(["seed=0"]), "s")
+    record = begin(tmp_path, plan.cells[0].config)
+    if state != "interrupted":
+        record.write("failure.json" if state == "failed" else "result.json", {"type": "E", "message": "lr"})
+    waits, said = [True, True], []
+    monkeypatch.setattr(Record, "is_locked", lambda self: bool(waits and waits.pop()))
+    monkeypatch.setattr(launch_local.time, "sleep", lambda seconds: None)
+    job: Any = launch_local._Job(plan.cells[0], SimpleNamespace(exitcode=255), Any, 0, None, said_before)
+    view: Any = SimpleNamespace(status=lambda *a: said.append(a))
+    assert launch_local._conclude(job, plan, view) == outcome
+    if outcome == "again":
+        assert waits == [] and said == [(
+            plan.cells[0].id, "waiting",
+            "the process that starts cells was killed (SIGKILL, out of memory?): attempt 2 of 3 follows",
+        )]  # fmt: skip
 
 
 def test_what_another_process_has_seen_fail_is_not_run_again(requests_for, monkeypatch, tmp_path):

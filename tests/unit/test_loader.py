@@ -2,10 +2,13 @@
 
 import dataclasses
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +71,22 @@ def test_workers_change_nothing(tree, workers):
     assert same(flat([list(eval_loader(dataset))]), flat([list(eval_loader(dataset, workers=workers))]))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a signal does not say who sent it")
-def test_workers_read_on_while_their_reader_is_asked_to_save(tree):
+starts_threads = []
+
+
+def start_threads():
+    for _ in starts_threads:
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+
+
+os.register_at_fork(after_in_child=start_threads)
+"""What a library may do, as pyarrow does once its threads have been used: start them again after a fork."""
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_workers_read_on_while_their_reader_is_asked_to_save(tree, threads, monkeypatch):
     """Slurm sends its signals, and a terminal Ctrl-C, to all processes of a job."""
+    monkeypatch.setattr(sys.modules[__name__], "starts_threads", [None] * threads)
     dataset, before = dataset_of(tree), {*multiprocessing.active_children()}
     alone, helped = train_loader(dataset), train_loader(dataset, workers=2)
     flat(helped.epoch(0))  # both have begun

@@ -145,6 +145,8 @@ LISTED = {
     "was asked for and this machine has none": "test_values_that_messages_name_are_accepted",
     "the loss is not finite since step": "test_values_that_messages_name_are_accepted",
     "the data have changed: this record": "test_values_that_messages_name_are_accepted",
+    "hand them over through /dev/shm": "test_values_that_messages_name_are_accepted",
+    "most likely since /dev/shm has no more": "test_values_that_messages_name_are_accepted",
     "submitit_local gives nothing": "hydra/launcher=local, which is the default",
 }
 """Part of a message, as it is in the source → what its suggestion holds that cannot be typed, or what tests it."""
@@ -213,7 +215,8 @@ def test_what_a_message_suggests_is_accepted(part):
         "device=auto", "device=cpu", "model=vit_tiny_16_224 recipe.epochs=2", "study.part=pretraining",
         "study.rerun=all",
         "model.grad_checkpointing=true", "model.grad_checkpointing=false", "recipe.drop_path=0", "device_batch=null",
-        "recipe.clip_grad=1.0", "recipe.precision=fp32", "tune=false", "tune=true recipe.compile=true device=cpu",
+        "recipe.clip_grad=1.0", "recipe.precision=fp32", "workers=0", "tune=false",
+        "tune=true recipe.compile=true device=cpu",
     ],
     ids=str,
 )  # fmt: skip

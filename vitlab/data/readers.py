@@ -5,20 +5,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from vitlab.core.device import shared_memory, to_device
 from vitlab.core.errors import UserError
 from vitlab.core.files import in_units
-from vitlab.core.processes import end_with_parent
+from vitlab.core.processes import SharedMemory, end_with_parent
 from vitlab.data.crop import Cropping, resize_crops
 from vitlab.data.decode import BadImageError
 from vitlab.data.order import CHUNK, PREFETCH, chunks_ahead, pixel_bytes
@@ -79,11 +79,14 @@ class FileReader:
         self.bad: dict[int, str] = {}
         self._order = _Order()
         pinned = device.type == "cuda"
+        over = SharedMemory(1) if workers else None
+        if over:  # of this reader, or of its process: before multiprocessing sends SIGTERM to the workers
+            Finalize(self, _mean_it, (over,), exitpriority=1)
         ahead = chunks_ahead(workers, cropping.image_size, at_once) if workers else None
         if workers:  # a cell's processes come from a fork server: without this each of them imports torch, for 2 s
             multiprocessing.set_forkserver_preload([__name__])
         self._loader = DataLoader(
-            ImageChunks(source, cropping), sampler=self._order, batch_size=None, num_workers=workers,
+            ImageChunks(source, cropping, over), sampler=self._order, batch_size=None, num_workers=workers,
             persistent_workers=workers > 0, pin_memory=pinned, prefetch_factor=ahead,
             worker_init_fn=_serve_reader,
         )  # fmt: skip
@@ -149,22 +152,22 @@ class FileReader:
 def _serve_reader(worker: int) -> None:
     """End with the reader, and not before: Slurm and terminals send their signals to all processes of a job, and the
     reader may still need images while it saves. (torch's workers look for the death of their parent: where that is a
-    fork server, it is not the one that reads.)"""
-    reader = multiprocessing.parent_process()
-    assert reader is not None, "only called in workers"
+    fork server, it is not the one that reads.)
+
+    At its own end the reader sends SIGTERM and waits; it says before that it means it. A handler, and no mask: threads
+    that a library has started before (pyarrow's, after a fork) would not have the mask, and let the signal kill.
+    """
+    chunks: Any = getattr(get_worker_info(), "dataset", None)
+    over: SharedMemory = chunks.over
     for number in (signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # on Linux, where it says who sends a signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_asked_by, args=(reader.pid,), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if over.content[0] else None)
     end_with_parent(signal.SIGKILL)
 
 
-def _end_when_asked_by(reader: int | None) -> None:
-    """End at SIGTERM of the reader, which waits for that where it ends itself in the middle of an epoch."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != reader:
-        pass
-    os._exit(0)
+def _mean_it(over: SharedMemory) -> None:
+    over.content[0] = 1
+    os.close(over.file)  # the workers have theirs
 
 
 class _Order(Sampler):
@@ -197,8 +200,8 @@ class Chunk(NamedTuple):
 class ImageChunks(Dataset):
     """Decodes, crops and resizes the images of a chunk, given its epoch, `index` and `repetition`."""
 
-    def __init__(self, source: Source, cropping: Cropping) -> None:
-        self.source, self.cropping = source, cropping
+    def __init__(self, source: Source, cropping: Cropping, over: SharedMemory | None = None) -> None:
+        self.source, self.cropping, self.over = source, cropping, over
 
     def __getitem__(self, request: tuple[int, np.ndarray, np.ndarray]) -> Chunk:
         return self.read(*request)

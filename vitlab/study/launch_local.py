@@ -37,6 +37,8 @@ from vitlab.study.snapshot import importing_from
 SAVE_SECONDS = 60
 """How long a cell may take to save after it was asked to stop."""
 POLL_SECONDS = 0.3
+NO_STARTER = 255
+"""multiprocessing's exit code of a process whose fork server has died: nobody can tell how that process ended."""
 
 
 @dataclass
@@ -228,15 +230,21 @@ def _conclude(job: _Job, plan: Plan, view: View) -> str:
     """What became of a cell whose process has ended, from what it said, its record and how it ended."""
     code, record = job.process.exitcode, plan.record(job.cell)
     outcome, note = job.outcome.removeprefix("already "), ""
+    lost = code == NO_STARTER and not job.stopping and outcome in ("", "interrupted")
+    if lost:
+        outcome = ""
+        _wait_until_left(record)
     if not outcome:
-        outcome = "finished" if record.state() == "finished" else "failed" if code and code > 0 else "killed"
+        failed = code and code > 0 and not lost
+        outcome = "finished" if record.state() == "finished" else "failed" if failed else "killed"
     if outcome == "killed" and job.stopping == "interrupted":
         outcome = "interrupted"  # before it could save: the checkpoint before counts
     elif outcome == "killed":
         ended_by = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
         note = job.stopping or f"{ended_by}{', out of memory?' if ended_by == 'SIGKILL' else ''}"
+        note = "the process that starts cells was killed (SIGKILL, out of memory?)" if lost else note
         note_end(record, note)
-        by_signal = not job.stopping and code is not None and code < 0
+        by_signal = not job.stopping and code is not None and (code < 0 or lost)
         follows = what_follows(record, job.cell.config.study.attempts) if by_signal else ""
         if follows:
             view.status(job.cell.id, "waiting", f"{note}: {follows}")
@@ -249,6 +257,13 @@ def _conclude(job: _Job, plan: Plan, view: View) -> str:
         note = record.why_failed()
     view.status(job.cell.id, outcome, note)
     return outcome
+
+
+def _wait_until_left(record: Record) -> None:
+    """Wait until the process of a cell has saved and ended, which it does when the one that started it has died."""
+    end = time.monotonic() + SAVE_SECONDS
+    while record.is_locked() and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
 
 
 def _failed_at(record: Record) -> int | None:
