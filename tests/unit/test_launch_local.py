@@ -3,6 +3,7 @@
 import json
 import multiprocessing as mp
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -91,27 +92,38 @@ def test_a_cell_that_failed_before_its_record_began_is_told_of(requests_for, tmp
     )
 
 
-@pytest.mark.parametrize(("said_before", "state", "outcome"), [
-    ("", "interrupted", "again"), ("interrupted", "interrupted", "again"), ("", "finished", "finished"),
-    ("failed", "failed", "failed"),
-])  # fmt: skip
-def test_cells_whose_fork_server_was_killed_go_on(said_before, state, outcome, requests_for, monkeypatch, tmp_path):
-    """Nobody can tell how their processes ended; they save first, while they hold their records."""
+def test_cells_whose_fork_server_was_killed_train_on(requests_for, tmp_path):
+    """multiprocessing takes them for dead and no longer signals them; their pipe tells when they end."""
     plan = build_plan(requests_for(["seed=0"]), "s")
+    reader, writer = mp.Pipe(duplex=False)
+    gone, dead = mp.Pipe(duplex=False)
+    dead.close()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as cell:
+        process = SimpleNamespace(exitcode=255, sentinel=gone.fileno(), pid=cell.pid, join=lambda *_: None)
+        job = launch_local._Job(plan.cells[0], process, reader, 0, None)
+        view: Any = SimpleNamespace(event=lambda *_: None, refresh=lambda: None)
+        assert launch_local._ended([job], view) == [] and job.orphaned
+        assert launch_local._ended([job], view) == []
+        job.signal(signal.SIGTERM)
+        assert cell.wait(60) == -signal.SIGTERM
+    writer.send("interrupted")
+    writer.close()
+    assert launch_local._ended([job], view) == [job] and job.outcome == "interrupted"
+    job.signal(signal.SIGTERM)  # no such process
+
+
+@pytest.mark.parametrize(("state", "outcome"), [("interrupted", "again"), ("finished", "finished")])
+def test_what_became_of_an_orphan_is_read_from_its_record(state, outcome, requests_for, tmp_path):
+    plan, said = build_plan(requests_for(["seed=0"]), "s"), []
     record = begin(tmp_path, plan.cells[0].config)
-    if state != "interrupted":
-        record.write("failure.json" if state == "failed" else "result.json", {"type": "E", "message": "lr"})
-    waits, said = [True, True], []
-    monkeypatch.setattr(Record, "is_locked", lambda self: bool(waits and waits.pop()))
-    monkeypatch.setattr(launch_local.time, "sleep", lambda seconds: None)
-    job: Any = launch_local._Job(plan.cells[0], SimpleNamespace(exitcode=255), Any, 0, None, said_before)
+    if state == "finished":
+        record.write("result.json", {})
+    job: Any = launch_local._Job(plan.cells[0], SimpleNamespace(exitcode=255), Any, 0, None)
     view: Any = SimpleNamespace(status=lambda *a: said.append(a))
     assert launch_local._conclude(job, plan, view) == outcome
     if outcome == "again":
-        assert waits == [] and said == [(
-            plan.cells[0].id, "waiting",
-            "the process that starts cells was killed (SIGKILL, out of memory?): attempt 2 of 3 follows",
-        )]  # fmt: skip
+        text = "it ended, and so had the process that starts cells (SIGKILL, out of memory?): attempt 2 of 3 follows"
+        assert said == [(plan.cells[0].id, "waiting", text)]
 
 
 def test_what_another_process_has_seen_fail_is_not_run_again(requests_for, monkeypatch, tmp_path):

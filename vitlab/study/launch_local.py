@@ -37,8 +37,8 @@ from vitlab.study.snapshot import importing_from
 SAVE_SECONDS = 60
 """How long a cell may take to save after it was asked to stop."""
 POLL_SECONDS = 0.3
-NO_STARTER = 255
-"""multiprocessing's exit code of a process whose fork server has died: nobody can tell how that process ended."""
+UNKNOWN = 255
+"""multiprocessing's exit code of a process whose fork server has died: it may live, and nobody tells how it ends."""
 
 
 @dataclass
@@ -50,6 +50,15 @@ class _Job:
     deadline: float | None
     outcome: str = ""
     stopping: str = ""
+    orphaned: bool = False
+    """Whether the fork server has died and the process trains on."""
+
+    def signal(self, number: int) -> None:
+        if not self.orphaned:
+            self.process.kill() if number == signal.SIGKILL else self.process.terminate()
+            return
+        with contextlib.suppress(ProcessLookupError):  # multiprocessing takes it for dead
+            os.kill(self.process.pid, number)
 
 
 def run_locally(plan: Plan, view: View) -> dict[str, str]:
@@ -170,10 +179,7 @@ def _stop(running: list[_Job], at_once: bool, view: View) -> None:
     for job in running:
         job.stopping = "interrupted"
         job.deadline = None if at_once else time.monotonic() + SAVE_SECONDS
-        if at_once:
-            job.process.kill()
-        else:
-            job.process.terminate()
+        job.signal(signal.SIGKILL if at_once else signal.SIGTERM)
 
 
 def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, given: Given) -> _Job:
@@ -199,52 +205,56 @@ def _begin(cell: PlannedCell, plan: Plan, context: Any, slot: int, given: Given)
 def _ended(running: list[_Job], view: View) -> list[_Job]:
     """Pass the cells' events on to the view; returns the jobs whose process has ended."""
     ended = []
-    ready = wait([source for job in running for source in (job.pipe, job.process.sentinel)], timeout=POLL_SECONDS)
+    sources = [job.pipe for job in running] + [job.process.sentinel for job in running if not job.orphaned]
+    ready = wait(sources, timeout=POLL_SECONDS)
     for job in running:
-        if job.pipe in ready:
-            _drain(job, view)
-        if job.process.sentinel in ready:
-            _drain(job, view)
+        closed = job.pipe in ready and _drain(job, view)
+        if not job.orphaned and job.process.sentinel in ready:
+            closed = _drain(job, view) or closed
             job.process.join()
+            job.orphaned = job.process.exitcode == UNKNOWN and not closed
+        if closed if job.orphaned else job.process.sentinel in ready:
             ended.append(job)
         elif job.deadline and time.monotonic() > job.deadline:
             if not job.stopping:
                 job.stopping = f"hung: over study.cell_minutes={job.cell.config.study.cell_minutes:g}"
-            job.process.kill()
+            job.signal(signal.SIGKILL)
             job.deadline = None
     view.refresh()
     return ended
 
 
-def _drain(job: _Job, view: View) -> None:
-    with contextlib.suppress(EOFError, OSError):
+def _drain(job: _Job, view: View) -> bool:
+    """Take what a cell's process has said; returns whether it has ended and nothing can follow."""
+    try:
         while job.pipe.poll():
             event = job.pipe.recv()
             if isinstance(event, str):
                 job.outcome = event
             else:
                 view.event(job.cell.id, event)
+    except (EOFError, OSError):
+        return True
+    return False
 
 
 def _conclude(job: _Job, plan: Plan, view: View) -> str:
     """What became of a cell whose process has ended, from what it said, its record and how it ended."""
     code, record = job.process.exitcode, plan.record(job.cell)
     outcome, note = job.outcome.removeprefix("already "), ""
-    lost = code == NO_STARTER and not job.stopping and outcome in ("", "interrupted")
-    if lost:
-        outcome = ""
-        _wait_until_left(record)
+    unknown = code == UNKNOWN
     if not outcome:
-        failed = code and code > 0 and not lost
+        failed = code and code > 0 and not unknown
         outcome = "finished" if record.state() == "finished" else "failed" if failed else "killed"
     if outcome == "killed" and job.stopping == "interrupted":
         outcome = "interrupted"  # before it could save: the checkpoint before counts
     elif outcome == "killed":
         ended_by = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
         note = job.stopping or f"{ended_by}{', out of memory?' if ended_by == 'SIGKILL' else ''}"
-        note = "the process that starts cells was killed (SIGKILL, out of memory?)" if lost else note
+        if unknown and not job.stopping:
+            note = "it ended, and so had the process that starts cells (SIGKILL, out of memory?)"
         note_end(record, note)
-        by_signal = not job.stopping and code is not None and (code < 0 or lost)
+        by_signal = not job.stopping and code is not None and (code < 0 or unknown)
         follows = what_follows(record, job.cell.config.study.attempts) if by_signal else ""
         if follows:
             view.status(job.cell.id, "waiting", f"{note}: {follows}")
@@ -257,13 +267,6 @@ def _conclude(job: _Job, plan: Plan, view: View) -> str:
         note = record.why_failed()
     view.status(job.cell.id, outcome, note)
     return outcome
-
-
-def _wait_until_left(record: Record) -> None:
-    """Wait until the process of a cell has saved and ended, which it does when the one that started it has died."""
-    end = time.monotonic() + SAVE_SECONDS
-    while record.is_locked() and time.monotonic() < end:
-        time.sleep(POLL_SECONDS)
 
 
 def _failed_at(record: Record) -> int | None:
@@ -299,11 +302,11 @@ def _saving(running: list[_Job]) -> Any:
         yield
     except BaseException:
         for job in running:
-            job.process.terminate()
+            job.signal(signal.SIGTERM)
         end = time.monotonic() + SAVE_SECONDS
         for job in running:
             job.process.join(max(0, end - time.monotonic()))
-            job.process.kill()
+            job.process.kill()  # an orphan that still saves ends by itself
         raise
 
 
