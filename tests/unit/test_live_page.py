@@ -1,6 +1,7 @@
 """The page of a study that is trained: what it shows, when it is written again, and that nothing stops it."""
 
 import html
+import io
 import json
 import os
 import re
@@ -272,7 +273,7 @@ def test_a_process_of_its_own_writes_it(study, tmp_path, monkeypatch, capfd):
     assert "page: plugins: no module 'no_such_plugin'" in capfd.readouterr().out, "the page was not finished"
 
 
-def test_the_process_may_die(study, tmp_path, monkeypatch):
+def test_the_process_may_die(study, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(page_writer, "WAIT_SECONDS", 0.0)
     said = []
     with PageWriter(tmp_path, "s", ()) as writer, writer.saying(said.append):
@@ -283,8 +284,10 @@ def test_the_process_may_die(study, tmp_path, monkeypatch):
     assert said == ["page: no longer written (its process ended with exit code -9); the study goes on"]
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with PageWriter(tmp_path, "s", ()) as writer, writer.saying(said.append):
-        until(lambda: said[1:])
-    assert said[1] == "page: no process can be started for it (No such file or directory)"
+        shown = io.StringIO()  # what came before the view took what is said
+        until(lambda: shown.write(capsys.readouterr().out) or said[1:] or shown.getvalue())
+    text = "page: no process can be started for it (No such file or directory)"
+    assert text in (*said[1:], shown.getvalue().strip())
 
 
 def until(true, seconds=60):
