@@ -111,6 +111,7 @@ def test_new_masks_compile_nothing_anew():
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 def test_masks_stay_at_one_place_in_memory():
     model, masks = micro(0.5)
     before = copy.deepcopy(masks)

@@ -138,6 +138,7 @@ def test_waiting_for_the_trial_of_another_cell_is_no_part_of_a_trial(a_gpu, tmp_
     assert drain(rig.choose_augmentation(speed))[1][0].stream
 
 
+@pytest.mark.slow
 def test_a_trial_leaves_the_training_alone_and_can_be_stopped(no_inductor, tmp_path):
     cell = a_cell(compile=True, ema_decay=0.9)
     model, masks, _, _ = set_up(cell, 16)
